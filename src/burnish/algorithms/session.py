@@ -1,0 +1,241 @@
+"""From a configuration to a finished run: check, load, train, report. The same way for a new and a resumed run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from burnish.algorithms import grpo
+from burnish.algorithms.grpo import GRPOConfig
+from burnish.algorithms.hooks import Hooks
+from burnish.config.loading import config_hash, to_yaml
+from burnish.data.chat import render_prompt
+from burnish.data.prompts import PromptOrder
+from burnish.data.tasks import TaskSplit, load_tasks
+from burnish.distributed.local import LocalRoles
+from burnish.errors import UserError
+from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
+from burnish.models.load import context_length, find_model, load_policy, load_tokenizer
+from burnish.models.policy import Policy
+from burnish.monitoring.console import Progress
+from burnish.records import Prompt, SamplingSettings
+from burnish.reproducibility.files import write_text
+from burnish.reproducibility.record import (
+    code_record,
+    environment_record,
+    model_record,
+    source_hash,
+    tasks_record,
+)
+from burnish.reproducibility.run_folder import RunFolder, utc_now
+from burnish.reproducibility.seeds import seed_for
+from burnish.rewards.scoring import Reward, load_reward
+from burnish.rollout.collect import Collector
+from burnish.rollout.generators.native import NativeGenerator
+from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from burnish.training.learner import Learner
+from burnish.training.optimizer import MasterAdamW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a run reads, checked before any weight is loaded."""
+
+    model_source: str
+    tasks: TaskSplit
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    reward: Reward
+
+
+def check_inputs(config: GRPOConfig) -> Inputs:
+    """Find the model, read the tasks, render every prompt, import the reward.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    reward = load_reward(config.task.reward)
+    model_source = find_model(config.model.path)
+    tasks = load_tasks(config.task)
+    tokenizer, context = load_tokenizer(model_source), context_length(model_source)
+
+    def render(side: tuple[object, ...]) -> tuple[Prompt, ...]:
+        return tuple(
+            render_prompt(tokenizer, task, context_length=context, max_tokens=config.rollout.max_tokens) for task in side
+        )
+
+    return Inputs(
+        model_source=model_source,
+        tasks=tasks,
+        train=render(tasks.train),
+        held_out=render(tasks.held_out),
+        reward=reward,
+    )
+
+
+def start(config: GRPOConfig, console: Console) -> RunFolder:
+    """Make a run folder and train in it."""
+    inputs = check_inputs(config)
+    run = RunFolder.create(config.runs_folder, config.name)
+    write_text(run.path / "config.yaml", to_yaml(config))
+    run.write_record(
+        {
+            "created": utc_now(),
+            "status": "running",
+            "config_sha256": config_hash(config),
+            "seed": config.seed,
+            "code": code_record(),
+            "environment": environment_record(config.model.num_threads),
+            "model": model_record(inputs.model_source),
+            "tasks": tasks_record(inputs.tasks.train, inputs.tasks.held_out),
+            "reward": {"path": config.task.reward, "source_sha256": source_hash(inputs.reward)},
+        }
+    )
+    with run.locked():
+        run.add_event("started")
+        _train(config, inputs, run, console)
+    return run
+
+
+def resume(run: RunFolder, config: GRPOConfig, console: Console) -> RunFolder:
+    """Go on from the newest checkpoint, or from the start where there is none yet.
+
+    Raises:
+        UserError: the run is finished, or what it reads has changed since.
+    """
+    with run.locked():
+        record = run.record()
+        if record["status"] == "finished":
+            raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
+        inputs = check_inputs(config)
+        now = {
+            "model": model_record(inputs.model_source),
+            "tasks": tasks_record(inputs.tasks.train, inputs.tasks.held_out),
+            "reward": {"path": config.task.reward, "source_sha256": source_hash(inputs.reward)},
+        }
+        if changed := [name for name, value in now.items() if record[name] != value]:
+            raise UserError(
+                f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
+                "restore what changed, or start a new run"
+            )
+        environment = environment_record(config.model.num_threads)
+        is_exact = environment == record["environment"] and code_record()["package_sha256"] == record["code"]["package_sha256"]
+        if not is_exact:
+            console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
+        run.add_event("resumed", is_exact=is_exact)
+        run.update_record(status="running")
+        _train(config, inputs, run, console)
+    return run
+
+
+def report(run: RunFolder) -> str:
+    """The run's last line, computed from its files."""
+    first, last = (run.read_step("evaluations", step) for step in (run.steps("evaluations")[0], run.steps("evaluations")[-1]))
+    lines = run.metrics()
+    seconds = sum(line["seconds"] for line in lines)
+    peak = max(line["peak_memory_bytes"] for line in lines)
+    return f"{verdict(compare_items(first, last))}; training {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+
+
+def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console) -> None:
+    torch.set_num_threads(config.model.num_threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter") % 2**63)
+    optimizer = MasterAdamW(policy.trainable(), config.optimizer)
+    learner = Learner(
+        policy,
+        optimizer,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        temperature=config.rollout.temperature,
+    )
+    generator = NativeGenerator(policy, max_rows=config.rollout.max_rows)
+    roles = LocalRoles(learner, generator, keeps_reference=config.loss.kl_coefficient > 0)
+    state = TrainState()
+    if saved := checkpoints(run.checkpoints):
+        state = load_checkpoint(saved[-1], policy, optimizer)
+    run.rewind(state.step)
+    progress = Progress(console, num_steps=config.train.num_steps)
+    held_out = _held_out(config, inputs, policy)
+
+    def evaluate(step: int) -> float:
+        items = held_out.evaluate(roles.sample)
+        run.write_step("evaluations", step, items)
+        return accuracy(items)
+
+    def save(state: TrainState) -> None:
+        path = save_checkpoint(run.checkpoints, policy, optimizer, state, keep_last=config.checkpoint.keep_last)
+        run.add_event("saved", step=state.step, checkpoint=path.name)
+
+    hooks = Hooks(
+        run=run,
+        progress=progress,
+        num_steps=config.train.num_steps,
+        checkpoint=config.checkpoint,
+        evaluate_every=config.evaluation.every_steps,
+        evaluate=evaluate,
+        save=save,
+    )
+    progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
+    if 0 not in run.steps("evaluations"):
+        began = time.monotonic()
+        before = evaluate(0)
+        progress.say(f"held-out accuracy before training {before:.3f} on {len(inputs.held_out)} items "
+                     f"({time.monotonic() - began:.0f} s)")
+    collect = Collector(
+        config=config.rollout,
+        reward=inputs.reward,
+        reward_timeout_seconds=config.task.reward_timeout_seconds,
+        stop_token_ids=policy.stop_token_ids,
+        seed=config.seed,
+    )
+    prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)
+    with _stop_on_signal(hooks), progress.running():
+        grpo.train(config, roles, prompts, collect, hooks, state)
+    if state.step < config.train.num_steps:
+        run.add_event("interrupted", step=state.step)
+        run.update_record(status="interrupted")
+        progress.say(f"stopped after step {state.step}; go on with: burnish resume {run.path}")
+        return
+    run.update_record(status="finished", finished=utc_now())
+    progress.say(report(run))
+
+
+def _held_out(config: GRPOConfig, inputs: Inputs, policy: Policy) -> HeldOut:
+    return HeldOut(
+        prompts=inputs.held_out,
+        reward=inputs.reward,
+        reward_timeout_seconds=config.task.reward_timeout_seconds,
+        sampling=SamplingSettings(
+            max_tokens=config.rollout.max_tokens,
+            temperature=0.0,
+            stop=config.rollout.stop,
+            stop_token_ids=policy.stop_token_ids,
+        ),
+        right_at=config.evaluation.right_at,
+    )
+
+
+@contextmanager
+def _stop_on_signal(hooks: Hooks) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the step finish and saves; a second one ends the process at once."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        hooks.progress.say("finishing the step, then saving; once more ends at once")
+        hooks.should_stop = True
+        for number in previous:
+            signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

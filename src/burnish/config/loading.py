@@ -1,0 +1,211 @@
+"""From defaults, a recipe, a file, the environment and flags to one checked configuration, each value with its origin."""
+
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from burnish.config.schema import Section
+from burnish.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "BURNISH_"
+RESERVED_ENVIRONMENT = {"BURNISH_CACHE"}  # names of the prefix that are not settings
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(typing.Generic[ConfigT]):
+    """A checked configuration and, for each dotted key that was set, where from."""
+
+    config: ConfigT
+    origins: Mapping[str, str]
+
+    def origin(self, key: str) -> str:
+        """Where the value of a dotted key comes from."""
+        return self.origins.get(key, "default")
+
+
+def resolve(
+    schema: type[ConfigT],
+    recipe: str,
+    *,
+    file: Path | None = None,
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> Resolved[ConfigT]:
+    """Later wins: default < recipe < file < environment (`BURNISH_TRAIN__NUM_STEPS=5`) < flag (`--train.num_steps 5`).
+
+    Raises:
+        ConfigError: naming the key, the value, where it came from, and what to do.
+    """
+    layers = [(f"recipe {recipe}", read_recipe(recipe))]
+    if file is not None:
+        layers.append((f"file {file}", _read_yaml(file)))
+    layers.append(("environment", dict(_from_environment(environment))))
+    layers.append(("flag", _from_flags(flags)))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    keys = dict(leaf_fields(schema))
+    for origin, tree in layers:
+        for key, value in _flatten(tree, keys):
+            # A whole section set to null, or set again, replaces what an earlier layer said of its parts.
+            for earlier in [name for name in values if name.startswith(key + ".") or key.startswith(name + ".")]:
+                del values[earlier], origins[earlier]
+            values[key], origins[key] = value, origin
+            _check_known(key, keys, origin)
+    return Resolved(validate(schema, _nest(values), origins), origins)
+
+
+def validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigT:
+    """Check a nested mapping against the schema; the first fault becomes a one-line ConfigError."""
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+        if fault["type"] == "missing":
+            raise ConfigError(f"{key}: is not set and has no default; add --{key} VALUE") from error
+        if fault["type"] == "extra_forbidden":
+            _check_known(key, dict(leaf_fields(schema)), origins.get(key, "the configuration"))
+        message = fault["msg"].removeprefix("Value error, ")
+        place = f" (from {origins[key]})" if key in origins else ""
+        raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe that ships with burnish by its name, or a YAML file by its path."""
+    shipped = {path.name.removesuffix(".yaml"): path for path in files("burnish.recipes").iterdir() if path.name.endswith(".yaml")}
+    if recipe in shipped:
+        return _parse_yaml(shipped[recipe].read_text(encoding="utf-8"), recipe)
+    if recipe.endswith((".yaml", ".yml")):
+        return _read_yaml(Path(recipe))
+    raise ConfigError(f"recipe {recipe!r} is not known: {_suggest(recipe, shipped)}or give the path of a .yaml file")
+
+
+def leaf_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every settable dotted key with its field, depth first, in the order of the schema."""
+    for name, info in schema.model_fields.items():
+        section = _section_type(info.annotation)
+        if section is None or typing.get_args(info.annotation):  # an optional section can itself be set to null
+            yield prefix + name, info
+        if section is not None:
+            yield from leaf_fields(section, f"{prefix}{name}.")
+
+
+def config_hash(config: BaseModel) -> str:
+    """sha256 of the canonical JSON: sorted keys, every default written out."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_known(key: str, keys: Mapping[str, Any], origin: str) -> None:
+    if key not in keys and not any(name.startswith(key + ".") for name in keys) and not _inside_mapping(key, keys):
+        raise ConfigError(f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema`")
+
+
+def _inside_mapping(key: str, keys: Mapping[str, Any]) -> bool:
+    parent = key.rpartition(".")[0]
+    return parent in keys and typing.get_origin(keys[parent].annotation) is dict
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    """The nearest known key, or the key whose last part is nearest: the right name in the wrong section."""
+    by_last_part = {key.rpartition(".")[2]: key for key in known}
+    whole = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    last = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, n=1, cutoff=0.7)
+    close = whole or [by_last_part[name] for name in last]
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
+            yield name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), _parse_text(environment[name])
+
+
+def _from_flags(flags: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    remaining = list(flags)
+    while remaining:
+        flag = remaining.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}: settings are given as --section.key VALUE")
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"--{key} needs a value")
+            value = remaining.pop(0)
+        tree[key.replace("-", "_")] = _parse_text(value)
+    return tree
+
+
+def _parse_text(text: str) -> Any:
+    """Lists, mappings and null are written as JSON; anything else stays text, and the schema converts it."""
+    if text == "null" or text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{text!r} is not valid JSON: {error}") from error
+    return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _parse_yaml(text: str, place: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place}: must be a mapping of settings, got {type(tree).__name__}")
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        is_section = isinstance(value, Mapping) and any(known.startswith(key + ".") for known in keys)
+        if is_section:
+            yield from _flatten(value, keys, key + ".")
+        else:
+            yield key, value
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return tree
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

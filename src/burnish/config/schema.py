@@ -1,0 +1,156 @@
+"""The sections that recipes of every algorithm share. Each field's description is its only documentation."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from burnish.errors import ConfigError
+
+_NUMBERS = (int, float, int | None, float | None)
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown key, no later change, no True where a number is meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in _NUMBERS:
+            raise ValueError(f"needs a number, not {value}")
+        return value
+
+    def changes(self, key: str) -> bool:
+        """Whether a setting differs from its default. Where it has no effect, only then would it be missed."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter."""
+
+
+class ModelConfig(Section):
+    """The model to improve."""
+
+    path: str = Field(min_length=1)
+    """A Hugging Face folder, a hub id, or a name that `burnish model get` knows."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the forward and backward pass. Master weights, optimizer and reductions are always float32."""
+    num_threads: int = Field(2, ge=1)
+    """CPU threads. A run is repeated bit by bit only with the same number, so it is a setting, not a guess."""
+    lora: LoRAConfig | None = None
+    """Train adapters of this shape; null trains every weight."""
+
+
+class TaskConfig(Section):
+    """What the model is asked, and how an answer is judged."""
+
+    source: str = Field(min_length=1)
+    """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
+    options: dict[str, Any] = {}
+    """Arguments of the reasoning-gym dataset."""
+    num_generated: int = Field(2000, ge=1)
+    """How many items to draw from reasoning-gym before repeated questions are removed."""
+    prompt_field: str = "prompt"
+    """Field of a JSONL row that holds the question."""
+    answer_field: str = "answer"
+    """Field of a JSONL row that holds the reference answer."""
+    system_prompt: str | None = None
+    """A system message put before every question."""
+    reward: str = "burnish.rewards.answers:last_number"
+    """package.module:name of a function (completion, task) -> number, or named numbers that are summed."""
+    reward_timeout_seconds: float = Field(10.0, gt=0)
+    """A reward that takes longer fails for that completion."""
+    held_out_source: str | None = None
+    """A source for the held-out questions; null takes them from `source`, split by question."""
+    num_held_out: int = Field(100, ge=1)
+    """How many questions are held out and evaluated."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> "TaskConfig":
+        generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
+        for key in ("options", "num_generated"):
+            if not generated and self.changes(key):
+                raise ConfigError(f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}")
+        for key in ("prompt_field", "answer_field"):
+            only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
+            if only_generated and self.changes(key):
+                raise ConfigError(f"task.{key} would be ignored: it belongs to JSONL sources, not to {self.source}")
+        return self
+
+
+class RolloutConfig(Section):
+    """What is sampled in one step."""
+
+    num_prompts: int = Field(8, ge=1)
+    """Prompts per step."""
+    group_size: int = Field(8, ge=2)
+    """Completions per prompt."""
+    max_tokens: int = Field(256, ge=1)
+    """Longest completion, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature. The learner divides its logits by it too: both look at the same policy."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
+    max_rows: int = Field(128, ge=1)
+    """Completions decoded at once; the rest wait for a free row."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019) and its schedule."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls from its peak to 0 at the last step."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+
+
+class TrainConfig(Section):
+    """How long, and how the step is cut."""
+
+    num_steps: int = Field(100, ge=1)
+    """Steps of sample, score, learn."""
+    minibatches_per_step: int = Field(1, ge=1)
+    """Optimizer steps per rollout, each on its own share of the groups."""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """Tokens in one forward and backward pass: memory against speed, no effect on the result."""
+
+
+class EvaluationConfig(Section):
+    """Greedy accuracy on the held-out questions, before, during and after training."""
+
+    every_steps: int = Field(20, ge=1)
+    """Steps between evaluations; step 0 and the last are always evaluated."""
+    right_at: float = 1.0
+    """Reward from which an answer counts as right."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk."""
+
+    every_steps: int = Field(20, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_last: int = Field(1, ge=1)
+    """Checkpoints kept."""
+    max_rollout_megabytes: float = Field(200.0, gt=0)
+    """Stored rollouts beyond this size are removed, oldest first."""

@@ -1,0 +1,37 @@
+"""Every exception burnish raises on purpose.
+
+BurnishError
+├── UserError            the user can mend it: one line, exit status 2
+│   ├── ConfigError      a setting
+│   ├── DataError        a dataset, a task, a reward
+│   └── ModelError       a model folder or name
+└── MachineError         the machine failed (disk, deadline): one line, exit status 3
+"""
+
+
+class BurnishError(Exception):
+    """The message is one line that says what is wrong and what to do."""
+
+    exit_status = 3
+
+
+class UserError(BurnishError):
+    """A mistake that the user can mend."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, impossible, or would be ignored."""
+
+
+class DataError(UserError):
+    """A dataset, a task or a reward cannot be used."""
+
+
+class ModelError(UserError):
+    """A model cannot be loaded or is not supported."""
+
+
+class MachineError(BurnishError):
+    """The machine failed: a full disk, a deadline that passed."""

@@ -1,0 +1,127 @@
+"""Loading a policy: a local folder, a name that `burnish model get` knows, or a hub id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from burnish.config.schema import LoRAConfig, ModelConfig
+from burnish.errors import ModelError
+from burnish.models import attention
+from burnish.models.fetch import KNOWN_MODELS, cached_model
+from burnish.models.policy import Policy
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def find_model(path: str) -> str:
+    """The folder of a model, or its hub id; checked without reading the weights into memory.
+
+    Raises:
+        ModelError: no such model, a folder without weights, or a damaged safetensors file.
+    """
+    if path in KNOWN_MODELS:
+        return str(cached_model(path))
+    folder = Path(path)
+    if folder.is_dir():
+        check_folder(folder)
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ModelError(f"model.path: no folder {path!r}, and no model of that name; known: {', '.join(KNOWN_MODELS)}")
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a ModelError unless `folder` holds a config and whole safetensors files."""
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if not is_adapter and not (folder / "config.json").is_file():
+        raise ModelError(f"model.path: {folder} has no config.json: it is not a Hugging Face model folder")
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        others = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")]
+        hint = f"; {others[0]} is not read: only safetensors are" if others else ""
+        raise ModelError(f"model.path: {folder} has no weights (*.safetensors){hint}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := wanted - {shard.name for shard in shards}:
+            raise ModelError(f"model.path: {folder} lacks {sorted(missing)[0]}, which its index names")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as file:  # reads and checks the header against the file's length
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"model.path: {shard} is damaged ({error}); fetch it again") from error
+
+
+def load_policy(config: ModelConfig, *, seed: int) -> Policy:
+    """Load model and tokenizer, switch to burnish's attention, add adapters where asked.
+
+    Raises:
+        ModelError: the model cannot be loaded or is not supported.
+    """
+    source = find_model(config.path)
+    base = _adapter_base(Path(source))
+    model = _from_pretrained(AutoModelForCausalLM, base or source, dtype=_DTYPES[config.compute_dtype])
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    attention.install(model)
+    module = model
+    if base is not None:
+        if config.lora is not None:
+            raise ModelError(f"model.lora: {source} is an adapter already; train on its base {base}, or set lora to null")
+        from peft import PeftModel
+
+        module = PeftModel.from_pretrained(model, source, is_trainable=True)
+    elif config.lora is not None:
+        module = _with_adapters(model, config.lora, seed)
+    module.eval()  # dropout off: the learner must score what the sampler sampled
+    return Policy(module=module, causal_lm=model, tokenizer=tokenizer, source=source)
+
+
+def context_length(source: str) -> int:
+    """The model's longest sequence, from its config alone."""
+    return int(_from_pretrained(AutoConfig, _adapter_base(Path(source)) or source).max_position_embeddings)
+
+
+def load_tokenizer(source: str):  # type: ignore[no-untyped-def]  # the tokenizer classes share no typed base
+    """The tokenizer of a model that `find_model` found."""
+    return _from_pretrained(AutoTokenizer, source)
+
+
+def _adapter_base(folder: Path) -> str | None:
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return None
+    return find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _from_pretrained(kind, source: str, **options):  # type: ignore[no-untyped-def]  # transformers' auto classes
+    try:
+        return kind.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model.path: cannot load {source!r}: {reason[:300]}") from error
+
+
+def _with_adapters(model, config: LoRAConfig, seed: int):  # type: ignore[no-untyped-def]  # peft ships no types
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError(f"model.lora needs peft ({error}): pip install 'burnish[lora]'") from error
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(config.target_modules),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, settings)
+        except ValueError as error:
+            raise ModelError(f"model.lora.target_modules: {error}") from error

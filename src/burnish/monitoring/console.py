@@ -1,0 +1,81 @@
+"""What a person sees while a run trains: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+_ROWS = 12
+
+# name of the metric, heading, format
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("reward_mean", "reward", "{:.3f}"),
+    ("reward_std", "± spread", "{:.3f}"),
+    ("held_out_accuracy", "held-out", "{:.3f}"),
+    ("kl", "KL", "{:.2e}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("completion_tokens_mean", "length", "{:.1f}"),
+    ("truncated_share", "truncated", "{:.2f}"),
+    ("mismatch_mean", "mismatch", "{:.1e}"),
+    ("tokens_per_second", "tok/s", "{:.0f}"),
+)
+
+
+class Progress:
+    """Shows one row per step. `update` takes the step's metrics; a metric that a run lacks is shown as a dash."""
+
+    def __init__(self, console: Console, *, num_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self.num_steps = num_steps
+        self.clock = clock
+        self._rows: list[tuple[str, ...]] = []
+        self._seconds: list[float] = []
+        self._last = clock()
+        self._live: Live | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Draw the table while the block runs, where the output is a terminal."""
+        self._last = self.clock()
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(self._table(), console=self.console, auto_refresh=False) as self._live:
+            yield
+        self._live = None
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a finished step."""
+        now = self.clock()
+        self._seconds.append(now - self._last)
+        self._last = now
+        recent = self._seconds[-10:]
+        left = (self.num_steps - step) * sum(recent) / len(recent)
+        cells = tuple(form.format(metrics[name]) if name in metrics else "-" for name, _, form in _COLUMNS)
+        self._rows.append((f"{step}/{self.num_steps}", *cells, _duration(left)))
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        else:
+            headings = ("step", *(heading for _, heading, _ in _COLUMNS), "left")
+            self.say("  ".join(f"{heading} {cell}" for heading, cell in zip(headings, self._rows[-1], strict=True)))
+
+    def say(self, text: str) -> None:
+        """Print a line; above the table, where there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table("step", *(heading for _, heading, _ in _COLUMNS), "left", box=None, pad_edge=False)
+        for row in self._rows[-_ROWS:]:
+            table.add_row(*row)
+        return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,171 @@
+"""The records that flow through burnish. Nothing here computes; torch is imported for annotations only.
+
+Shapes, as suffixes of names everywhere in the package:
+
+    T  tokens of a packed batch          S  scored tokens (those a loss looks at)
+    B  sequences (one per completion)    G  groups (completions of one prompt), or members of one group
+    R  rows being decoded                V  vocabulary                 H  hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A question with its reference answer. `id` is a hash of the messages: equal questions have equal ids."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A task rendered to the token ids the model is asked with."""
+
+    task: Task
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How tokens are drawn. Applied in this order: temperature, top_k, top_p, min_p.
+
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. A completion ends
+    with a token of `stop_token_ids`, with the token that completes one of the `stop` strings, or at `max_tokens`.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt, sampled once per seed. The tokens depend on the seed alone, not on what else is in the batch."""
+
+    token_ids: tuple[int, ...]
+    sampling: SamplingSettings
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a generator returns for one seed.
+
+    `token_ids` hold every sampled token, the stopping one included, and are what is trained on. `text` is for
+    people and rewards: without special tokens and cut before a stop string. `sampling_logprobs` are under the
+    distribution that was drawn from (0 for greedy), `model_logprobs` under the model at temperature 1.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    sampling_logprobs: tuple[float, ...]
+    model_logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A scored completion. `components` name the parts of a reward that returned several."""
+
+    completion: Completion
+    reward: float
+    components: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The rollouts of one prompt in one step, sampled by weights of `weight_version`."""
+
+    id: int
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One prompt followed by its branches, contiguous in T. A branch attends to the prompt and to itself."""
+
+    prompt_length: int
+    branch_lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and all branches."""
+        return self.prompt_length + sum(self.branch_lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalCounts:
+    """Sizes of the *whole* optimizer step. Every micro-batch carries them, so a split changes no denominator."""
+
+    scored_tokens: int
+    sequences: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Packed sequences without padding. Scored tokens stand in the order of their sequences.
+
+    `predictor_S` is the position in T whose hidden state predicts the scored token `target_ids_S`; the last prompt
+    token predicts the first token of every branch. `old_logprobs_S` are the learner's own before the first of
+    several optimizer steps; None says that the current ones are the old ones.
+    """
+
+    token_ids_T: Tensor
+    position_ids_T: Tensor
+    segments: tuple[Segment, ...]
+    predictor_S: Tensor
+    target_ids_S: Tensor
+    sequence_S: Tensor
+    group_B: Tensor
+    sampler_logprobs_S: Tensor
+    advantages_S: Tensor
+    weights_S: Tensor
+    version_S: Tensor
+    counts: GlobalCounts
+    old_logprobs_S: Tensor | None = None
+    reference_logprobs_S: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A value with its reduction: `mean` divides the summed `value` by the summed `count` once, at the end.
+
+    `value` may be a tensor on the device; it is read once a step.
+    """
+
+    value: Tensor | float
+    reduction: Literal["mean", "sum", "max"]
+    count: Tensor | float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """A loss summed over the scored tokens it was given, not divided by anything, and its metrics."""
+
+    total: Tensor
+    metrics: Mapping[str, Metric]

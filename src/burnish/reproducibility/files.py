@@ -1,0 +1,87 @@
+"""Files and folders that are either whole or not there: written aside, flushed to disk, renamed."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from burnish.errors import MachineError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text atomically."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_is_a_machine_error(path):
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def full_disk_is_a_machine_error(path: Path) -> Iterator[None]:
+    """Turn "no space left" and its relatives into one line with exit status 3."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        raise MachineError(f"cannot write {path}: {error.strerror}; free space and resume") from error
+
+
+def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise a MachineError before anything is written if `folder`'s disk has no room for it."""
+    status = os.statvfs(folder)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < needed_bytes:
+        raise MachineError(
+            f"{purpose} needs {needed_bytes / 1e6:,.0f} MB in {folder}, and {free_bytes / 1e6:,.0f} MB are free; "
+            "free space or choose another folder"
+        )
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder aside, flush every file in it, then rename it to `final`, which must not exist."""
+    aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with full_disk_is_a_machine_error(final):
+        remove_folder(aside)
+        aside.mkdir(parents=True)
+        try:
+            write(aside)
+            for file in aside.rglob("*"):
+                sync_path(file)
+            sync_path(aside)
+            aside.rename(final)
+        except BaseException:
+            remove_folder(aside)
+            raise
+        sync_path(final.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and everything in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)

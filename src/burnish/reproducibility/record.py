@@ -1,0 +1,93 @@
+"""What run.json says of code, machine and inputs, so that a number can be traced to what made it."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from burnish.records import Task
+from burnish.reproducibility.files import sha256_of_file
+
+_GIT_SECONDS = 10
+_PACKAGES = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "reasoning-gym")
+
+
+def code_record() -> dict[str, Any]:
+    """Version and content hash of the installed package, and the commit of the working directory if it is one."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return {
+        "package_sha256": digest.hexdigest(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed_files": (_git("status", "--porcelain") or "").splitlines(),
+        "argv": sys.argv,
+    }
+
+
+def environment_record(num_threads: int) -> dict[str, Any]:
+    """Machine, interpreter and package versions: what bit-exact repetition depends on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "num_threads": num_threads,
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def model_record(source: str) -> dict[str, Any]:
+    """Hash of each file of a local model folder; the name alone for a hub id."""
+    folder = Path(source)
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return {"source": source, "sha256": {path.name: sha256_of_file(path) for path in files}}
+
+
+def tasks_record(train: Iterable[Task], held_out: Iterable[Task]) -> dict[str, Any]:
+    """Counts and order-independent hashes of the questions and answers of both sides of the split."""
+    sides: dict[str, Any] = {}
+    for name, tasks in (("train", list(train)), ("held_out", list(held_out))):
+        lines = sorted(f"{task.id}\0{task.answer}" for task in tasks)
+        sides[name] = {"count": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+    return sides
+
+
+def source_hash(function: Callable[..., Any]) -> str | None:
+    """sha256 of the file that defines a function; None for what has no source file."""
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:
+        return None
+    return sha256_of_file(Path(path)) if path is not None and Path(path).is_file() else None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

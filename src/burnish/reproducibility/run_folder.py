@@ -1,0 +1,168 @@
+"""The folder of one run. Everything a tool shows is computed from its files.
+
+    run.json        what ran: code, environment, configuration hash, model, data, seeds, status
+    config.yaml     the resolved configuration
+    metrics.jsonl   one line per step
+    events.jsonl    what happened: started, resumed, saved, a failed reward
+    rollouts/       step-NNNNNN.jsonl, one line per group
+    evaluations/    step-NNNNNN.jsonl, one line per held-out item
+    checkpoints/    step-NNNNNN/
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import UserError
+from burnish.reproducibility.files import full_disk_is_a_machine_error, remove_folder, write_text
+
+Line = Mapping[str, Any]
+
+
+class RunFolder:
+    """A run folder that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, runs_folder: Path, name: str) -> "RunFolder":
+        """Make `runs_folder`/<name>-<six hex digits>."""
+        path = runs_folder / f"{name}-{secrets.token_hex(3)}"
+        with full_disk_is_a_machine_error(path):
+            for part in ("rollouts", "evaluations", "checkpoints"):
+                (path / part).mkdir(parents=True)
+        return cls(path)
+
+    @classmethod
+    def find(cls, run: str, runs_folder: Path) -> "RunFolder":
+        """A run by its path, its name, an unambiguous beginning of it, or `last`.
+
+        Raises:
+            UserError: there is none, or several.
+        """
+        if (Path(run) / "run.json").is_file():
+            return cls(Path(run))
+        runs = cls.all(runs_folder)
+        found = runs[-1:] if run == "last" else [each for each in runs if each.path.name.startswith(run)]
+        if len(found) != 1:
+            what = "several runs begin" if found else "no run begins"
+            names = ", ".join(each.path.name for each in (found or runs)[-5:]) or "none yet"
+            raise UserError(f"{what} with {run!r} in {runs_folder}: {names}")
+        return found[0]
+
+    @classmethod
+    def all(cls, runs_folder: Path) -> list["RunFolder"]:
+        """Every run of a folder, oldest first."""
+        runs = [cls(record.parent) for record in runs_folder.glob("*/run.json")]
+        return sorted(runs, key=lambda run: str(run.record()["created"]))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"run {self.path.name} is being trained by another process") from error
+            yield
+
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return _read_json(self.path / "run.json")
+
+    def write_record(self, record: Line) -> None:
+        """Replace run.json."""
+        write_text(self.path / "run.json", json.dumps(record, indent=1))
+
+    def update_record(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.write_record(self.record() | changes)
+
+    def add_metrics(self, metrics: Line) -> None:
+        """Append a step's line to metrics.jsonl."""
+        self._append("metrics.jsonl", metrics)
+
+    def add_event(self, kind: str, **details: Any) -> None:
+        """Append to events.jsonl."""
+        self._append("events.jsonl", {"time": utc_now(), "event": kind, **details})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return read_jsonl(self.path / "metrics.jsonl")
+
+    def write_step(self, folder: str, step: int, lines: Iterable[Line]) -> None:
+        """Write `folder`/step-NNNNNN.jsonl; `folder` is rollouts or evaluations."""
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(self._step_file(folder, step), text)
+
+    def read_step(self, folder: str, step: int) -> list[dict[str, Any]]:
+        """The lines that `write_step` wrote."""
+        return read_jsonl(self._step_file(folder, step))
+
+    def steps(self, folder: str) -> list[int]:
+        """The steps that `folder` has a file for."""
+        return sorted(int(path.stem.removeprefix("step-")) for path in (self.path / folder).glob("step-*.jsonl"))
+
+    def trim_rollouts(self, max_bytes: float) -> None:
+        """Remove the oldest rollout files until the rest fit; the newest always stays."""
+        files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
+        total = sum(path.stat().st_size for path in files)
+        for path in files[:-1]:
+            if total <= max_bytes:
+                break
+            total -= path.stat().st_size
+            path.unlink()
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, and what a killed process left half-written."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        for folder in ("rollouts", "evaluations"):
+            for later in [found for found in self.steps(folder) if found > step]:
+                self._step_file(folder, later).unlink()
+        for left_over in self.path.rglob(".*.tmp"):
+            remove_folder(left_over) if left_over.is_dir() else left_over.unlink()
+
+    def _step_file(self, folder: str, step: int) -> Path:
+        return self.path / folder / f"step-{step:06d}.jsonl"
+
+    def _append(self, name: str, line: Line) -> None:
+        path = self.path / name
+        with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

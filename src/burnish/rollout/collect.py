@@ -1,0 +1,73 @@
+"""Sampling and scoring: prompts in, groups of rollouts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from burnish.config.schema import RolloutConfig
+from burnish.errors import DataError
+from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
+from burnish.reproducibility.seeds import seed_for
+from burnish.rewards.scoring import Reward, ScoreFailure, score_all
+
+Sample = Callable[[Sequence[GenerationRequest]], list[tuple[Completion, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Groups of at least two scored rollouts, and why other completions have no score."""
+
+    groups: tuple[RolloutGroup, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Samples `group_size` completions per prompt and scores them."""
+
+    config: RolloutConfig
+    reward: Reward
+    reward_timeout_seconds: float
+    stop_token_ids: tuple[int, ...]
+    seed: int
+
+    def __call__(self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int) -> Collected:
+        """Collect the groups of one step.
+
+        Raises:
+            DataError: more than half of the completions could not be scored: then the reward is at fault.
+        """
+        sampling = SamplingSettings(
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            stop=self.config.stop,
+            stop_token_ids=self.stop_token_ids,
+        )
+        requests = []
+        for index, prompt in enumerate(prompts):
+            # The index tells apart a task that an epoch's end puts into one step twice.
+            members = range(self.config.group_size)
+            seeds = tuple(seed_for(self.seed, "rollout", step, prompt.task.id, index, member) for member in members)
+            requests.append(GenerationRequest(token_ids=prompt.token_ids, sampling=sampling, seeds=seeds))
+        completions = sample(requests)
+        pairs = [(each, prompt.task) for prompt, group in zip(prompts, completions, strict=True) for each in group]
+        scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
+        failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
+        if 2 * len(failures) > len(scores):
+            raise DataError(f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}")
+        groups = []
+        remaining = iter(scores)
+        for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
+            scored = [(each, next(remaining)) for each in group]
+            rollouts = tuple(
+                Rollout(completion=each, reward=score.value, components=score.components)
+                for each, score in scored
+                if not isinstance(score, ScoreFailure)
+            )
+            if len(rollouts) >= 2:
+                group_id = step * len(prompts) + index
+                groups.append(
+                    RolloutGroup(id=group_id, prompt=prompt, rollouts=rollouts, weight_version=weight_version)
+                )
+        return Collected(groups=tuple(groups), failures=tuple(failures))

@@ -1,0 +1,102 @@
+"""The key-value cache of the native generator: lanes of one prompt and its samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from burnish.models.policy import Policy
+
+
+class LaneCache:
+    """Keys and values of `num_lanes` prompts and, for each, of `width` samples that grew from it.
+
+    A prompt is stored once for all its samples, and attended to by all of them in one product. The samples of a lane
+    start together, so a lane has one length. `begin` and `attend` serve one decoding step at a time.
+    """
+
+    def __init__(self, policy: Policy, *, num_lanes: int, width: int, max_prompt: int, max_new: int) -> None:
+        config = policy.causal_lm.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
+        dtype, device = policy.head_VH.dtype, policy.head_VH.device
+
+        def empty(*shape: int) -> Tensor:
+            # Zeros, because what a mask hides still enters a product with weight 0, and 0 x NaN is NaN.
+            return torch.zeros(layers, num_lanes, *shape, dtype=dtype, device=device)
+
+        self.width = width
+        self.prompt_key = empty(kv_heads, max_prompt, head_dim)
+        self.prompt_value = empty(kv_heads, max_prompt, head_dim)
+        self.own_key = empty(width, kv_heads, max_new, head_dim)
+        self.own_value = empty(width, kv_heads, max_new, head_dim)
+        self.prompt_lengths = [0] * num_lanes
+        self.own_lengths = [0] * num_lanes
+
+    def store_prompts(self, layer: int, lanes: list[int], lengths: list[int], key: Tensor, value: Tensor) -> None:
+        """Keep what a packed prefill computed, [1, kv_heads, T, head_dim], for these lanes."""
+        parts = zip(lanes, lengths, key[0].split(lengths, 1), value[0].split(lengths, 1), strict=True)
+        for lane, length, lane_key, lane_value in parts:
+            self.prompt_key[layer, lane, :, :length] = lane_key
+            self.prompt_value[layer, lane, :, :length] = lane_value
+
+    def open_lanes(self, lanes: list[int], prompt_lengths: list[int]) -> None:
+        """Start lanes anew, with no token of their own."""
+        for lane, length in zip(lanes, prompt_lengths, strict=True):
+            self.prompt_lengths[lane] = length
+            self.own_lengths[lane] = 0
+
+    def begin(self, rows: list[tuple[int, int]]) -> None:
+        """Prepare a step in which each of `rows`, as (lane, sample), brings one new token."""
+        device = self.prompt_key.device
+        lanes = sorted({lane for lane, _ in rows})
+        self._slot = {lane: index for index, lane in enumerate(lanes)}
+        self._lanes = torch.tensor(lanes, device=device)
+        self._grid_R = torch.tensor([self._slot[lane] * self.width + sample for lane, sample in rows], device=device)
+        self._row_lane_R = torch.tensor([lane for lane, _ in rows], device=device)
+        self._row_sample_R = torch.tensor([sample for _, sample in rows], device=device)
+        self._row_length_R = torch.tensor([self.own_lengths[lane] for lane, _ in rows], device=device)
+        prompt_lengths = torch.tensor([self.prompt_lengths[lane] for lane in lanes], device=device)
+        own_lengths = torch.tensor([self.own_lengths[lane] + 1 for lane in lanes], device=device)
+        self._max_prompt, self._max_own = int(prompt_lengths.max()), int(own_lengths.max())
+        lengths = torch.cat(
+            [
+                torch.arange(self._max_prompt, device=device) < prompt_lengths[:, None],
+                torch.arange(self._max_own, device=device) < own_lengths[:, None],
+            ],
+            dim=1,
+        )
+        # [lanes, 1, 1, 1, prompt + own keys], added to scores
+        self._mask = torch.zeros(lengths.shape, device=device).masked_fill(~lengths, float("-inf"))[:, None, None, None]
+
+    def end(self, rows: list[tuple[int, int]]) -> None:
+        """Count the token that each row's lane has gained."""
+        for lane in {lane for lane, _ in rows}:
+            self.own_lengths[lane] += 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """See AttentionPlan. One token per row: query [1, heads, R, head_dim]."""
+        where = (layer, self._row_lane_R, self._row_sample_R, slice(None), self._row_length_R)
+        self.own_key[where] = key[0].transpose(0, 1)
+        self.own_value[where] = value[0].transpose(0, 1)
+        heads, rows, head_dim = query.shape[1:]
+        kv_heads, lanes, width = key.shape[1], len(self._lanes), self.width
+        per_kv = heads // kv_heads
+        grid = query.new_zeros(lanes * width, heads, head_dim)
+        grid[self._grid_R] = query[0].transpose(0, 1) * scaling
+        # [lanes, kv_heads, width, per_kv, head_dim]
+        grid = grid.view(lanes, width, kv_heads, per_kv, head_dim).transpose(1, 2)
+        prompt_key = self.prompt_key[layer, self._lanes, :, : self._max_prompt]
+        prompt_value = self.prompt_value[layer, self._lanes, :, : self._max_prompt]
+        own_key = self.own_key[layer, self._lanes, :, :, : self._max_own].transpose(1, 2)
+        own_value = self.own_value[layer, self._lanes, :, :, : self._max_own].transpose(1, 2)
+        flat = grid.reshape(lanes, kv_heads, width * per_kv, head_dim)
+        prompt_scores = (flat @ prompt_key.transpose(-1, -2)).view(lanes, kv_heads, width, per_kv, -1)
+        own_scores = grid @ own_key.transpose(-1, -2)
+        scores = torch.cat([prompt_scores, own_scores], dim=-1).float() + self._mask
+        shares = scores.softmax(-1).to(query.dtype)
+        prompt_shares, own_shares = shares.split([self._max_prompt, self._max_own], dim=-1)
+        output = (prompt_shares.reshape(lanes, kv_heads, width * per_kv, -1) @ prompt_value).view_as(grid)
+        output = output + own_shares @ own_value
+        output = output.transpose(1, 2).reshape(lanes * width, heads, head_dim)
+        return output[self._grid_R][None]

@@ -1,0 +1,173 @@
+"""The native generator: continuous batching over the learner's own weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.errors import DataError
+from burnish.models.attention import SegmentAttention
+from burnish.models.policy import Policy
+from burnish.records import Completion, GenerationRequest, Segment
+from burnish.reproducibility.seeds import uniforms
+from burnish.rollout.generators.cache import LaneCache
+from burnish.rollout.generators.sampling import draw
+
+_PREFILL_TOKENS = 2048  # tokens of prompts in one forward pass
+
+
+@dataclass(slots=True)
+class _Row:
+    """A completion in the making."""
+
+    request: GenerationRequest
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    sampling_logprobs: list[float] = field(default_factory=list)
+    model_logprobs: list[float] = field(default_factory=list)
+    completion: Completion | None = None
+
+
+class NativeGenerator:
+    """Decodes up to `max_rows` completions at once; a finished request's place goes to the next one.
+
+    A request is prefilled once, however many seeds it has. The random number of a token is a function of (seed,
+    position), so a completion does not depend on its neighbours. What the batch can change is the last bit of a
+    logit, because a matrix product of another height may add in another order; in float32 that moves a draw with a
+    probability of about 1e-6 a token, in bfloat16 of about 1e-2. The same requests in the same call repeat exactly.
+    """
+
+    def __init__(self, policy: Policy, *, max_rows: int) -> None:
+        self.policy = policy
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """See Generator.
+
+        Raises:
+            DataError: a prompt is empty, or it and its `max_tokens` exceed the model's context.
+        """
+        for request in requests:
+            self._check(request)
+        if not requests:
+            return []
+        rows = [[_Row(request, seed) for seed in request.seeds] for request in requests]
+        width = max(len(request.seeds) for request in requests)
+        num_lanes = min(len(requests), max(1, self.max_rows // width))
+        cache = LaneCache(
+            self.policy,
+            num_lanes=num_lanes,
+            width=width,
+            max_prompt=max(len(request.token_ids) for request in requests),
+            max_new=max(request.sampling.max_tokens for request in requests),
+        )
+        waiting = deque(rows)
+        lanes: list[list[_Row]] = [[] for _ in range(num_lanes)]
+        while waiting or any(_unfinished(lane) for lane in lanes):
+            free = [index for index, lane in enumerate(lanes) if not _unfinished(lane)]
+            admitted = free[: len(waiting)]
+            for index in admitted:
+                lanes[index] = waiting.popleft()
+            if admitted:
+                self._prefill(cache, lanes, admitted)
+            self._decode_step(cache, lanes)
+        return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not request.token_ids:
+            raise DataError("a generation request has an empty prompt")
+        total = len(request.token_ids) + request.sampling.max_tokens
+        if total > self.policy.context_length:
+            raise DataError(
+                f"a prompt of {len(request.token_ids)} tokens and max_tokens={request.sampling.max_tokens} exceed the "
+                f"model's context of {self.policy.context_length}"
+            )
+
+    def _prefill(self, cache: LaneCache, lanes: list[list[_Row]], admitted: list[int]) -> None:
+        pending = deque(admitted)
+        while pending:
+            chunk = [pending.popleft()]
+            size = len(lanes[chunk[0]][0].request.token_ids)
+            while pending and size + len(lanes[pending[0]][0].request.token_ids) <= _PREFILL_TOKENS:
+                size += len(lanes[pending[0]][0].request.token_ids)
+                chunk.append(pending.popleft())
+            self._prefill_chunk(cache, lanes, chunk)
+
+    def _prefill_chunk(self, cache: LaneCache, lanes: list[list[_Row]], chunk: list[int]) -> None:
+        prompts = [lanes[index][0].request.token_ids for index in chunk]
+        lengths = [len(prompt) for prompt in prompts]
+        cache.open_lanes(chunk, lengths)
+
+        def store(layer: int, key: Tensor, value: Tensor) -> None:
+            cache.store_prompts(layer, chunk, lengths, key, value)
+
+        plan = SegmentAttention([Segment(length, ()) for length in lengths], on_key_value=store)
+        token_ids_T = torch.tensor([token for prompt in prompts for token in prompt])
+        position_ids_T = torch.cat([torch.arange(length) for length in lengths])
+        hidden_TH = self.policy.hidden_states(token_ids_T, position_ids_T, plan)
+        # Every sample of a request draws its first token from the same logits.
+        last = torch.tensor(lengths).cumsum(0) - 1
+        repeats = torch.tensor([len(lanes[index]) for index in chunk])
+        self._extend([row for index in chunk for row in lanes[index]], hidden_TH[last].repeat_interleave(repeats, 0))
+
+    def _decode_step(self, cache: LaneCache, lanes: list[list[_Row]]) -> None:
+        places = [
+            (lane, sample)
+            for lane, lane_rows in enumerate(lanes)
+            for sample, row in enumerate(lane_rows)
+            if row.completion is None
+        ]
+        if not places:
+            return
+        rows = [lanes[lane][sample] for lane, sample in places]
+        cache.begin(places)
+        token_ids_R = torch.tensor([row.token_ids[-1] for row in rows])
+        position_ids_R = torch.tensor([len(row.request.token_ids) + len(row.token_ids) - 1 for row in rows])
+        hidden_RH = self.policy.hidden_states(token_ids_R, position_ids_R, cache)
+        cache.end(places)
+        self._extend(rows, hidden_RH)
+
+    def _extend(self, rows: list[_Row], hidden_RH: Tensor) -> None:
+        """Draw the next token of every row and finish those that end with it."""
+        logits_RV = (hidden_RH @ self.policy.head_VH.T).float()
+        positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
+        seeds_R = np.array([row.seed for row in rows], dtype=np.uint64)
+        drawn = draw(logits_RV, [row.request.sampling for row in rows], uniforms(seeds_R, positions_R))
+        columns = (drawn.ids_R.tolist(), drawn.sampling_logprobs_R.tolist(), drawn.model_logprobs_R.tolist())
+        for row, token, sampling_logprob, model_logprob in zip(rows, *columns, strict=True):
+            row.token_ids.append(token)
+            row.sampling_logprobs.append(sampling_logprob)
+            row.model_logprobs.append(model_logprob)
+            self._finish_if_done(row)
+
+    def _finish_if_done(self, row: _Row) -> None:
+        sampling = row.request.sampling
+        is_stop_token = row.token_ids[-1] in sampling.stop_token_ids
+        stop_at = self._stop_string_position(row) if sampling.stop else None
+        if not is_stop_token and stop_at is None and len(row.token_ids) < sampling.max_tokens:
+            return
+        row.completion = Completion(
+            token_ids=tuple(row.token_ids),
+            text=self._text(row)[:stop_at],
+            sampling_logprobs=tuple(row.sampling_logprobs),
+            model_logprobs=tuple(row.model_logprobs),
+            finish_reason="stop" if is_stop_token or stop_at is not None else "length",
+        )
+
+    def _stop_string_position(self, row: _Row) -> int | None:
+        text = self._text(row)
+        found = [text.find(stop) for stop in row.request.sampling.stop if stop in text]
+        return min(found, default=None)
+
+    def _text(self, row: _Row) -> str:
+        return str(self.policy.tokenizer.decode(row.token_ids, skip_special_tokens=True))
+
+
+def _unfinished(lane: list[_Row]) -> bool:
+    return any(row.completion is None for row in lane)

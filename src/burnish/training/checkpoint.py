@@ -1,0 +1,119 @@
+"""Checkpoints that are whole or absent, and are Hugging Face model folders at the same time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from burnish.errors import BurnishError, MachineError
+from burnish.models.policy import Policy
+from burnish.reproducibility.files import remove_folder, replace_folder, require_free_space, sha256_of_file, write_text
+from burnish.training.optimizer import MasterAdamW
+
+_MANIFEST = "manifest.json"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Everything that a run must remember besides weights and optimizer. Random draws need no entry: they are
+    functions of the root seed and of these numbers."""
+
+    step: int = 0
+    weight_version: int = 0
+    task_position: int = 0
+
+
+def checkpoint_bytes(optimizer: MasterAdamW) -> int:
+    """Size of a checkpoint: a master weight and two moments for each trained parameter, and a margin for the rest."""
+    return 12 * sum(master.numel() for master in optimizer.masters.values()) + 20_000_000
+
+
+def save_checkpoint(
+    folder: Path, policy: Policy, optimizer: MasterAdamW, state: TrainState, *, keep_last: int
+) -> Path:
+    """Write `folder`/step-NNNNNN with the float32 master weights, then remove all but the newest `keep_last`.
+
+    Raises:
+        MachineError: the disk is full; earlier checkpoints are untouched.
+    """
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{state.step:06d}"
+    if final.exists():  # the last step may be an interval's end too
+        return final
+    require_free_space(folder, checkpoint_bytes(optimizer), "a checkpoint")
+
+    def write(aside: Path) -> None:
+        try:
+            _write_model(aside, policy, {name: master.detach() for name, master in optimizer.masters.items()})
+            save_file(optimizer.state_tensors(), aside / _OPTIMIZER)
+        except SafetensorError as error:
+            raise MachineError(f"cannot write {final}: {error}; free space and resume") from error
+        write_text(aside / _STATE, json.dumps(asdict(state)))
+        hashes = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
+        write_text(aside / _MANIFEST, json.dumps({"step": state.step, "sha256": hashes}, indent=1))
+
+    replace_folder(final, write)
+    for old in checkpoints(folder)[:-keep_last]:
+        remove_folder(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / _MANIFEST).is_file())
+
+
+def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) -> TrainState:
+    """Check every file against the manifest and restore weights, optimizer and state.
+
+    Raises:
+        BurnishError: a file is missing or was changed.
+    """
+    manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+    for name, expected in manifest["sha256"].items():
+        path = checkpoint / name
+        if not path.is_file() or sha256_of_file(path) != expected:
+            raise BurnishError(f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one")
+    weights = _read_weights(checkpoint, policy)
+    optimizer.load(weights, load_file(checkpoint / _OPTIMIZER))
+    return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+
+
+def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
+    policy.tokenizer.save_pretrained(folder)
+    if _is_adapter(policy):
+        peft_config = policy.module.peft_config["default"]  # type: ignore[union-attr,index]  # peft ships no types
+        peft_config.save_pretrained(folder)
+        stored = {_adapter_name(name): weight.contiguous() for name, weight in weights.items()}
+        save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        return
+    config = policy.causal_lm.config.to_dict() | {"dtype": "float32", "architectures": [type(policy.causal_lm).__name__]}
+    write_text(folder / "config.json", json.dumps(config, indent=1, sort_keys=True))
+    if policy.causal_lm.generation_config is not None:
+        policy.causal_lm.generation_config.save_pretrained(folder)
+    stored = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _read_weights(folder: Path, policy: Policy) -> dict[str, Tensor]:
+    if not _is_adapter(policy):
+        return load_file(folder / "model.safetensors")
+    stored = load_file(folder / "adapter_model.safetensors")
+    return {name: stored[_adapter_name(name)] for name in policy.trainable()}
+
+
+def _is_adapter(policy: Policy) -> bool:
+    return policy.module is not policy.causal_lm
+
+
+def _adapter_name(name: str) -> str:
+    """peft's name of a weight on disk, which leaves out the adapter's own name."""
+    return name.replace(".default.", ".")
