@@ -1,3 +1,42 @@
-"""Post-training of language models, with the evidence that it worked. See README.md."""
+"""Post-training of language models, with the evidence that it worked. See README.md.
+
+The public names load what they need when they are first used: `import burnish` does not import torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ClippedPolicyLoss": "burnish.losses.policy_gradient",
+    "Completion": "burnish.records",
+    "GRPOConfig": "burnish.algorithms.grpo",
+    "GenerationRequest": "burnish.records",
+    "Learner": "burnish.training.learner",
+    "Message": "burnish.records",
+    "NativeGenerator": "burnish.rollout.generators.native",
+    "RunFolder": "burnish.reproducibility.run_folder",
+    "SamplingSettings": "burnish.records",
+    "ScriptedGenerator": "burnish.rollout.generators.scripted",
+    "Task": "burnish.records",
+    "TokenBatch": "burnish.records",
+    "compare_paired": "burnish.stats.paired",
+    "group_advantages": "burnish.losses.advantages",
+    "load_policy": "burnish.models.load",
+    "make_tiny_model": "burnish.models.tiny",
+    "resume": "burnish.algorithms.session",
+    "train": "burnish.algorithms.session",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -86,8 +86,8 @@ class GRPOConfig(Section):
             )
         if self.rollout.max_rows < self.rollout.group_size:
             raise ConfigError(
-                f"rollout.max_rows={self.rollout.max_rows} is less than rollout.group_size={self.rollout.group_size}: a "
-                "group is decoded together"
+                f"rollout.max_rows={self.rollout.max_rows} is less than rollout.group_size={self.rollout.group_size}: "
+                "a group is decoded together"
             )
         if self.optimizer.warmup_steps > train.num_steps * train.minibatches_per_step:
             raise ConfigError(
@@ -99,8 +99,8 @@ class GRPOConfig(Section):
         for key in ("clip_low", "clip_high"):
             if train.minibatches_per_step == 1 and loss.changes(key):
                 raise ConfigError(
-                    f"loss.{key} would be ignored with train.minibatches_per_step=1: with one optimizer step per rollout "
-                    "the ratio is always 1; raise minibatches_per_step or leave the clip out"
+                    f"loss.{key} would be ignored with train.minibatches_per_step=1: with one optimizer step per "
+                    "rollout the ratio is always 1; raise minibatches_per_step or leave the clip out"
                 )
         return self
 

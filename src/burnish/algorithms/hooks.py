@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from burnish.config.schema import CheckpointConfig
+from burnish.losses.advantages import has_signal
 from burnish.memory.measure import peak_memory_bytes
 from burnish.monitoring.console import Progress
 from burnish.monitoring.metrics import reduce_metrics
-from burnish.losses.advantages import has_signal
 from burnish.records import Metric, RolloutGroup
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rollout.collect import Collected

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -123,11 +123,11 @@ def diff(recipe: str, other: str) -> int:
 
 
 @config_app.command
-def schema(*, format: Annotated[Literal["text", "json"], Parameter(help="text or JSON schema.")] = "text") -> int:
+def schema(*, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False) -> int:
     """Print every setting with type, default and meaning."""
     from burnish.cli.config import print_schema
 
-    return print_schema(format)
+    return print_schema(as_json)
 
 
 def run(arguments: Sequence[str]) -> int:

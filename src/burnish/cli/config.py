@@ -35,9 +35,9 @@ def diff_configs(recipe: str, other: str) -> int:
     return 0
 
 
-def print_schema(format: str) -> int:
+def print_schema(as_json: bool) -> int:
     """Print the settings, as text or as JSON schema."""
-    if format == "json":
+    if as_json:
         print(json.dumps(GRPOConfig.model_json_schema(), indent=1))
         return 0
     for key, field in leaf_fields(GRPOConfig):
@@ -69,4 +69,9 @@ def _plain(default: Any) -> Any:
 
 def _type_name(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("burnish.config.schema.", "").replace("NoneType", "null").replace("None", "null")
+    return (
+        text.replace("typing.", "")
+        .replace("burnish.config.schema.", "")
+        .replace("NoneType", "null")
+        .replace("None", "null")
+    )

@@ -1,6 +1,7 @@
 """`burnish runs` and `burnish show`: everything is read from run folders; no model is loaded."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     low, high = min(values), max(values)
     width = min(_CURVE_WIDTH, len(values))
     edges = [round(index * len(values) / width) for index in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     bars = "".join(_BARS[round((mean - low) * scale)] for mean in means)
     return f"{name:<24} {values[0]:>10.4g} -> {values[-1]:<10.4g} {bars}  [{low:.4g}, {high:.4g}]"

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from burnish.algorithms.grpo import GRPOConfig
-from burnish.algorithms.session import check_inputs, resume, start
+from burnish.algorithms.session import check_inputs, resume, train
 from burnish.config.loading import resolve
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -26,7 +26,7 @@ def train_recipe(recipe: str, settings: Sequence[str], *, file: Path | None, is_
             f"{config.rollout.group_size} completions"
         )
         return 0
-    return _exit_status(start(config, Console()))
+    return _exit_status(train(config, Console()))
 
 
 def resume_run(run: str, runs_folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""From defaults, a recipe, a file, the environment and flags to one checked configuration, each value with its origin."""
+"""From defaults, recipe, file, environment and flags to one checked configuration; each value knows its origin."""
 
 import difflib
 import hashlib
@@ -85,7 +85,11 @@ def validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[st
 
 def read_recipe(recipe: str) -> dict[str, Any]:
     """A recipe that ships with burnish by its name, or a YAML file by its path."""
-    shipped = {path.name.removesuffix(".yaml"): path for path in files("burnish.recipes").iterdir() if path.name.endswith(".yaml")}
+    shipped = {
+        path.name.removesuffix(".yaml"): path
+        for path in files("burnish.recipes").iterdir()
+        if path.name.endswith(".yaml")
+    }
     if recipe in shipped:
         return _parse_yaml(shipped[recipe].read_text(encoding="utf-8"), recipe)
     if recipe.endswith((".yaml", ".yml")):

@@ -31,7 +31,7 @@ class LoRAConfig(Section):
 
     rank: int = Field(16, ge=1)
     """Rank of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     """Scale: the adapter's output is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear layers that get an adapter."""
@@ -79,7 +79,9 @@ class TaskConfig(Section):
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
         for key in ("options", "num_generated"):
             if not generated and self.changes(key):
-                raise ConfigError(f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}")
+                raise ConfigError(
+                    f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
+                )
         for key in ("prompt_field", "answer_field"):
             only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
             if only_generated and self.changes(key):

@@ -63,11 +63,15 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise ConfigError(f"task.source: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'") from error
+        raise ConfigError(
+            f"task.source: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'"
+        ) from error
     try:
         items = reasoning_gym.create_dataset(dataset, seed=0, size=config.num_generated, **config.options)
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"task.source: reasoning-gym cannot make {dataset!r} with {dict(config.options)}: {error}") from error
+        raise ConfigError(
+            f"task.source: reasoning-gym cannot make {dataset!r} with {dict(config.options)}: {error}"
+        ) from error
     return [_task(config, (Message(role="user", content=item["question"]),), item["answer"], {}) for item in items]
 
 
@@ -92,7 +96,9 @@ def _parse_row(config: TaskConfig, line: str, place: str) -> Task:
     answer = row.get(config.answer_field)
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         raise DataError(f"{place}: field {config.answer_field!r} must be text or a number (task.answer_field names it)")
-    extra = {key: value for key, value in row.items() if key not in (config.prompt_field, "messages", config.answer_field)}
+    extra = {
+        key: value for key, value in row.items() if key not in (config.prompt_field, "messages", config.answer_field)
+    }
     return _task(config, _messages(config, row, place), str(answer), extra)
 
 
@@ -104,7 +110,9 @@ def _messages(config: TaskConfig, row: Mapping[str, Any], place: str) -> tuple[M
         return (Message(role="user", content=prompt),)
     turns = row.get("messages")
     if prompt is not None or not isinstance(turns, list) or not turns:
-        raise DataError(f"{place}: needs a text field {config.prompt_field!r} (task.prompt_field names it) or 'messages'")
+        raise DataError(
+            f"{place}: needs a text field {config.prompt_field!r} (task.prompt_field names it) or 'messages'"
+        )
     messages = []
     for turn in turns:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from burnish.errors import ConfigError
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, TokenBatch
 from burnish.rollout.generators.base import Generator
@@ -42,7 +42,8 @@ class LocalRoles:
         policy = self._reference.policy
         if policy.module is policy.causal_lm:
             return self._reference.logprobs(batch)
-        with policy.module.disable_adapter():  # type: ignore[operator]  # peft ships no types
+        adapted: Any = policy.module  # a PeftModel
+        with adapted.disable_adapter():
             return self._reference.logprobs(batch)
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:

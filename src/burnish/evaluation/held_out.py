@@ -33,9 +33,9 @@ class HeldOut:
         tasks = [prompt.task for prompt in self.prompts]
         pairs = list(zip(completions, tasks, strict=True))
         scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
-        items = []
+        items: list[Item] = []
         for (completion, task), score in zip(pairs, scores, strict=True):
-            failed = isinstance(score, ScoreFailure)
+            value, failure = (None, score.reason) if isinstance(score, ScoreFailure) else (score.value, None)
             items.append(
                 {
                     "task_id": task.id,
@@ -44,9 +44,9 @@ class HeldOut:
                     "text": completion.text,
                     "token_ids": completion.token_ids,
                     "finish_reason": completion.finish_reason,
-                    "score": None if failed else score.value,
-                    "failure": score.reason if failed else None,
-                    "is_right": not failed and score.value >= self.right_at,
+                    "score": value,
+                    "failure": failure,
+                    "is_right": value is not None and value >= self.right_at,
                 }
             )
         return items
@@ -54,7 +54,7 @@ class HeldOut:
 
 def accuracy(items: Sequence[Item]) -> float:
     """Share of right answers."""
-    return sum(item["is_right"] for item in items) / len(items)
+    return sum(bool(item["is_right"]) for item in items) / len(items)
 
 
 def compare_items(before: Sequence[Item], after: Sequence[Item]) -> PairedComparison:

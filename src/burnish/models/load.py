@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from burnish.config.schema import LoRAConfig, ModelConfig
 from burnish.errors import ModelError
@@ -69,10 +73,12 @@ def load_policy(config: ModelConfig, *, seed: int) -> Policy:
     model = _from_pretrained(AutoModelForCausalLM, base or source, dtype=_DTYPES[config.compute_dtype])
     tokenizer = _from_pretrained(AutoTokenizer, source)
     attention.install(model)
-    module = model
+    module: nn.Module = model
     if base is not None:
         if config.lora is not None:
-            raise ModelError(f"model.lora: {source} is an adapter already; train on its base {base}, or set lora to null")
+            raise ModelError(
+                f"model.lora: {source} is an adapter already; train on its base {base}, or set lora to null"
+            )
         from peft import PeftModel
 
         module = PeftModel.from_pretrained(model, source, is_trainable=True)
@@ -87,9 +93,10 @@ def context_length(source: str) -> int:
     return int(_from_pretrained(AutoConfig, _adapter_base(Path(source)) or source).max_position_embeddings)
 
 
-def load_tokenizer(source: str):  # type: ignore[no-untyped-def]  # the tokenizer classes share no typed base
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model that `find_model` found."""
-    return _from_pretrained(AutoTokenizer, source)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source)
+    return tokenizer
 
 
 def _adapter_base(folder: Path) -> str | None:
@@ -99,7 +106,9 @@ def _adapter_base(folder: Path) -> str | None:
     return find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def _from_pretrained(kind, source: str, **options):  # type: ignore[no-untyped-def]  # transformers' auto classes
+def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.disable_progress_bar()
     try:
         return kind.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError, KeyError) as error:
@@ -107,7 +116,7 @@ def _from_pretrained(kind, source: str, **options):  # type: ignore[no-untyped-d
         raise ModelError(f"model.path: cannot load {source!r}: {reason[:300]}") from error
 
 
-def _with_adapters(model, config: LoRAConfig, seed: int):  # type: ignore[no-untyped-def]  # peft ships no types
+def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -122,6 +131,7 @@ def _with_adapters(model, config: LoRAConfig, seed: int):  # type: ignore[no-unt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, settings)
+            adapted: nn.Module = get_peft_model(model, settings)
+            return adapted
         except ValueError as error:
             raise ModelError(f"model.lora.target_modules: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ def scored_logprobs(
 
     The distribution is softmax(hidden @ head^T / temperature); log-sum-exp and sums are float32.
     """
-    return _ScoredLogprobs.apply(hidden_SH, head_VH, target_ids_S, temperature)  # type: ignore[no-any-return]
+    apply: Callable[..., tuple[Tensor, Tensor]] = _ScoredLogprobs.apply  # which torch leaves untyped
+    return apply(hidden_SH, head_VH, target_ids_S, temperature)
 
 
 class _ScoredLogprobs(torch.autograd.Function):
@@ -49,7 +51,9 @@ class _ScoredLogprobs(torch.autograd.Function):
             # d logprob / d logits = (one-hot - softmax) / temperature
             grad_CV = _logprobs(hidden_CH, head_VH, ctx.temperature).exp_().mul_(-grad_C[:, None])
             grad_CV.scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
-            grad_CV = (grad_CV / ctx.temperature).to(head_VH.dtype)
+            if ctx.temperature != 1:
+                grad_CV /= ctx.temperature
+            grad_CV = grad_CV.to(head_VH.dtype)
             grad_hidden.append(grad_CV @ head_VH)
             if grad_head_VH is not None:
                 grad_head_VH += grad_CV.T @ hidden_CH
@@ -57,4 +61,5 @@ class _ScoredLogprobs(torch.autograd.Function):
 
 
 def _logprobs(hidden_CH: Tensor, head_VH: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax((hidden_CH @ head_VH.T).float() / temperature, dim=1)
+    logits_CV = (hidden_CH @ head_VH.T).float()
+    return torch.log_softmax(logits_CV if temperature == 1 else logits_CV / temperature, dim=1)

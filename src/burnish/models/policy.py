@@ -30,7 +30,8 @@ class Policy:
     @property
     def head_VH(self) -> Tensor:
         """The output embedding."""
-        return self.causal_lm.get_output_embeddings().weight  # type: ignore[union-attr,return-value]
+        weight: Tensor = self.causal_lm.get_output_embeddings().weight
+        return weight
 
     @property
     def context_length(self) -> int:

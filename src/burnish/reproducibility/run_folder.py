@@ -1,12 +1,12 @@
 """The folder of one run. Everything a tool shows is computed from its files.
 
-    run.json        what ran: code, environment, configuration hash, model, data, seeds, status
-    config.yaml     the resolved configuration
-    metrics.jsonl   one line per step
-    events.jsonl    what happened: started, resumed, saved, a failed reward
-    rollouts/       step-NNNNNN.jsonl, one line per group
-    evaluations/    step-NNNNNN.jsonl, one line per held-out item
-    checkpoints/    step-NNNNNN/
+run.json        what ran: code, environment, configuration hash, model, data, seeds, status
+config.yaml     the resolved configuration
+metrics.jsonl   one line per step
+events.jsonl    what happened: started, resumed, saved, a failed reward
+rollouts/       step-NNNNNN.jsonl, one line per group
+evaluations/    step-NNNNNN.jsonl, one line per held-out item
+checkpoints/    step-NNNNNN/
 """
 
 import fcntl

@@ -19,4 +19,5 @@ def uniforms(seeds_R: NDArray[np.uint64], positions_R: NDArray[np.uint64]) -> ND
         mixed_R = (mixed_R ^ (mixed_R >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed_R = (mixed_R ^ (mixed_R >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed_R = mixed_R ^ (mixed_R >> np.uint64(31))
-    return (mixed_R >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn_R: NDArray[np.float64] = (mixed_R >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn_R

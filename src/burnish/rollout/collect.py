@@ -55,7 +55,9 @@ class Collector:
         scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
         failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
         if 2 * len(failures) > len(scores):
-            raise DataError(f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}")
+            raise DataError(
+                f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}"
+            )
         groups = []
         remaining = iter(scores)
         for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):

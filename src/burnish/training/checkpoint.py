@@ -24,7 +24,8 @@ _STATE = "state.json"
 @dataclass(slots=True, kw_only=True)
 class TrainState:
     """Everything that a run must remember besides weights and optimizer. Random draws need no entry: they are
-    functions of the root seed and of these numbers."""
+    functions of the root seed and of these numbers.
+    """
 
     step: int = 0
     weight_version: int = 0
@@ -36,9 +37,7 @@ def checkpoint_bytes(optimizer: MasterAdamW) -> int:
     return 12 * sum(master.numel() for master in optimizer.masters.values()) + 20_000_000
 
 
-def save_checkpoint(
-    folder: Path, policy: Policy, optimizer: MasterAdamW, state: TrainState, *, keep_last: int
-) -> Path:
+def save_checkpoint(folder: Path, policy: Policy, optimizer: MasterAdamW, state: TrainState, *, keep_last: int) -> Path:
     """Write `folder`/step-NNNNNN with the float32 master weights, then remove all but the newest `keep_last`.
 
     Raises:
@@ -81,7 +80,9 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) ->
     for name, expected in manifest["sha256"].items():
         path = checkpoint / name
         if not path.is_file() or sha256_of_file(path) != expected:
-            raise BurnishError(f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one")
+            raise BurnishError(
+                f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one"
+            )
     weights = _read_weights(checkpoint, policy)
     optimizer.load(weights, load_file(checkpoint / _OPTIMIZER))
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
@@ -90,12 +91,14 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) ->
 def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
     policy.tokenizer.save_pretrained(folder)
     if _is_adapter(policy):
-        peft_config = policy.module.peft_config["default"]  # type: ignore[union-attr,index]  # peft ships no types
-        peft_config.save_pretrained(folder)
+        policy.module.peft_config["default"].save_pretrained(folder)  # type: ignore[union-attr,index]  # peft
         stored = {_adapter_name(name): weight.contiguous() for name, weight in weights.items()}
         save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         return
-    config = policy.causal_lm.config.to_dict() | {"dtype": "float32", "architectures": [type(policy.causal_lm).__name__]}
+    config = policy.causal_lm.config.to_dict() | {
+        "dtype": "float32",
+        "architectures": [type(policy.causal_lm).__name__],
+    }
     write_text(folder / "config.json", json.dumps(config, indent=1, sort_keys=True))
     if policy.causal_lm.generation_config is not None:
         policy.causal_lm.generation_config.save_pretrained(folder)
@@ -115,5 +118,5 @@ def _is_adapter(policy: Policy) -> bool:
 
 
 def _adapter_name(name: str) -> str:
-    """peft's name of a weight on disk, which leaves out the adapter's own name."""
+    """Peft's name of a weight on disk, which leaves out the adapter's own name."""
     return name.replace(".default.", ".")

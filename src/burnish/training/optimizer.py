@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ class MasterAdamW:
         norm = float(torch.nn.utils.clip_grad_norm_(masters, self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise BurnishError(
-                f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use model.compute_dtype float32, and "
-                "go on from the last checkpoint"
+                f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use model.compute_dtype float32, "
+                "and go on from the last checkpoint"
             )
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
@@ -89,9 +89,7 @@ class MasterAdamW:
                 master.copy_(weights[name])
         for name, master in self.masters.items():
             if f"step.{name}" in state_tensors:  # absent where no step was taken yet
-                self._adamw.state[master] = {
-                    key: state_tensors[f"{key}.{name}"].clone() for key in ("step", *_MOMENTS)
-                }
+                self._adamw.state[master] = {key: state_tensors[f"{key}.{name}"].clone() for key in ("step", *_MOMENTS)}
         self._round_into_parameters()
 
     @torch.no_grad()
@@ -101,7 +99,7 @@ class MasterAdamW:
                 parameter.copy_(self.masters[name])
 
 
-def _add_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]  # torch's hook type is private
+def _add_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         gradient = parameter.grad
         parameter.grad = None

@@ -79,7 +79,7 @@ class LaneCache:
         where = (layer, self._row_lane_R, self._row_sample_R, slice(None), self._row_length_R)
         self.own_key[where] = key[0].transpose(0, 1)
         self.own_value[where] = value[0].transpose(0, 1)
-        heads, rows, head_dim = query.shape[1:]
+        heads, head_dim = query.shape[1], query.shape[3]
         kv_heads, lanes, width = key.shape[1], len(self._lanes), self.width
         per_kv = heads // kv_heads
         grid = query.new_zeros(lanes * width, heads, head_dim)
@@ -99,4 +99,5 @@ class LaneCache:
         output = (prompt_shares.reshape(lanes, kv_heads, width * per_kv, -1) @ prompt_value).view_as(grid)
         output = output + own_shares @ own_value
         output = output.transpose(1, 2).reshape(lanes * width, heads, head_dim)
-        return output[self._grid_R][None]
+        rows: Tensor = output[self._grid_R]
+        return rows[None]

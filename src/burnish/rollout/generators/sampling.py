@@ -42,7 +42,8 @@ def draw(logits_RV: Tensor, settings_R: list[SamplingSettings], uniforms_R: NDAr
         ids_R = logits_RV.argmax(1)
     else:
         ids_R = _inverse_cumulative(sampling_logprobs_RV.exp(), torch.from_numpy(uniforms_R))
-        ids_R = torch.where(is_greedy_R, logits_RV.argmax(1), ids_R)
+        if bool(is_greedy_R.any()):
+            ids_R = torch.where(is_greedy_R, logits_RV.argmax(1), ids_R)
     sampling_logprobs_R = sampling_logprobs_RV.gather(1, ids_R[:, None])[:, 0].masked_fill(is_greedy_R, 0.0)
     return Drawn(ids_R, sampling_logprobs_R, model_logprobs_RV.gather(1, ids_R[:, None])[:, 0])
 

@@ -23,7 +23,7 @@ class ScriptedGenerator:
         return [tuple(self._complete(request, seed) for seed in request.seeds) for request in requests]
 
     def _complete(self, request: GenerationRequest, seed: int) -> Completion:
-        text = self.script(str(self.tokenizer.decode(request.token_ids)), seed)
+        text = self.script(str(self.tokenizer.decode(list(request.token_ids))), seed)
         ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
         is_cut = len(ids) > request.sampling.max_tokens
         ids = ids[: request.sampling.max_tokens]

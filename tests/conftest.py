@@ -1,0 +1,58 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.config.schema import ModelConfig
+from burnish.models.load import load_policy
+from burnish.models.policy import Policy
+from burnish.models.tiny import make_tiny_model
+from burnish.records import Completion, Message, Prompt, Rollout, RolloutGroup, Task
+
+torch.set_num_threads(2)
+
+MakeGroups = Callable[..., list[RolloutGroup]]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def tiny_policy(tiny_folder: Path) -> Policy:
+    return load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def make_groups() -> MakeGroups:
+    """Groups of random tokens: `lengths[g]` are the completion lengths of group g."""
+
+    def make(
+        lengths: Sequence[Sequence[int]], *, seed: int = 0, prompt_lengths: Sequence[int] = ()
+    ) -> list[RolloutGroup]:
+        rng = np.random.default_rng(seed)
+        groups = []
+        for index, group_lengths in enumerate(lengths):
+            prompt_length = prompt_lengths[index] if prompt_lengths else int(rng.integers(1, 9))
+            task = Task(id=f"task-{index}", messages=(Message(role="user", content=f"q{index}"),), answer="1")
+            rollouts = tuple(
+                Rollout(
+                    completion=Completion(
+                        token_ids=tuple(rng.integers(0, 259, length).tolist()),
+                        text="",
+                        sampling_logprobs=tuple((-rng.exponential(3, length)).tolist()),
+                        model_logprobs=(0.0,) * length,
+                        finish_reason="stop",
+                    ),
+                    reward=float(rng.normal()),
+                )
+                for length in group_lengths
+            )
+            prompt = Prompt(task=task, token_ids=tuple(rng.integers(0, 259, prompt_length).tolist()))
+            groups.append(RolloutGroup(id=index, prompt=prompt, rollouts=rollouts, weight_version=3))
+        return groups
+
+    return make
