@@ -35,6 +35,7 @@ RANKS = {
     "algorithms": 8,
     "cli": 10,
     "recipes": 10,
+    "__main__": 11,
 }
 
 

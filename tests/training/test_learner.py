@@ -55,7 +55,9 @@ def naive_logprobs(model, group: RolloutGroup, rollout: Rollout) -> torch.Tensor
 
 @pytest.fixture(scope="module")
 def naive_model(tiny_folder):
-    return AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager")
+    model.get_input_embeddings().padding_idx = None  # the end token is the padding token; it is learnt all the same
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +181,15 @@ def test_temperature_divides_the_logits(groups, tiny_policy) -> None:
     optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
     hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).logprobs(batch)
     assert hot.mean().item() == pytest.approx(-torch.tensor(259.0).log().item(), abs=0.05)
+
+
+def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None:
+    end = tiny_policy.tokenizer.eos_token_id
+    assert end == tiny_policy.tokenizer.pad_token_id
+    (group,) = make_groups([[3, 2]], prompt_lengths=[4])
+    asked = replace(group, prompt=replace(group.prompt, token_ids=(7, end, 8, 9)))
+    optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
+    embedding = tiny_policy.causal_lm.get_input_embeddings()
+    tiny_policy.causal_lm.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
+    Learner(tiny_policy, optimizer, micro_batch_tokens=100).forward_backward(pack([asked]), loss_of("token"))
+    assert embedding.weight.grad[end].norm() > 0

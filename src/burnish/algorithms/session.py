@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,12 +148,22 @@ def report(run: RunFolder) -> str:
     return f"{verdict(compare_items(first, last))}; training {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
 
 
-def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What a run computes with, restored to where it goes on."""
+
+    policy: Policy
+    optimizer: MasterAdamW
+    roles: LocalRoles
+    state: TrainState
+
+
+def _restore(config: GRPOConfig, run: RunFolder) -> _Parts:
     torch.set_num_threads(config.model.num_threads)
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
-    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter") % 2**63)
+    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"))
     optimizer = MasterAdamW(policy.trainable(), config.optimizer)
     learner = Learner(
         policy,
@@ -168,16 +177,23 @@ def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console)
     if saved := checkpoints(run.checkpoints):
         state = load_checkpoint(saved[-1], policy, optimizer)
     run.rewind(state.step)
+    return _Parts(policy=policy, optimizer=optimizer, roles=roles, state=state)
+
+
+def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console) -> None:
+    parts = _restore(config, run)
+    state = parts.state
     progress = Progress(console, num_steps=config.train.num_steps)
-    held_out = _held_out(config, inputs, policy)
+    held_out = _held_out(config, inputs, parts.policy)
 
     def evaluate(step: int) -> float:
-        items = held_out.evaluate(roles.sample)
+        items = held_out.evaluate(parts.roles.sample)
         run.write_step("evaluations", step, items)
         return accuracy(items)
 
     def save(state: TrainState) -> None:
-        path = save_checkpoint(run.checkpoints, policy, optimizer, state, keep_last=config.checkpoint.keep_last)
+        keep_last = config.checkpoint.keep_last
+        path = save_checkpoint(run.checkpoints, parts.policy, parts.optimizer, state, keep_last=keep_last)
         run.add_event("saved", step=state.step, checkpoint=path.name)
 
     hooks = Hooks(
@@ -191,22 +207,18 @@ def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console)
     )
     progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
     if 0 not in run.steps("evaluations"):
-        began = time.monotonic()
         before = evaluate(0)
-        progress.say(
-            f"held-out accuracy before training {before:.3f} on {len(inputs.held_out)} items "
-            f"({time.monotonic() - began:.0f} s)"
-        )
+        progress.say(f"held-out accuracy before training: {before:.3f} on {len(inputs.held_out)} items")
     collect = Collector(
         config=config.rollout,
         reward=inputs.reward,
         reward_timeout_seconds=config.task.reward_timeout_seconds,
-        stop_token_ids=policy.stop_token_ids,
+        stop_token_ids=parts.policy.stop_token_ids,
         seed=config.seed,
     )
     prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)
     with _stop_on_signal(hooks), progress.running():
-        grpo.train(config, roles, prompts, collect, hooks, state)
+        grpo.train(config, parts.roles, prompts, collect, hooks, state)
     if state.step < config.train.num_steps:
         run.add_event("interrupted", step=state.step)
         run.update_record(status="interrupted")

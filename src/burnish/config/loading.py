@@ -64,10 +64,12 @@ def resolve(
                 del values[earlier], origins[earlier]
             values[key], origins[key] = value, origin
             _check_known(key, keys, origin)
-    return Resolved(validate(schema, _nest(values), origins), origins)
+    required = [name for name, info in schema.model_fields.items() if info.is_required()]
+    tree = dict.fromkeys(required, {}) | _nest(values)  # so that a missing key is named, not its whole section
+    return Resolved(_validate(schema, tree, origins), origins)
 
 
-def validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigT:
+def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigT:
     """Check a nested mapping against the schema; the first fault becomes a one-line ConfigError."""
     try:
         return schema.model_validate(tree)
@@ -190,7 +192,8 @@ def _flatten(tree: Mapping[str, Any], keys: Mapping[str, Any], prefix: str = "")
     for name, value in tree.items():
         key = f"{prefix}{name}"
         is_section = isinstance(value, Mapping) and any(known.startswith(key + ".") for known in keys)
-        if is_section:
+        switches_on = key in keys and not value  # an optional section with all its defaults
+        if is_section and not switches_on:
             yield from _flatten(value, keys, key + ".")
         else:
             yield key, value

@@ -79,10 +79,15 @@ def _read_jsonl(config: TaskConfig, path: Path) -> list[Task]:
     if not path.is_file():
         raise ConfigError(f"task.source: no file {path}; give a JSONL file or reasoning-gym:<dataset>")
     tasks = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                tasks.append(_parse_row(config, line, f"{path}, line {number}"))
+            place = f"{path}, line {number}"
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: not UTF-8: {error.reason}") from error
+            if text.strip():
+                tasks.append(_parse_row(config, text, place))
     return tasks
 
 

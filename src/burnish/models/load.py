@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,8 @@ def load_policy(config: ModelConfig, *, seed: int) -> Policy:
     model = _from_pretrained(AutoModelForCausalLM, base or source, dtype=_DTYPES[config.compute_dtype])
     tokenizer = _from_pretrained(AutoTokenizer, source)
     attention.install(model)
+    # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
+    model.get_input_embeddings().padding_idx = None
     module: nn.Module = model
     if base is not None:
         if config.lora is not None:
@@ -81,7 +86,8 @@ def load_policy(config: ModelConfig, *, seed: int) -> Policy:
             )
         from peft import PeftModel
 
-        module = PeftModel.from_pretrained(model, source, is_trainable=True)
+        with _peft_is_behind_transformers():
+            module = PeftModel.from_pretrained(model, source, is_trainable=True)
     elif config.lora is not None:
         module = _with_adapters(model, config.lora, seed)
     module.eval()  # dropout off: the learner must score what the sampler sampled
@@ -128,10 +134,18 @@ def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> nn.
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), _peft_is_behind_transformers():
+        torch.manual_seed(seed % 2**63)
         try:
             adapted: nn.Module = get_peft_model(model, settings)
             return adapted
         except ValueError as error:
             raise ModelError(f"model.lora.target_modules: {error}") from error
+
+
+@contextmanager
+def _peft_is_behind_transformers() -> Iterator[None]:
+    """Hide the deprecation warnings that peft 0.21 causes in transformers 5.24; they are not the user's to mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        yield

@@ -6,7 +6,7 @@ from decimal import Decimal
 from burnish.records import Completion, Task
 
 # A minus sign belongs to the number unless something stands before it to be subtracted from: "7-3" ends in 3.
-_NUMBER = re.compile(r"(?<![\d.,)])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<=[\d)]-)\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![0-9)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
 
 def last_number(completion: Completion, task: Task) -> float:

@@ -1,0 +1,276 @@
+"""A run that is interrupted anywhere ends in the same bits as one that is not, and the test can tell if it does not."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from burnish.algorithms.session import resume, train
+from burnish.config.loading import to_yaml
+from burnish.errors import BurnishError, UserError
+from burnish.reproducibility.files import sha256_of_file
+from burnish.reproducibility.run_folder import RunFolder, read_jsonl
+
+TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that must be equal, bit by bit."""
+
+    parameters: str
+    optimizer: str
+    state: dict
+    metrics: list[str]
+    tokens: str
+    evaluations: str
+
+
+def outcome(run: RunFolder) -> Outcome:
+    (checkpoint,) = run.checkpoints.glob("step-*")
+    metrics = [{key: value for key, value in line.items() if key not in TIMES} for line in run.metrics()]
+    exact = [
+        json.dumps({key: value.hex() if isinstance(value, float) else value for key, value in line.items()})
+        for line in metrics
+    ]
+    return Outcome(
+        parameters=sha256_of_file(checkpoint / "model.safetensors"),
+        optimizer=sha256_of_file(checkpoint / "optimizer.safetensors"),
+        state=json.loads((checkpoint / "state.json").read_text()),
+        metrics=exact,
+        tokens=_hash_files(run.path / "rollouts"),
+        evaluations=_hash_files(run.path / "evaluations"),
+    )
+
+
+def _hash_files(folder: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Let a run end as Ctrl-C would end it."""
+    from burnish.algorithms.hooks import Hooks
+
+    original = Hooks.after_sampling
+
+    def after_sampling(self, collected) -> None:
+        original(self, collected)
+        self.should_stop = self.should_stop or len(self.run.metrics()) == step - 1
+
+    monkeypatch.setattr(Hooks, "after_sampling", after_sampling)
+
+
+def interrupted(config, quiet, monkeypatch, step: int) -> RunFolder:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        run = train(config, quiet)
+    assert run.record()["status"] == "interrupted"
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{step:06d}"]
+    return run
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_interrupted_and_resumed_equals_unbroken(tiny_config, quiet, monkeypatch, step: int) -> None:
+    # 10 questions, 3 a step: step 3 ends in the middle of an epoch, step 5 in the second
+    config = tiny_config(train__minibatches_per_step=2, loss__kl_coefficient=0.05)
+    run = interrupted(config, quiet, monkeypatch, step)
+    assert f"burnish resume {run.path}" in quiet.file.getvalue()
+    resume(run, config, quiet)
+    assert outcome(run) == outcome(train(config, quiet))
+
+
+def test_resumed_twice_in_bfloat16_with_warm_up_and_decay(tiny_config, quiet, monkeypatch) -> None:
+    config = tiny_config(model__compute_dtype="bfloat16", optimizer__warmup_steps=3, optimizer__decay="cosine")
+    run = interrupted(config, quiet, monkeypatch, 2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        resume(run, config, quiet)
+    resume(run, config, quiet)
+    assert outcome(run) == outcome(train(config, quiet))
+
+
+def _without_optimizer(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer.safetensors"
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+
+
+def _without_position(checkpoint: Path) -> None:
+    _change_state(checkpoint, task_position=0)
+
+
+def _without_random_state(checkpoint: Path) -> None:
+    """Draws are functions of the root seed; a resume that lost it would draw anew."""
+    config = checkpoint.parents[1] / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+
+
+def _without_master_weights(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    rounded = {name: tensor.bfloat16().float() for name, tensor in load_file(path).items()}
+    save_file(rounded, path, metadata={"format": "pt"})
+
+
+def _change_state(checkpoint: Path, **changes: int) -> None:
+    path = checkpoint / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "must_differ"),
+    [
+        (_without_optimizer, "parameters"),
+        (_without_position, "tokens"),
+        (_without_random_state, "tokens"),
+        (_without_master_weights, "parameters"),
+    ],
+)
+def test_negative_controls(tiny_config, quiet, monkeypatch, damage, must_differ: str) -> None:
+    """Losing any one part of the state is visible in what the tests above compare."""
+    from burnish.cli.train import run_config
+
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    checkpoint = run.checkpoints / "step-000003"
+    damage(checkpoint)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["sha256"] = {name: sha256_of_file(checkpoint / name) for name in manifest["sha256"]}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    resume(run, run_config(run), quiet)
+    unbroken = outcome(train(config, quiet))
+    assert getattr(outcome(run), must_differ) != getattr(unbroken, must_differ)
+
+
+def test_a_changed_file_is_refused(tiny_config, quiet, monkeypatch) -> None:
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    _change_state(run.checkpoints / "step-000003", task_position=0)
+    with pytest.raises(BurnishError, match=r"state.json is missing or differs from its manifest"):
+        resume(run, config, quiet)
+
+
+def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -> None:
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    with (tmp_path / "tasks.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "answer": "1"}\n')
+    with pytest.raises(UserError, match="cannot be resumed: its tasks changed since it started"):
+        resume(run, config, quiet)
+
+
+def start_process(config_file: Path, *command: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "burnish", *command],
+        cwd=config_file.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait(process: subprocess.Popen, status: int) -> str:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    return errors
+
+
+def wait_for(condition, process: subprocess.Popen, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, f"the process ended before {what}: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, f"no {what} within 60 s"
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tiny_config, quiet, tmp_path) -> None:
+    """A new process each time, killed anywhere, saving included: KILLS runs end in the bits of the unbroken one."""
+    kills = int(os.environ.get("KILLS", "3"))
+    config = tiny_config(train__num_steps=30, checkpoint__every_steps=1, evaluation__every_steps=10)
+    config_file = tmp_path / "recipe.yaml"
+    config_file.write_text(to_yaml(config))
+    expected = outcome(train(config, quiet))
+    chance = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    during_save = 0
+    for kill in range(kills):
+        runs = tmp_path / f"killed-{kill}"
+        process = start_process(config_file, "train", str(config_file), "--runs_folder", str(runs))
+        wait_for(lambda: any(path.stat().st_size for path in runs.glob("*/metrics.jsonl")), process, "step")  # noqa: B023  # used at once
+        time.sleep(chance.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        wait(process, -signal.SIGKILL)
+        (run,) = RunFolder.all(runs)
+        during_save += bool(list(run.path.rglob(".*.tmp")))
+        steps = len(read_jsonl(run.path / "metrics.jsonl"))
+        wait(start_process(config_file, "resume", str(run.path)), 0)
+        assert outcome(run) == expected, f"kill {kill} after step {steps}"
+        print(f"kill {kill}: after step {steps}, parameters {outcome(run).parameters[:16]} as unbroken")  # noqa: T201
+    print(f"{kills} of {kills} equal; {during_save} were killed in the middle of a write")  # noqa: T201
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_a_save(tiny_config, quiet, tmp_path) -> None:
+    config = tiny_config(train__num_steps=8, checkpoint__every_steps=1)
+    config_file = tmp_path / "recipe.yaml"
+    config_file.write_text(to_yaml(config))
+    expected = outcome(train(config, quiet))
+    # Stop the process just before the new checkpoint would get its name: its files are complete, the old one is there.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, signal\n"
+        "rename = pathlib.Path.rename\n"
+        "def killed(self, target):\n"
+        "    if target.name == 'step-000005':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return rename(self, target)\n"
+        "pathlib.Path.rename = killed\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "burnish", "train", str(config_file), "--runs_folder", str(tmp_path / "killed")]
+    killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    (run,) = RunFolder.all(tmp_path / "killed")
+    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000004"]
+    assert list(run.checkpoints.glob(".step-000005*"))
+    wait(start_process(config_file, "resume", str(run.path)), 0)
+    assert outcome(run) == expected
+    assert not list(run.checkpoints.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_config, quiet, tmp_path, number: signal.Signals) -> None:
+    config = tiny_config(train__num_steps=40, checkpoint__every_steps=40)
+    config_file = tmp_path / "recipe.yaml"
+    config_file.write_text(to_yaml(config))
+    expected = outcome(train(config, quiet))
+    runs = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "burnish", "train", str(config_file), "--runs_folder", str(runs)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: any(path.stat().st_size for path in runs.glob("*/metrics.jsonl")), process, "step")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (run,) = RunFolder.all(runs)
+    assert f"go on with: burnish resume {run.path}" in output
+    assert "Traceback" not in output
+    wait(start_process(config_file, "resume", run.path.name, "--runs", str(runs)), 0)
+    assert outcome(run) == expected

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from burnish.config.loading import read_recipe
+from burnish.config.schema import TaskConfig
+from burnish.data.prompts import PromptOrder
+from burnish.data.tasks import load_tasks
+from burnish.errors import ConfigError, DataError
+from burnish.records import Message, Prompt, Task
+
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def row(index: int) -> dict[str, str]:
+    return {"prompt": f"question {index}", "answer": str(index)}
+
+
+def config(source: str, **settings) -> TaskConfig:
+    return TaskConfig(source=source, **{"num_held_out": 2, **settings})
+
+
+def test_quickstart_trains_and_evaluates_on_disjoint_questions() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
+    split = load_tasks(TaskConfig(**read_recipe("quickstart")["task"]))
+    train = {task.messages[-1].content for task in split.train}
+    held_out = {task.messages[-1].content for task in split.held_out}
+    assert len(held_out) == len(split.held_out) == 100
+    assert len(train) == len(split.train) == 100  # of the 200 questions that two one-digit terms allow
+    assert not train & held_out
+
+
+def test_split_is_by_question_and_ignores_repeats_and_order(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(20)]
+    once = load_tasks(config(write(tmp_path / "a.jsonl", *rows)))
+    twice = load_tasks(config(write(tmp_path / "b.jsonl", *rows[::-1], *rows)))
+    assert {task.id for task in once.held_out} == {task.id for task in twice.held_out}
+    assert {task.id for task in once.train} == {task.id for task in twice.train}
+    assert (len(once.train), len(once.held_out)) == (18, 2)
+
+
+def test_held_out_source_is_kept_out_of_training(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", *[row(i) for i in range(10)])
+    test = write(tmp_path / "test.jsonl", *[row(i) for i in range(8, 12)])
+    split = load_tasks(config(train, held_out_source=test, num_held_out=4))
+    assert [task.answer for task in split.held_out] == ["8", "9", "10", "11"]
+    assert [task.answer for task in split.train] == [str(i) for i in range(8)]
+
+
+def test_messages_system_prompt_and_extra_fields(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "1+1"},
+    ]
+    source = write(tmp_path / "a.jsonl", {"messages": turns, "answer": 2, "level": "easy"}, row(1), row(2))
+    split = load_tasks(config(source, system_prompt="Be brief."))
+    task = next(task for task in (*split.train, *split.held_out) if task.answer == "2" and task.extra)
+    assert task.messages[0] == Message(role="system", content="Be brief.")
+    assert [message.content for message in task.messages[1:]] == ["hi", "yes?", "1+1"]
+    assert task.extra == {"level": "easy"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"prompt": "a", "answer"', "line 3: not valid JSON"),
+        ("[1]", "line 3: a row must be a JSON object, got list"),
+        ({"prompt": " ", "answer": "1"}, "line 3: the prompt is empty"),
+        ({"prompt": "a"}, "line 3: field 'answer' must be text or a number"),
+        ({"prompt": "a", "answer": True}, "line 3: field 'answer' must be text or a number"),
+        ({"question": "a", "answer": "1"}, "line 3: needs a text field 'prompt'"),
+        ({"prompt": 5, "answer": "1"}, "line 3: needs a text field 'prompt'"),
+        ({"messages": [], "answer": "1"}, "line 3: needs a text field 'prompt'"),
+        ({"messages": [{"role": "user", "content": ""}], "answer": "1"}, "line 3: every message needs"),
+        ({"messages": ["hi"], "answer": "1"}, "line 3: every message needs"),
+    ],
+)
+def test_faulty_rows_are_named_by_their_line(tmp_path: Path, bad: object, message: str) -> None:
+    source = write(tmp_path / "a.jsonl", row(1), "", bad, row(2))
+    with pytest.raises(DataError, match=message):
+        load_tasks(config(source))
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "\xff\xfe"}\n')
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_tasks(config(str(path)))
+
+
+def test_too_few_questions(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", row(1), row(1), row(2))
+    with pytest.raises(DataError, match=r"2 held-out questions and at least one to train on .* has 2 and 0"):
+        load_tasks(config(source))
+
+
+def test_missing_sources() -> None:
+    with pytest.raises(ConfigError, match="no file nowhere.jsonl"):
+        load_tasks(config("nowhere.jsonl"))
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
+    with pytest.raises(ConfigError, match="cannot make 'nonsense'"):
+        load_tasks(config("reasoning-gym:nonsense"))
+    with pytest.raises(ConfigError, match="cannot make 'chain_sum'"):
+        load_tasks(config("reasoning-gym:chain_sum", options={"no_such": 1}))
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="the GSM8K files are not beside the checkout")
+def test_gsm8k_as_it_is_published() -> None:
+    split = load_tasks(config(str(GSM8K), prompt_field="question", num_held_out=200))
+    assert len(split.train) + len(split.held_out) == 7473
+    assert "####" in split.train[0].answer
+
+
+def order(position: int = 0, seed: int = 0, count: int = 10) -> PromptOrder:
+    tasks = [Task(id=str(i), messages=(), answer="") for i in range(count)]
+    return PromptOrder([Prompt(task=task, token_ids=(1,)) for task in tasks], seed=seed, position=position)
+
+
+def test_each_epoch_asks_every_prompt_once_in_a_new_order() -> None:
+    prompts = order()
+    asked = [prompt.task.id for _ in range(5) for prompt in prompts.next(4)]
+    first, second = asked[:10], asked[10:]
+    assert sorted(first) == sorted(second) == sorted(map(str, range(10)))
+    assert first != second
+
+
+def test_order_goes_on_from_its_position_and_depends_on_the_seed() -> None:
+    whole = [prompt.task.id for prompt in order().next(25)]
+    assert [prompt.task.id for prompt in order(position=7).next(18)] == whole[7:]
+    assert [prompt.task.id for prompt in order(seed=1).next(25)] != whole

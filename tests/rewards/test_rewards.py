@@ -1,0 +1,115 @@
+import asyncio
+import time
+
+import pytest
+
+from burnish.errors import ConfigError
+from burnish.records import Completion, Message, Task
+from burnish.rewards.answers import exact_match, last_number
+from burnish.rewards.scoring import Score, ScoreFailure, load_reward, score_all
+
+
+def completion(text: str) -> Completion:
+    return Completion(token_ids=(1,), text=text, sampling_logprobs=(0.0,), model_logprobs=(0.0,), finish_reason="stop")
+
+
+def task(answer: str) -> Task:
+    return Task(id="t", messages=(Message(role="user", content="q"),), answer=answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reward"),
+    [
+        ("3 + 4 = 7", "7", 1.0),
+        ("The answer is 7.", "7", 1.0),
+        ("7 - 9 = -2", "-2", 1.0),
+        ("7 - 9 = 2", "-2", 0.0),
+        ("so 10-3", "3", 1.0),
+        ("$1,042.00", "1042", 1.0),
+        ("It is 72.", "Natalia sold 48/2 = <<48/2=24>>24.\n#### 72", 1.0),
+        ("7 or 8", "7", 0.0),
+        ("seven", "7", 0.0),
+        ("", "7", 0.0),
+        ("0.50", ".5", 0.0),  # a reference is read like an answer: ".5" has the number 5
+        ("1,2", "2", 1.0),
+        ("(4)-2", "2", 1.0),
+    ],
+)
+def test_last_number(text: str, answer: str, reward: float) -> None:
+    assert last_number(completion(text), task(answer)) == reward
+
+
+def test_exact_match() -> None:
+    assert exact_match(completion(" yes\n"), task("yes")) == 1.0
+    assert exact_match(completion("Yes"), task("yes")) == 0.0
+
+
+def test_components_are_summed() -> None:
+    scores = score_all(lambda c, t: {"right": 1, "short": 0.25}, [(completion("x"), task("1"))], timeout_seconds=1)
+    assert scores == [Score(1.25, {"right": 1.0, "short": 0.25})]
+
+
+@pytest.mark.parametrize("value", [None, "1", float("nan"), {"a": "b"}, {"a": float("inf")}])
+def test_values_that_are_no_numbers_fail_alone(value) -> None:
+    values = iter([1.0, value, 0.0])
+    pairs = [(completion("x"), task("1"))] * 3
+    scores = score_all(lambda c, t: next(values), pairs, timeout_seconds=1)
+    assert [type(score) for score in scores] == [Score, ScoreFailure, Score]
+
+
+def test_an_endless_reward_is_interrupted() -> None:
+    def endless(c: Completion, t: Task) -> float:
+        while c.text == "loop":
+            pass
+        return 1.0
+
+    began = time.monotonic()
+    pairs = [(completion("loop"), task("1")), (completion("x"), task("1"))]
+    failed, scored = score_all(endless, pairs, timeout_seconds=0.1)
+    assert failed == ScoreFailure("TimeoutError: no result within 0.1 s")
+    assert scored == Score(1.0)
+    assert time.monotonic() - began < 5
+
+
+def test_coroutines_run_at_once_and_fail_alone() -> None:
+    running, most = 0, 0
+
+    async def judge(c: Completion, t: Task) -> float:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        await asyncio.sleep(60 if c.text == "slow" else 0.05)
+        running -= 1
+        if c.text == "bad":
+            raise RuntimeError("no verdict")
+        return 0.5
+
+    pairs = [(completion(text), task("1")) for text in ("a", "bad", "slow", "b")]
+    scores = score_all(judge, pairs, timeout_seconds=1)
+    assert scores[0] == scores[3] == Score(0.5)
+    assert scores[1] == ScoreFailure("RuntimeError: no verdict")
+    assert isinstance(scores[2], ScoreFailure) and "Timeout" in scores[2].reason
+    assert most == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("burnish.rewards.answers", "package.module:name"),
+        ("burnish.rewards.nothing:f", "cannot import"),
+        ("burnish.rewards.answers:nothing", "cannot import"),
+        ("burnish.rewards.scoring:Score", None),
+        ("os:getcwd", "must take"),
+    ],
+)
+def test_load_reward(path: str, message: str | None) -> None:
+    if message is None:
+        assert callable(load_reward(path))
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_reward(path)
+
+
+def test_load_reward_from_the_working_directory(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_own_rewards.py").write_text("def score(completion, task):\n    return len(completion.text)\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("my_own_rewards:score")(completion("four"), task("")) == 4
