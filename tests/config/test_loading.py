@@ -98,7 +98,7 @@ def test_faulty_recipes(tmp_path: Path, text: str, message: str) -> None:
 def test_unknown_recipe_and_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"recipe 'quikstart' is not known: did you mean 'quickstart'\?"):
         read_recipe("quikstart")
-    with pytest.raises(ConfigError, match="cannot read nowhere.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read nowhere\.yaml: No such file"):
         read_recipe("nowhere.yaml")
 
 

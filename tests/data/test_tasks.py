@@ -102,7 +102,7 @@ def test_too_few_questions(tmp_path: Path) -> None:
 
 
 def test_missing_sources() -> None:
-    with pytest.raises(ConfigError, match="no file nowhere.jsonl"):
+    with pytest.raises(ConfigError, match=r"no file nowhere\.jsonl"):
         load_tasks(config("nowhere.jsonl"))
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
     with pytest.raises(ConfigError, match="cannot make 'nonsense'"):

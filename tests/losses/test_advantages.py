@@ -11,7 +11,8 @@ from burnish.losses.advantages import group_advantages, has_signal
 
 
 def test_one_success_among_sixteen() -> None:
-    # mean 1/16; sample variance (1/16)(15/16)(16/15) = 1/16, so std = 1/4: (15/16) / (1/4) = 3.75, (-1/16) / (1/4) = -0.25
+    # mean 1/16; sample variance (1/16)(15/16)(16/15) = 1/16, so std = 1/4:
+    # (15/16) / (1/4) = 3.75 and (-1/16) / (1/4) = -0.25
     advantages_G = group_advantages([1.0] + [0.0] * 15)
     assert advantages_G[0] == pytest.approx(3.75, abs=1e-12)
     assert advantages_G[1:] == pytest.approx([-0.25] * 15, abs=1e-12)

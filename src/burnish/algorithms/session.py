@@ -21,7 +21,7 @@ from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.local import LocalRoles
 from burnish.errors import UserError
 from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
-from burnish.models.load import context_length, find_model, load_policy, load_tokenizer
+from burnish.models.load import inspect_model, load_policy
 from burnish.models.policy import Policy
 from burnish.monitoring.console import Progress
 from burnish.records import Prompt, SamplingSettings, Task
@@ -61,18 +61,15 @@ def check_inputs(config: GRPOConfig) -> Inputs:
         UserError: one of them cannot be used.
     """
     reward = load_reward(config.task.reward)
-    model_source = find_model(config.model.path)
+    model = inspect_model(config.model.path)
     tasks = load_tasks(config.task)
-    tokenizer, context = load_tokenizer(model_source), context_length(model_source)
+    limits = {"context_length": model.context_length, "max_tokens": config.rollout.max_tokens}
 
     def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
-        return tuple(
-            render_prompt(tokenizer, task, context_length=context, max_tokens=config.rollout.max_tokens)
-            for task in side
-        )
+        return tuple(render_prompt(model.tokenizer, task, **limits) for task in side)
 
     return Inputs(
-        model_source=model_source,
+        model_source=model.source,
         tasks=tasks,
         train=render(tasks.train),
         held_out=render(tasks.held_out),
@@ -83,6 +80,7 @@ def check_inputs(config: GRPOConfig) -> Inputs:
 def train(config: GRPOConfig, console: Console) -> RunFolder:
     """Make a run folder and train in it. Returns the folder; its record says whether the run finished."""
     inputs = check_inputs(config)
+    policy = _load(config)
     run = RunFolder.create(config.runs_folder, config.name)
     write_text(run.path / "config.yaml", to_yaml(config))
     run.write_record(
@@ -100,7 +98,7 @@ def train(config: GRPOConfig, console: Console) -> RunFolder:
     )
     with run.locked():
         run.add_event("started")
-        _train(config, inputs, run, console)
+        _train(config, inputs, policy, run, console)
     return run
 
 
@@ -133,7 +131,7 @@ def resume(run: RunFolder, config: GRPOConfig, console: Console) -> RunFolder:
             console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
         run.add_event("resumed", is_exact=is_exact)
         run.update_record(status="running")
-        _train(config, inputs, run, console)
+        _train(config, inputs, _load(config), run, console)
     return run
 
 
@@ -152,18 +150,20 @@ def report(run: RunFolder) -> str:
 class _Parts:
     """What a run computes with, restored to where it goes on."""
 
-    policy: Policy
     optimizer: MasterAdamW
     roles: LocalRoles
     state: TrainState
 
 
-def _restore(config: GRPOConfig, run: RunFolder) -> _Parts:
+def _load(config: GRPOConfig) -> Policy:
     torch.set_num_threads(config.model.num_threads)
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
-    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"))
+    return load_policy(config.model, seed=seed_for(config.seed, "adapter"))
+
+
+def _restore(config: GRPOConfig, policy: Policy, run: RunFolder) -> _Parts:
     optimizer = MasterAdamW(policy.trainable(), config.optimizer)
     learner = Learner(
         policy,
@@ -177,14 +177,14 @@ def _restore(config: GRPOConfig, run: RunFolder) -> _Parts:
     if saved := checkpoints(run.checkpoints):
         state = load_checkpoint(saved[-1], policy, optimizer)
     run.rewind(state.step)
-    return _Parts(policy=policy, optimizer=optimizer, roles=roles, state=state)
+    return _Parts(optimizer=optimizer, roles=roles, state=state)
 
 
-def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console) -> None:
-    parts = _restore(config, run)
+def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, console: Console) -> None:
+    parts = _restore(config, policy, run)
     state = parts.state
     progress = Progress(console, num_steps=config.train.num_steps)
-    held_out = _held_out(config, inputs, parts.policy)
+    held_out = _held_out(config, inputs, policy)
 
     def evaluate(step: int) -> float:
         items = held_out.evaluate(parts.roles.sample)
@@ -193,7 +193,7 @@ def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console)
 
     def save(state: TrainState) -> None:
         keep_last = config.checkpoint.keep_last
-        path = save_checkpoint(run.checkpoints, parts.policy, parts.optimizer, state, keep_last=keep_last)
+        path = save_checkpoint(run.checkpoints, policy, parts.optimizer, state, keep_last=keep_last)
         run.add_event("saved", step=state.step, checkpoint=path.name)
 
     hooks = Hooks(
@@ -213,7 +213,7 @@ def _train(config: GRPOConfig, inputs: Inputs, run: RunFolder, console: Console)
         config=config.rollout,
         reward=inputs.reward,
         reward_timeout_seconds=config.task.reward_timeout_seconds,
-        stop_token_ids=parts.policy.stop_token_ids,
+        stop_token_ids=policy.stop_token_ids,
         seed=config.seed,
     )
     prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)

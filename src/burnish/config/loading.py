@@ -65,7 +65,8 @@ def resolve(
             values[key], origins[key] = value, origin
             _check_known(key, keys, origin)
     required = [name for name, info in schema.model_fields.items() if info.is_required()]
-    tree = dict.fromkeys(required, {}) | _nest(values)  # so that a missing key is named, not its whole section
+    tree: dict[str, Any] = {name: {} for name in required}  # so that a missing key is named, not its whole section
+    tree |= _nest(values)
     return Resolved(_validate(schema, tree, origins), origins)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from burnish.errors import ModelError
 from burnish.records import Segment
@@ -72,13 +72,8 @@ class SegmentAttention:
         return self._masks[index]
 
 
-def install(model: PreTrainedModel) -> None:
-    """Switch a model to the plan-driven attention.
-
-    Raises:
-        ModelError: the model attends or scores in a way that a plan would silently ignore.
-    """
-    config = model.config
+def check_supported(config: PretrainedConfig) -> None:
+    """Raise a ModelError if the model attends or scores in a way that a plan would silently ignore."""
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     scaled_logits = [
@@ -92,6 +87,11 @@ def install(model: PreTrainedModel) -> None:
             f"{', '.join([*sorted(layer_types - {'full_attention'}), *scaled_logits]) or 'a sliding window'}; "
             "models with full causal attention and plain logits are"
         )
+
+
+def install(model: PreTrainedModel) -> None:
+    """Switch a model to the plan-driven attention."""
+    check_supported(model.config)
     model.set_attn_implementation(IMPLEMENTATION)
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,44 +66,63 @@ def check_folder(folder: Path) -> None:
             raise ModelError(f"model.path: {shard} is damaged ({error}); fetch it again") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is known of a model without its weights."""
+
+    source: str
+    context_length: int
+    tokenizer: PreTrainedTokenizerBase
+
+
+def inspect_model(path: str) -> ModelFacts:
+    """Find a model, check that it is supported, and load its tokenizer.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    source = find_model(path)
+    config = _from_pretrained(AutoConfig, _adapter_base(Path(source)) or source)
+    attention.check_supported(config)
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    return ModelFacts(source=source, context_length=int(config.max_position_embeddings), tokenizer=tokenizer)
+
+
 def load_policy(config: ModelConfig, *, seed: int) -> Policy:
     """Load model and tokenizer, switch to burnish's attention, add adapters where asked.
 
     Raises:
         ModelError: the model cannot be loaded or is not supported.
     """
-    source = find_model(config.path)
-    base = _adapter_base(Path(source))
-    model = _from_pretrained(AutoModelForCausalLM, base or source, dtype=_DTYPES[config.compute_dtype])
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    facts = inspect_model(config.path)
+    base = _adapter_base(Path(facts.source))
+    model = _load_weights(base or facts.source, _DTYPES[config.compute_dtype])
     attention.install(model)
     # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
-    model.get_input_embeddings().padding_idx = None
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None
     module: nn.Module = model
     if base is not None:
         if config.lora is not None:
-            raise ModelError(
-                f"model.lora: {source} is an adapter already; train on its base {base}, or set lora to null"
-            )
+            raise ModelError(f"model.lora: {facts.source} is an adapter already; set lora to null, or train on {base}")
         from peft import PeftModel
 
         with _peft_is_behind_transformers():
-            module = PeftModel.from_pretrained(model, source, is_trainable=True)
+            module = PeftModel.from_pretrained(model, facts.source, is_trainable=True)
     elif config.lora is not None:
         module = _with_adapters(model, config.lora, seed)
     module.eval()  # dropout off: the learner must score what the sampler sampled
-    return Policy(module=module, causal_lm=model, tokenizer=tokenizer, source=source)
+    return Policy(module=module, causal_lm=model, tokenizer=facts.tokenizer, source=facts.source)
 
 
-def context_length(source: str) -> int:
-    """The model's longest sequence, from its config alone."""
-    return int(_from_pretrained(AutoConfig, _adapter_base(Path(source)) or source).max_position_embeddings)
-
-
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that `find_model` found."""
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, source)
-    return tokenizer
+def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
+    model, report = _from_pretrained(AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
+    for fault in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[fault])):
+            # transformers would fill them with random numbers and go on
+            raise ModelError(f"model.path: {source} has {fault.replace('_keys', '')} weights: {', '.join(names[:3])}")
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _adapter_base(folder: Path) -> str | None:
@@ -115,6 +135,7 @@ def _adapter_base(folder: Path) -> str | None:
 def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         return kind.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError, KeyError) as error:

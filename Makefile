@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: help setup demo check test lock
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+setup: .venv/.done ## Make .venv from requirements.lock
+
+.venv/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "burnish needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Get a small model and train it to add: a few minutes on two cores
+	$(BIN)/burnish model get smollm2-135m
+	$(BIN)/burnish train quickstart
+
+check: setup ## Lint, types and fast tests: under a minute
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/python -m pytest --quiet -m 'not slow'
+
+test: setup ## Everything, the real model included
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/burnish model get smollm2-135m
+	$(BIN)/python -m pytest --durations 10
+
+lock: ## Remake requirements.lock from pyproject.toml and the pinned torch
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling editables '.[demo,lora,dev]'
+	(head -n 1 requirements.lock; .venv-lock/bin/pip freeze --exclude burnish | sed 's/+cpu//') > requirements.new
+	mv requirements.new requirements.lock
+	rm -r .venv-lock

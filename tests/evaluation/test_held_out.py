@@ -1,0 +1,57 @@
+import pytest
+
+from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
+from burnish.models.tiny import make_byte_tokenizer
+from burnish.records import Message, Prompt, SamplingSettings, Task
+from burnish.rewards.answers import last_number
+from burnish.rollout.generators.scripted import ScriptedGenerator
+
+TOKENIZER = make_byte_tokenizer()
+
+
+def held_out(reward=last_number) -> HeldOut:
+    prompts = [
+        Prompt(
+            task=Task(id=str(i), messages=(Message(role="user", content=f"{i}"),), answer=str(i)),
+            token_ids=tuple(TOKENIZER(str(i))["input_ids"]),
+        )
+        for i in range(4)
+    ]
+    return HeldOut(
+        prompts=prompts,
+        reward=reward,
+        reward_timeout_seconds=5,
+        sampling=SamplingSettings(max_tokens=8, temperature=0.0),
+        right_at=1.0,
+    )
+
+
+def test_items_and_verdict() -> None:
+    wrong = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "0")
+    right = ScriptedGenerator(TOKENIZER, lambda prompt, seed: f"= {prompt}")
+    before, after = held_out().evaluate(wrong.generate), held_out().evaluate(right.generate)
+    assert [item["is_right"] for item in before] == [True, False, False, False]
+    assert (accuracy(before), accuracy(after)) == (0.25, 1.0)
+    result = compare_items(before, after)
+    assert (result.n, result.difference, result.p_value) == (4, 0.75, 0.25)
+    line = verdict(result)
+    assert line.startswith("held-out accuracy 0.250 -> 1.000 on 4 items: difference +0.750, 95% CI [")
+    assert line.endswith("exact McNemar p = 0.25")
+
+
+def test_an_answer_that_cannot_be_scored_is_wrong_and_says_why() -> None:
+    def reward(completion, task) -> float:
+        return 1 / int(completion.text)
+
+    generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "0" if prompt == "2" else "1")
+    items = held_out(reward).evaluate(generator.generate)
+    assert [item["is_right"] for item in items] == [True, True, False, True]
+    assert items[2]["score"] is None
+    assert items[2]["failure"] == "ZeroDivisionError: division by zero"
+
+
+def test_different_questions_are_not_compared() -> None:
+    generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "1")
+    items = held_out().evaluate(generator.generate)
+    with pytest.raises(ValueError, match="not of the same questions"):
+        compare_items(items, items[::-1])
