@@ -41,9 +41,8 @@ def main() -> None:
             f"[{result.low:+.3f}, {result.high:+.3f}] | {result.p_value:.1e} | {seconds:.0f} | {peak:.2f} |",
             flush=True,
         )
-    print(
-        f"\ninterval above 0: {excluded} of {arguments.seeds}; n = {result.n} items; {platform.processor() or platform.machine()}"
-    )
+    n = result.n
+    print(f"\ninterval above 0: {excluded} of {arguments.seeds}, each on {n} items; {platform.platform()}")
 
 
 if __name__ == "__main__":

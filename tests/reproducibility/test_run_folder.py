@@ -59,8 +59,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = make(tmp_path, "a", "2026")
     with run.locked(), pytest.raises(UserError, match="being trained by another process"), run.locked():
         pass
+    assert run.status() == "died"
     with run.locked():
-        pass
+        assert run.status() == "running"
+    run.update_record(status="interrupted")
+    assert run.status() == "interrupted"
 
 
 def test_events_and_record(tmp_path: Path) -> None:

@@ -220,6 +220,7 @@ def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, c
     with _stop_on_signal(hooks), progress.running():
         grpo.train(config, parts.roles, prompts, collect, hooks, state)
     if state.step < config.train.num_steps:
+        save(state)  # the signal may have come after the step's own turn to save
         run.add_event("interrupted", step=state.step)
         run.update_record(status="interrupted")
         progress.say(f"stopped after step {state.step}; go on with: burnish resume {run.path}")

@@ -94,6 +94,7 @@ def get(name: str) -> int:
     """
     from burnish.models.fetch import fetch_model
 
+    print(f"{name}: downloading, converting and checking, unless it is there already; about a minute", flush=True)
     print(fetch_model(name))
     return 0
 

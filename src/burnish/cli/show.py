@@ -27,7 +27,7 @@ def print_runs(runs_folder: Path) -> int:
         last = metrics[-1] if metrics else {"step": 0}
         reward = f"{last['reward_mean']:.3f}" if "reward_mean" in last else "-"
         before, after = (scores[0] if scores else "-"), (scores[-1] if len(scores) > 1 else "-")
-        table.add_row(run.path.name, record["created"], record["status"], str(last["step"]), reward, before, after)
+        table.add_row(run.path.name, record["created"], run.status(), str(last["step"]), reward, before, after)
     Console(soft_wrap=True).print(table if table.row_count else f"no runs in {runs_folder}")
     return 0
 
@@ -37,7 +37,7 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     run = RunFolder.find(name, runs_folder)
     console = Console()
     record, metrics = run.record(), run.metrics()
-    console.print(f"{run.path}  {record['status']}  created {record['created']}", highlight=False)
+    console.print(f"{run.path}  {run.status()}  created {record['created']}", highlight=False)
     evaluations = run.steps("evaluations")
     if len(evaluations) > 1:
         first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))

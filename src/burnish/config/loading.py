@@ -57,8 +57,8 @@ def resolve(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     keys = dict(leaf_fields(schema))
-    for origin, tree in layers:
-        for key, value in _flatten(tree, keys):
+    for origin, layer in layers:
+        for key, value in _flatten(layer, keys):
             # A whole section set to null, or set again, replaces what an earlier layer said of its parts.
             for earlier in [name for name in values if name.startswith(key + ".") or key.startswith(name + ".")]:
                 del values[earlier], origins[earlier]

@@ -139,7 +139,9 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if importlib.util.find_spec("gguf") is None:  # transformers needs it and names it less clearly
         raise ModelError("converting this model needs gguf: pip install 'burnish[demo]'")
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)

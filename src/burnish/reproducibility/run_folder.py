@@ -82,6 +82,17 @@ class RunFolder:
                 raise UserError(f"run {self.path.name} is being trained by another process") from error
             yield
 
+    def status(self) -> str:
+        """The recorded status; `died` for a run that says it is running while no process trains it."""
+        recorded = str(self.record()["status"])
+        if recorded != "running":
+            return recorded
+        try:
+            with self.locked():
+                return "died"
+        except UserError:
+            return "running"
+
     def record(self) -> dict[str, Any]:
         """The content of run.json."""
         return _read_json(self.path / "run.json")

@@ -36,7 +36,7 @@ class Collector:
         """Collect the groups of one step.
 
         Raises:
-            DataError: more than half of the completions could not be scored: then the reward is at fault.
+            DataError: the reward failed for more than half of the completions, or left no group with two scores.
         """
         sampling = SamplingSettings(
             max_tokens=self.config.max_tokens,
@@ -54,10 +54,6 @@ class Collector:
         pairs = [(each, prompt.task) for prompt, group in zip(prompts, completions, strict=True) for each in group]
         scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
         failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
-        if 2 * len(failures) > len(scores):
-            raise DataError(
-                f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}"
-            )
         groups = []
         remaining = iter(scores)
         for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
@@ -72,4 +68,8 @@ class Collector:
                 groups.append(
                     RolloutGroup(id=group_id, prompt=prompt, rollouts=rollouts, weight_version=weight_version)
                 )
+        if 2 * len(failures) > len(scores) or not groups:
+            raise DataError(
+                f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}"
+            )
         return Collected(groups=tuple(groups), failures=tuple(failures))

