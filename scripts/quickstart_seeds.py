@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("seeds", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs-seeds"))
     arguments = parser.parse_args()
-    print("| seed | before | after | difference | 95% CI | McNemar p | training s | peak GB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| seed | items | before | after | difference | 95% CI | McNemar p | training s | peak GB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     excluded = 0
     for seed in range(arguments.seeds):
         command = [sys.executable, "-m", "burnish", "train", "quickstart", "--seed", str(seed)]
@@ -37,12 +37,11 @@ def main() -> None:
         peak = max(line["peak_memory_bytes"] for line in run.metrics()) / 1e9
         excluded += result.low > 0
         print(
-            f"| {seed} | {result.accuracy_a:.2f} | {result.accuracy_b:.2f} | {result.difference:+.2f} | "
+            f"| {seed} | {result.n} | {result.accuracy_a:.2f} | {result.accuracy_b:.2f} | {result.difference:+.2f} | "
             f"[{result.low:+.3f}, {result.high:+.3f}] | {result.p_value:.1e} | {seconds:.0f} | {peak:.2f} |",
             flush=True,
         )
-    n = result.n
-    print(f"\ninterval above 0: {excluded} of {arguments.seeds}, each on {n} items; {platform.platform()}")
+    print(f"\ninterval above 0: {excluded} of {arguments.seeds}; {platform.platform()}")
 
 
 if __name__ == "__main__":

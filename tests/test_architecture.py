@@ -73,9 +73,10 @@ def test_no_circle_among_modules() -> None:
     for path in modules():
         name = ".".join(("burnish", *path.relative_to(PACKAGE).with_suffix("").parts))
         imports[name] = {
-            node.module
+            module
             for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("burnish.")
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("burnish")
+            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
         }
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -131,7 +132,8 @@ def test_no_forbidden_calls() -> None:
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 assert not names & {"pickle", "dill", "cloudpickle", "marshal"}, path
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in {"eval", "exec"}, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load", "np.load"}, path
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, path

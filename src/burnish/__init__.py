@@ -3,8 +3,12 @@
 The public names load what they need when they are first used: `import burnish` does not import torch.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Read by huggingface_hub when it is imported, so it must be set before anything imports that.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from burnish.algorithms.session import resume, train
-from burnish.config.loading import to_yaml
-from burnish.errors import BurnishError, UserError
+from burnish.cli.train import run_config
+from burnish.config.loading import config_hash, to_yaml
+from burnish.errors import BurnishError, DataError, UserError
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
+from burnish.rewards.scoring import ScoreFailure
 
 TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
 
@@ -44,7 +46,7 @@ def outcome(run: RunFolder) -> Outcome:
         for line in metrics
     ]
     return Outcome(
-        parameters=sha256_of_file(checkpoint / "model.safetensors"),
+        parameters="".join(sha256_of_file(path) for path in sorted(checkpoint.glob("*model.safetensors"))),
         optimizer=sha256_of_file(checkpoint / "optimizer.safetensors"),
         state=json.loads((checkpoint / "state.json").read_text()),
         metrics=exact,
@@ -115,8 +117,10 @@ def _without_position(checkpoint: Path) -> None:
 
 def _without_random_state(checkpoint: Path) -> None:
     """Draws are functions of the root seed; a resume that lost it would draw anew."""
-    config = checkpoint.parents[1] / "config.yaml"
+    run = RunFolder(checkpoint.parents[1])
+    config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    run.update_record(config_sha256=config_hash(run_config(run)))
 
 
 def _without_master_weights(checkpoint: Path) -> None:
@@ -141,8 +145,6 @@ def _change_state(checkpoint: Path, **changes: int) -> None:
 )
 def test_negative_controls(tiny_config, quiet, monkeypatch, damage, must_differ: str) -> None:
     """Losing any one part of the state is visible in what the tests above compare."""
-    from burnish.cli.train import run_config
-
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
     checkpoint = run.checkpoints / "step-000003"
@@ -170,6 +172,43 @@ def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -
         file.write('{"prompt": "one more", "answer": "1"}\n')
     with pytest.raises(UserError, match="cannot be resumed: its tasks changed since it started"):
         resume(run, config, quiet)
+
+
+def test_a_changed_configuration_is_refused(tiny_config, quiet, monkeypatch) -> None:
+    run = interrupted(tiny_config(), quiet, monkeypatch, 3)
+    with pytest.raises(UserError, match="cannot be resumed: its config changed since it started"):
+        resume(run, tiny_config(optimizer__beta2=0.9), quiet)
+
+
+def test_adapters_resume(tiny_config, quiet, monkeypatch) -> None:
+    config = tiny_config(model__lora={"rank": 2}, optimizer__learning_rate=0.02, loss__kl_coefficient=0.05)
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    resumed, unbroken = outcome(run), outcome(train(config, quiet))
+    assert resumed == unbroken and len(resumed.parameters) == 64
+
+
+def test_half_a_folder_is_no_checkpoint(tiny_config, quiet, monkeypatch) -> None:
+    """What a kill in the middle of a removal could leave is replaced, not taken for the saved step."""
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    half = run.checkpoints / "step-000004"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    resume(run, config, quiet)
+    assert outcome(run) == outcome(train(config, quiet))
+
+
+def test_a_failed_run_says_why_and_can_be_resumed(tiny_config, quiet, tmp_path, monkeypatch) -> None:
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.rollout.collect.score_all", lambda *_, **__: [ScoreFailure("no judge")] * 12)
+        with pytest.raises(DataError, match="failed for 12 of 12"):
+            resume(run, config, quiet)
+    assert run.status() == "failed" and "no judge" in run.record()["failure"]
+    resume(run, config, quiet)
+    assert outcome(run) == outcome(train(config, quiet))
 
 
 def start_process(config_file: Path, *command: str) -> subprocess.Popen:
@@ -200,7 +239,7 @@ def wait_for(condition, process: subprocess.Popen, what: str) -> None:
 def test_kill_9_at_random_moments(tiny_config, quiet, tmp_path) -> None:
     """A new process each time, killed anywhere, saving included: KILLS runs end in the bits of the unbroken one."""
     kills = int(os.environ.get("KILLS", "3"))
-    config = tiny_config(train__num_steps=30, checkpoint__every_steps=1, evaluation__every_steps=10)
+    config = tiny_config(train__num_steps=60, checkpoint__every_steps=1, evaluation__every_steps=10)
     config_file = tmp_path / "recipe.yaml"
     config_file.write_text(to_yaml(config))
     expected = outcome(train(config, quiet))
@@ -209,8 +248,8 @@ def test_kill_9_at_random_moments(tiny_config, quiet, tmp_path) -> None:
     for kill in range(kills):
         runs = tmp_path / f"killed-{kill}"
         process = start_process(config_file, "train", str(config_file), "--runs_folder", str(runs))
-        wait_for(lambda: any(path.stat().st_size for path in runs.glob("*/metrics.jsonl")), process, "step")  # noqa: B023  # used at once
-        time.sleep(chance.uniform(0, 0.8))
+        wait_for(lambda: list(runs.glob("*/run.json")), process, "run folder")  # noqa: B023  # used at once
+        time.sleep(chance.uniform(0, 1.2))
         process.send_signal(signal.SIGKILL)
         wait(process, -signal.SIGKILL)
         (run,) = RunFolder.all(runs)
@@ -272,5 +311,5 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_config, quiet, tmp_path, number
     (run,) = RunFolder.all(runs)
     assert f"go on with: burnish resume {run.path}" in output
     assert "Traceback" not in output
-    wait(start_process(config_file, "resume", run.path.name, "--runs", str(runs)), 0)
+    wait(start_process(config_file, "resume", run.path.name, "--runs_folder", str(runs)), 0)
     assert outcome(run) == expected

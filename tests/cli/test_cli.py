@@ -149,9 +149,7 @@ def test_unusable_data(capsys, recipe: Path, tmp_path: Path, row: str, message: 
 
 
 def test_dry_run_loads_no_weights_and_writes_nothing(capsys, recipe: Path, tmp_path: Path, monkeypatch) -> None:
-    from burnish.models import load
-
-    monkeypatch.setattr(load, "load_policy", None)
+    monkeypatch.setattr("burnish.algorithms.session.load_policy", None)
     before = sorted(os.listdir(tmp_path))
     for arguments in (["train", str(recipe), "--dry-run"], ["config", "check", str(recipe)]):
         assert run(arguments) == 0
@@ -180,6 +178,9 @@ def test_train_runs_show(capsys, recipe: Path, tmp_path: Path) -> None:
     out = capsys.readouterr().out
     assert "seed" in out and "name" in out and "num_steps" not in out
 
+    (tmp_path / "runs" / name / "run.json").chmod(0o444)
+    assert run(["runs"]) == 0
+    capsys.readouterr()
     assert "is finished" in fails(capsys, 2, "resume", "last")
 
 
@@ -192,6 +193,27 @@ def test_config_show_names_origins(capsys, recipe: Path, monkeypatch) -> None:
     assert lines["rollout.group_size"][:2] == ["2", "recipe"]
     assert lines["rollout.temperature"] == ["1.0", "default"]
     assert len(lines["sha256"][0]) == 64
+
+
+def test_config_show_prints_values_as_they_are(capsys, recipe: Path) -> None:
+    prompt = "use [b]bold[/b], and [/INST] " + "long " * 60
+    assert run(["config", "show", str(recipe), "--rollout.stop", '["[/INST]"]', "--task.system_prompt", prompt]) == 0
+    out = capsys.readouterr().out
+    assert '["[/INST]"]' in out and json.dumps(prompt) in out
+
+
+def test_config_diff_of_recipes(capsys) -> None:
+    assert run(["config", "diff", "quickstart", "grpo"]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["train.num_steps"] == ["20", "100"]
+    assert "model.path" not in lines
+
+
+def test_places_that_cannot_be_written_or_read(capsys, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in fails(capsys, 2, "train", str(recipe), "--runs_folder", str(tmp_path / "file"))
+    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
+    assert "it is not UTF-8" in fails(capsys, 2, "train", str(tmp_path / "latin.yaml"))
 
 
 def test_config_schema(capsys) -> None:

@@ -59,6 +59,8 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         (["train.num_steps", "5"], "unexpected argument 'train.num_steps'"),
         (["--train", "5"], r"train='5' \(from flag\)"),
         (["--model.lora.rnak", "5"], "did you mean 'model.lora.rank'"),
+        (["--name", "a" * 65], r"name=.* at most 64"),
+        (["--rollout.stop", '[""]'], r"rollout.stop.0=''.*at least 1"),
         (["--name", "a/b"], r"name='a/b' .* match pattern"),
         # impossible together
         (["--train.minibatches_per_step", "9"], "train.minibatches_per_step=9 exceeds rollout.num_prompts=8"),
@@ -85,6 +87,7 @@ def test_faults_are_one_line_that_names_the_key(recipe: str, flags: list[str], m
         ("train: [1]", r"train=\[1\]"),
         ("- a", "must be a mapping of settings, got list"),
         ("a: [", "not valid YAML"),
+        ("train: {num_steps: 1, num_steps: 2}", "'num_steps' stands twice"),
         ("seed: 3", "model.path: is not set and has no default; add --model.path VALUE"),
     ],
 )
@@ -149,3 +152,11 @@ def test_shipped_recipes_are_valid() -> None:
         required = [] if name == "quickstart" else ["--task.source", "data.jsonl"]
         config = load(name, *required).config
         assert yaml.safe_load(to_yaml(config))["name"] == config.name
+
+
+def test_entries_of_a_mapping_are_merged_and_read_as_yaml() -> None:
+    flags = ["--task.options.max_digits", "2", "--task.options.allow_negation", "true"]
+    options = resolve(GRPOConfig, "quickstart", flags=flags, environment={}).config.task.options
+    assert options == {
+        "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2, "allow_negation": True
+    }  # fmt: skip

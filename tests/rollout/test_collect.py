@@ -1,9 +1,8 @@
 import pytest
 
-from burnish.config.schema import RolloutConfig
 from burnish.errors import DataError
 from burnish.models.tiny import make_byte_tokenizer
-from burnish.records import Message, Prompt, Task
+from burnish.records import Message, Prompt, SamplingSettings, Task
 from burnish.rewards.answers import last_number
 from burnish.rollout.collect import Collector
 from burnish.rollout.generators.scripted import ScriptedGenerator
@@ -22,8 +21,8 @@ def prompts(*questions: str) -> list[Prompt]:
 
 
 def collector(reward=last_number, seed: int = 0) -> Collector:
-    config = RolloutConfig(num_prompts=2, group_size=4, max_tokens=8)
-    return Collector(config=config, reward=reward, reward_timeout_seconds=5, stop_token_ids=(2,), seed=seed)
+    sampling = SamplingSettings(max_tokens=8, stop_token_ids=(2,))
+    return Collector(group_size=4, sampling=sampling, reward=reward, reward_timeout_seconds=5, seed=seed)
 
 
 def test_scores_every_completion_of_every_prompt() -> None:

@@ -113,7 +113,7 @@ def test_stops(generator) -> None:
     stop = texts[position] + texts[position + 1]
     at_string = generator.generate([request(generator, "hello", (5,), stop=(stop,))])[0][0]
     assert at_string.token_ids == free.token_ids[: position + 2]
-    assert at_string.text == generator.policy.tokenizer.decode(free.token_ids[:position])
+    assert at_string.text == generator.policy.tokenizer.decode(free.token_ids[:position], skip_special_tokens=True)
     assert at_string.finish_reason == "stop"
 
 

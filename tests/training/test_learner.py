@@ -89,7 +89,7 @@ def gradient_of(tiny_folder):
         for batch in batches:
             metrics += learner.forward_backward(batch, loss_of(aggregation))
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.trainable().values()])
-        return reduce_metrics(metrics)["loss"], gradient, len(metrics)
+        return reduce_metrics([learner.optim_step(0.0)])["loss"], gradient, len(metrics)
 
     return compute
 
@@ -193,3 +193,23 @@ def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None
     tiny_policy.causal_lm.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
     Learner(tiny_policy, optimizer, micro_batch_tokens=100).forward_backward(pack([asked]), loss_of("token"))
     assert embedding.weight.grad[end].norm() > 0
+
+
+def test_metrics_of_several_optimizer_steps(groups, tiny_folder) -> None:
+    """The loss is the mean over optimizer steps; the mismatch compares equal weights, however far the policy moved."""
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
+    batch = pack(groups)
+    old_S = learner.logprobs(batch)
+    batch = replace(batch, old_logprobs_S=old_S, sampler_logprobs_S=old_S)
+    losses, metrics = [], []
+    for _ in range(2):
+        metrics += learner.forward_backward(batch, loss_of("token"))
+        step = learner.optim_step(0.05)
+        losses.append(float(step["loss"].value))
+        metrics.append(step)
+    reduced = reduce_metrics(metrics)
+    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+    assert reduced["loss"] == pytest.approx(sum(losses) / 2)
+    assert reduced["ratio_max"] > 1.1
+    assert reduced["mismatch_max"] == 0

@@ -61,7 +61,7 @@ class GRPOConfig(Section):
 
     algorithm: Literal["grpo"] = "grpo"
     """The algorithm."""
-    name: str = Field("grpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("grpo", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Beginning of the run folder's name."""
     seed: int = Field(0, ge=0)
     """Root of every random draw."""
@@ -110,6 +110,7 @@ def train(
 ) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
     loss = policy_loss(config)
+    hooks.before_steps()
     while state.step < config.train.num_steps and not hooks.should_stop:
         asked = prompts.next(config.rollout.num_prompts)
         collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
@@ -151,7 +152,8 @@ def minibatches(groups: Sequence[RolloutGroup], config: GRPOConfig) -> Iterator[
     """One batch per optimizer step.
 
     Without a KL term a group without signal adds nothing to the gradient. It is left out of the computation but not
-    of the counts, so leaving it out changes no number. A share without any signal makes no optimizer step.
+    of the counts, so the gradient is the same; entropy, mismatch and clip metrics then describe the groups with
+    signal. A share without any signal makes no optimizer step.
     """
     for indices in np.array_split(np.arange(len(groups)), config.train.minibatches_per_step):
         share = [groups[index] for index in indices]

@@ -35,7 +35,8 @@ class Hooks:
     save: Callable[[TrainState], None]
     should_stop: bool = False
 
-    def __post_init__(self) -> None:
+    def before_steps(self) -> None:
+        """Start the clock of the first step."""
         self._step_began = self._sampled = time.monotonic()
 
     def after_sampling(self, collected: Collected) -> None:

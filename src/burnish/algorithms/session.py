@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,9 +20,9 @@ from burnish.data.chat import render_prompt
 from burnish.data.prompts import PromptOrder
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.local import LocalRoles
-from burnish.errors import UserError
+from burnish.errors import BurnishError, ConfigError, UserError
 from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
-from burnish.models.load import inspect_model, load_policy
+from burnish.models.load import ModelFacts, inspect_model, load_policy
 from burnish.models.policy import Policy
 from burnish.monitoring.console import Progress
 from burnish.records import Prompt, SamplingSettings, Task
@@ -47,11 +48,20 @@ from burnish.training.optimizer import MasterAdamW
 class Inputs:
     """What a run reads, checked before any weight is loaded."""
 
-    model_source: str
+    model: ModelFacts
     tasks: TaskSplit
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     reward: Reward
+
+    def record(self, config: GRPOConfig) -> dict[str, Any]:
+        """Their fingerprints: a resumed run must find the same ones."""
+        return {
+            "config_sha256": config_hash(config),
+            "model": model_record(self.model.source, base=self.model.base, commit=self.model.commit),
+            "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
+            "reward": {"path": config.task.reward, "source_sha256": source_hash(self.reward)},
+        }
 
 
 def check_inputs(config: GRPOConfig) -> Inputs:
@@ -62,43 +72,37 @@ def check_inputs(config: GRPOConfig) -> Inputs:
     """
     reward = load_reward(config.task.reward)
     model = inspect_model(config.model.path)
+    if model.base is not None and config.loss.kl_coefficient > 0:
+        raise ConfigError(
+            "loss.kl_coefficient cannot be used when model.path is an adapter: the starting model could only be had by "
+            "switching the adapter off, and would be its base; merge the adapter into its base first"
+        )
     tasks = load_tasks(config.task)
     limits = {"context_length": model.context_length, "max_tokens": config.rollout.max_tokens}
 
     def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
         return tuple(render_prompt(model.tokenizer, task, **limits) for task in side)
 
-    return Inputs(
-        model_source=model.source,
-        tasks=tasks,
-        train=render(tasks.train),
-        held_out=render(tasks.held_out),
-        reward=reward,
-    )
+    return Inputs(model=model, tasks=tasks, train=render(tasks.train), held_out=render(tasks.held_out), reward=reward)
 
 
 def train(config: GRPOConfig, console: Console) -> RunFolder:
     """Make a run folder and train in it. Returns the folder; its record says whether the run finished."""
     inputs = check_inputs(config)
     policy = _load(config)
+    record = {
+        "created": utc_now(),
+        "status": "running",
+        "seed": config.seed,
+        "code": code_record(),
+        "environment": environment_record(config.model.num_threads),
+        **inputs.record(config),
+    }
     run = RunFolder.create(config.runs_folder, config.name)
     write_text(run.path / "config.yaml", to_yaml(config))
-    run.write_record(
-        {
-            "created": utc_now(),
-            "status": "running",
-            "config_sha256": config_hash(config),
-            "seed": config.seed,
-            "code": code_record(),
-            "environment": environment_record(config.model.num_threads),
-            "model": model_record(inputs.model_source),
-            "tasks": tasks_record(inputs.tasks.train, inputs.tasks.held_out),
-            "reward": {"path": config.task.reward, "source_sha256": source_hash(inputs.reward)},
-        }
-    )
+    run.write_record(record)
     with run.locked():
-        run.add_event("started")
-        _train(config, inputs, policy, run, console)
+        _train(config, inputs, policy, run, console, event="started")
     return run
 
 
@@ -113,25 +117,20 @@ def resume(run: RunFolder, config: GRPOConfig, console: Console) -> RunFolder:
         if record["status"] == "finished":
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
         inputs = check_inputs(config)
-        now = {
-            "model": model_record(inputs.model_source),
-            "tasks": tasks_record(inputs.tasks.train, inputs.tasks.held_out),
-            "reward": {"path": config.task.reward, "source_sha256": source_hash(inputs.reward)},
-        }
-        if changed := [name for name, value in now.items() if record[name] != value]:
+        now = inputs.record(config)
+        if changed := [name.removesuffix("_sha256") for name, value in now.items() if record[name] != value]:
             raise UserError(
                 f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
                 "restore what changed, or start a new run"
             )
-        environment = environment_record(config.model.num_threads)
         is_exact = (
-            environment == record["environment"] and code_record()["package_sha256"] == record["code"]["package_sha256"]
+            environment_record(config.model.num_threads) == record["environment"]
+            and code_record()["package_sha256"] == record["code"]["package_sha256"]
         )
         if not is_exact:
             console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
-        run.add_event("resumed", is_exact=is_exact)
         run.update_record(status="running")
-        _train(config, inputs, _load(config), run, console)
+        _train(config, inputs, _load(config), run, console, event="resumed" if is_exact else "resumed_not_exact")
     return run
 
 
@@ -143,7 +142,7 @@ def report(run: RunFolder) -> str:
     lines = run.metrics()
     seconds = sum(line["seconds"] for line in lines)
     peak = max(line["peak_memory_bytes"] for line in lines)
-    return f"{verdict(compare_items(first, last))}; training {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+    return f"{verdict(compare_items(first, last))}; training wall time {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,11 +179,20 @@ def _restore(config: GRPOConfig, policy: Policy, run: RunFolder) -> _Parts:
     return _Parts(optimizer=optimizer, roles=roles, state=state)
 
 
-def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, console: Console) -> None:
+def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, console: Console, *, event: str) -> None:
     parts = _restore(config, policy, run)
     state = parts.state
+    run.add_event(event, step=state.step)
     progress = Progress(console, num_steps=config.train.num_steps)
-    held_out = _held_out(config, inputs, policy)
+    sampling = _sampling(config, policy)
+    timeout_seconds = config.task.reward_timeout_seconds
+    held_out = HeldOut(
+        prompts=inputs.held_out,
+        reward=inputs.reward,
+        reward_timeout_seconds=timeout_seconds,
+        sampling=replace(sampling, temperature=0.0),
+        right_at=config.evaluation.right_at,
+    )
 
     def evaluate(step: int) -> float:
         items = held_out.evaluate(parts.roles.sample)
@@ -205,43 +213,58 @@ def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, c
         evaluate=evaluate,
         save=save,
     )
-    progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
-    if 0 not in run.steps("evaluations"):
-        before = evaluate(0)
-        progress.say(f"held-out accuracy before training: {before:.3f} on {len(inputs.held_out)} items")
     collect = Collector(
-        config=config.rollout,
+        group_size=config.rollout.group_size,
+        sampling=sampling,
         reward=inputs.reward,
-        reward_timeout_seconds=config.task.reward_timeout_seconds,
-        stop_token_ids=policy.stop_token_ids,
+        reward_timeout_seconds=timeout_seconds,
         seed=config.seed,
     )
     prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)
-    with _stop_on_signal(hooks), progress.running():
-        grpo.train(config, parts.roles, prompts, collect, hooks, state)
-    if state.step < config.train.num_steps:
-        save(state)  # the signal may have come after the step's own turn to save
+    progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
+    with _failure_recorded(run), _stop_on_signal(hooks):
+        if 0 not in run.steps("evaluations"):
+            progress.say(f"held-out accuracy before training: {evaluate(0):.3f} on {len(inputs.held_out)} items")
+        with progress.running():
+            grpo.train(config, parts.roles, prompts, collect, hooks, state)
+        if state.step < config.train.num_steps:
+            save(state)  # the signal may have come after the step's own turn to save
+    _conclude(run, state, config.train.num_steps, progress)
+
+
+def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progress) -> None:
+    if state.step < num_steps:
         run.add_event("interrupted", step=state.step)
         run.update_record(status="interrupted")
         progress.say(f"stopped after step {state.step}; go on with: burnish resume {run.path}")
-        return
-    run.update_record(status="finished", finished=utc_now())
-    progress.say(report(run))
+    else:
+        run.update_record(status="finished", finished=utc_now())
+        progress.say(report(run))
 
 
-def _held_out(config: GRPOConfig, inputs: Inputs, policy: Policy) -> HeldOut:
-    return HeldOut(
-        prompts=inputs.held_out,
-        reward=inputs.reward,
-        reward_timeout_seconds=config.task.reward_timeout_seconds,
-        sampling=SamplingSettings(
-            max_tokens=config.rollout.max_tokens,
-            temperature=0.0,
-            stop=config.rollout.stop,
-            stop_token_ids=policy.stop_token_ids,
-        ),
-        right_at=config.evaluation.right_at,
+def _sampling(config: GRPOConfig, policy: Policy) -> SamplingSettings:
+    """A stop string that is a special token is a stop token: texts are decoded without special tokens."""
+    names = list(policy.tokenizer.all_special_tokens)
+    special = dict(zip(names, policy.tokenizer.all_special_ids, strict=True))
+    stop_tokens = [special[stop] for stop in config.rollout.stop if stop in special]
+    return SamplingSettings(
+        max_tokens=config.rollout.max_tokens,
+        temperature=config.rollout.temperature,
+        stop=tuple(stop for stop in config.rollout.stop if stop not in special),
+        stop_token_ids=(*policy.stop_token_ids, *stop_tokens),
     )
+
+
+@contextmanager
+def _failure_recorded(run: RunFolder) -> Iterator[None]:
+    """Let the run folder say why a run ended, then let the error go on."""
+    try:
+        yield
+    except BurnishError as error:
+        with suppress(BurnishError):  # a disk that is full is full for this note too
+            run.update_record(status="failed", failure=str(error))
+            run.add_event("failed", reason=str(error))
+        raise
 
 
 @contextmanager

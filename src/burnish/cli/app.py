@@ -42,7 +42,7 @@ def train(
 
 
 @app.command
-def resume(run: str, *, runs: RunsFolder = Path("runs")) -> int:
+def resume(run: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
     """Go on with a run that was interrupted, bit by bit as if it had not been.
 
     Parameters
@@ -52,22 +52,22 @@ def resume(run: str, *, runs: RunsFolder = Path("runs")) -> int:
     """
     from burnish.cli.train import resume_run
 
-    return resume_run(run, runs)
+    return resume_run(run, runs_folder)
 
 
 @app.command(name="runs")
-def list_runs(*, runs: RunsFolder = Path("runs")) -> int:
+def list_runs(*, runs_folder: RunsFolder = Path("runs")) -> int:
     """List the runs."""
     from burnish.cli.show import print_runs
 
-    return print_runs(runs)
+    return print_runs(runs_folder)
 
 
 @app.command
 def show(
     run: str,
     *,
-    runs: RunsFolder = Path("runs"),
+    runs_folder: RunsFolder = Path("runs"),
     step: Annotated[int | None, Parameter(help="Step whose rollouts to show; the last by default.")] = None,
     groups: Annotated[int, Parameter(help="Groups to show.")] = 2,
 ) -> int:
@@ -80,7 +80,7 @@ def show(
     """
     from burnish.cli.show import print_run
 
-    return print_run(run, runs, step=step, num_groups=groups)
+    return print_run(run, runs_folder, step=step, num_groups=groups)
 
 
 @model_app.command
@@ -94,8 +94,7 @@ def get(name: str) -> int:
     """
     from burnish.models.fetch import fetch_model
 
-    print(f"{name}: downloading, converting and checking, unless it is there already; about a minute", flush=True)
-    print(fetch_model(name))
+    print(fetch_model(name, lambda text: print(text, flush=True)))
     return 0
 
 
@@ -141,6 +140,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{message} See `burnish --help`.", 2)
     except BurnishError as error:
         return _fail(str(error), error.exit_status)
+    except OSError as error:
+        is_the_users = isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError))
+        return _fail(f"{error.filename}: {error.strerror}", 2 if is_the_users else 3)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

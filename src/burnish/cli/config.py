@@ -6,32 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from burnish.algorithms.grpo import GRPOConfig
-from burnish.config.loading import config_hash, leaf_fields, resolve
+from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve
 
 
 def show_config(recipe: str, settings: Sequence[str], file: Path | None) -> int:
     """Print every setting with its value and origin."""
     resolved = resolve(GRPOConfig, recipe, file=file, flags=settings, environment=os.environ)
-    table = Table("setting", "value", "from", box=None, pad_edge=False)
-    for key, value in _leaves(resolved.config).items():
-        table.add_row(key, json.dumps(value), resolved.origin(key))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(f"sha256 {config_hash(resolved.config)}", highlight=False)
+    _print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
+    print(f"sha256 {config_hash(resolved.config)}")
     return 0
 
 
 def diff_configs(recipe: str, other: str) -> int:
     """Print the settings in which two recipes or runs differ."""
-    first, second = (_leaves(resolve(GRPOConfig, _recipe_of(each), environment={}).config) for each in (recipe, other))
-    table = Table("setting", recipe, other, box=None, pad_edge=False)
-    for key in [key for key in {**first, **second} if first.get(key) != second.get(key)]:
-        table.add_row(key, json.dumps(first.get(key)), json.dumps(second.get(key)))
-    Console(soft_wrap=True).print(table if table.row_count else "no difference")
+    first, second = (flat_settings(GRPOConfig, _recipe_of(each)) for each in (recipe, other))
+    keys = [key for key in {**first, **second} if _text(first.get(key)) != _text(second.get(key))]
+    if keys:
+        _print_columns(
+            [("setting", recipe, other), *((key, _text(first.get(key)), _text(second.get(key))) for key in keys)]
+        )
+    else:
+        print("no difference")
     return 0
 
 
@@ -52,15 +48,25 @@ def _recipe_of(name: str) -> str:
 
 
 def _leaves(config: GRPOConfig) -> dict[str, Any]:
-    values = {}
     tree = config.model_dump(mode="json")
+    values: dict[str, Any] = {}
     for key, _ in leaf_fields(GRPOConfig):
         value: Any = tree
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if not (isinstance(value, dict) and any(other.startswith(key + ".") for other, _ in leaf_fields(GRPOConfig))):
-            values[key] = value
+        values[key] = value
     return values
+
+
+def _print_columns(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Plain text in columns, whole: a value may hold brackets or be long, and a script may read it."""
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for key, value, last in rows:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {last}")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def _plain(default: Any) -> Any:

@@ -22,7 +22,7 @@ def train_recipe(recipe: str, settings: Sequence[str], *, file: Path | None, is_
         longest = max(len(prompt.token_ids) for prompt in (*inputs.train, *inputs.held_out))
         print(
             f"ok: {len(inputs.train)} questions to train on, {len(inputs.held_out)} held out, longest prompt {longest} "
-            f"tokens, model {inputs.model_source}, {config.train.num_steps} steps of {config.rollout.num_prompts} x "
+            f"tokens, model {inputs.model.source}, {config.train.num_steps} steps of {config.rollout.num_prompts} x "
             f"{config.rollout.group_size} completions"
         )
         return 0

@@ -59,11 +59,14 @@ def resolve(
     keys = dict(leaf_fields(schema))
     for origin, layer in layers:
         for key, value in _flatten(layer, keys):
+            _check_known(key, keys, origin)
+            if key not in keys and _inside_mapping(key, keys):  # one entry of a mapping, say task.options.max_terms
+                key, _, entry = key.rpartition(".")
+                value = {**values.get(key, {}), entry: yaml.safe_load(value) if isinstance(value, str) else value}
             # A whole section set to null, or set again, replaces what an earlier layer said of its parts.
             for earlier in [name for name in values if name.startswith(key + ".") or key.startswith(name + ".")]:
                 del values[earlier], origins[earlier]
             values[key], origins[key] = value, origin
-            _check_known(key, keys, origin)
     required = [name for name, info in schema.model_fields.items() if info.is_required()]
     tree: dict[str, Any] = {name: {} for name in required}  # so that a missing key is named, not its whole section
     tree |= _nest(values)
@@ -98,6 +101,13 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if recipe.endswith((".yaml", ".yml")):
         return _read_yaml(Path(recipe))
     raise ConfigError(f"recipe {recipe!r} is not known: {_suggest(recipe, shipped)}or give the path of a .yaml file")
+
+
+def flat_settings(schema: type[Section], recipe: str) -> dict[str, Any]:
+    """Every setting that a recipe has by itself, checked or not: its own, then the defaults; required ones may lack."""
+    keys = dict(leaf_fields(schema))
+    defaults = {key: info.default for key, info in keys.items() if not info.is_required()}
+    return defaults | dict(_flatten(read_recipe(recipe), keys))
 
 
 def leaf_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,16 +187,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: it is not UTF-8") from error
 
 
 def _parse_yaml(text: str, place: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{place}: must be a mapping of settings, got {type(tree).__name__}")
     return tree
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, but a key that stands twice is an error and not silently the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _flatten(tree: Mapping[str, Any], keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

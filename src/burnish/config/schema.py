@@ -1,6 +1,6 @@
 """The sections that recipes of every algorithm share. Each field's description is its only documentation."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -100,7 +100,7 @@ class RolloutConfig(Section):
     """Longest completion, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature. The learner divides its logits by it too: both look at the same policy."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
@@ -114,7 +114,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls from its peak to 0 at the last step."""
+    """How the rate falls after the warm-up: towards 0, which it would reach one step after the last."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float = Field(0.95, ge=0, lt=1)

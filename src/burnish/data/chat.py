@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from burnish.errors import DataError
 from burnish.records import Prompt, Task
 
@@ -14,17 +16,22 @@ if TYPE_CHECKING:
 def render_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, *, context_length: int, max_tokens: int) -> Prompt:
     """Render the conversation with the tokenizer's chat template, up to where the assistant speaks.
 
-    A tokenizer without a template (a base model) gets the contents, joined by blank lines.
+    A tokenizer without a template (a base model) gets the contents, joined by blank lines, and its own first token.
 
     Raises:
-        DataError: the prompt and `max_tokens` of answer do not fit into the model's context.
+        DataError: the template refuses the conversation, or the prompt and `max_tokens` do not fit into the context.
     """
-    if tokenizer.chat_template is None:
+    is_plain = tokenizer.chat_template is None
+    if is_plain:
         text = "\n\n".join(message.content for message in task.messages)
     else:
         messages = [{"role": message.role, "content": message.content} for message in task.messages]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    token_ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise DataError(f"task {task.id}: the model's chat template refuses the conversation: {error}") from error
+    # A template writes its own special tokens; plain text gets those that the tokenizer puts around any text.
+    token_ids = tuple(tokenizer(text, add_special_tokens=is_plain)["input_ids"])
     if not token_ids:
         raise DataError(f"task {task.id}: the prompt {text!r} has no tokens")
     if len(token_ids) + max_tokens > context_length:

@@ -26,16 +26,16 @@ class TaskSplit:
 def load_tasks(config: TaskConfig) -> TaskSplit:
     """Read, remove repeated questions, and split by question.
 
-    The split depends on the questions alone, not on the run's seed: runs with different seeds, and a question that
+    The split depends on the questions alone, not on the run's seed or system prompt: such runs, and a question that
     stands in the source several times, meet the same held-out set.
 
     Raises:
         DataError: the source cannot be read, a row is faulty (named by its line), or too few questions remain.
         ConfigError: the source does not exist.
     """
-    unique = _unique(_read(config, config.source))
+    unique = _unique(_read(config, "source", config.source))
     if config.held_out_source is not None:
-        held_out = _unique(_read(config, config.held_out_source))[: config.num_held_out]
+        held_out = _unique(_read(config, "held_out_source", config.held_out_source))[: config.num_held_out]
         held_out_ids = {task.id for task in held_out}
         train = [task for task in unique if task.id not in held_out_ids]
     else:
@@ -50,12 +50,22 @@ def load_tasks(config: TaskConfig) -> TaskSplit:
 
 
 def _unique(tasks: Iterable[Task]) -> list[Task]:
-    return list({task.id: task for task in tasks}.values())
+    found: dict[str, Task] = {}
+    for task in tasks:
+        first = found.setdefault(task.id, task)
+        if first.answer != task.answer:
+            raise DataError(
+                f"the question {task.messages[-1].content[:60]!r} stands twice, with the answers {first.answer[:40]!r} "
+                f"and {task.answer[:40]!r}: keep one"
+            )
+    return list(found.values())
 
 
-def _read(config: TaskConfig, source: str) -> list[Task]:
+def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
     if source.startswith(_REASONING_GYM):
         return _read_reasoning_gym(config, source.removeprefix(_REASONING_GYM))
+    if not Path(source).is_file():
+        raise ConfigError(f"task.{key}: no file {source}; give a JSONL file or reasoning-gym:<dataset>")
     return _read_jsonl(config, Path(source))
 
 
@@ -76,8 +86,6 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
 
 
 def _read_jsonl(config: TaskConfig, path: Path) -> list[Task]:
-    if not path.is_file():
-        raise ConfigError(f"task.source: no file {path}; give a JSONL file or reasoning-gym:<dataset>")
     tasks = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -94,7 +102,10 @@ def _read_jsonl(config: TaskConfig, path: Path) -> list[Task]:
 def _parse_row(config: TaskConfig, line: str, place: str) -> Task:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: holds half a character (a lone surrogate), which no tokenizer can read") from error
+    except (ValueError, RecursionError) as error:  # a syntax error, a number of thousands of digits, endless nesting
         raise DataError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: a row must be a JSON object, got {type(row).__name__}")
@@ -109,6 +120,8 @@ def _parse_row(config: TaskConfig, line: str, place: str) -> Task:
 
 def _messages(config: TaskConfig, row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     prompt = row.get(config.prompt_field)
+    if prompt is not None and row.get("messages") is not None:
+        raise DataError(f"{place}: has both {config.prompt_field!r} and 'messages': keep one")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{place}: the prompt is empty")
@@ -128,7 +141,7 @@ def _messages(config: TaskConfig, row: Mapping[str, Any], place: str) -> tuple[M
 
 
 def _task(config: TaskConfig, messages: tuple[Message, ...], answer: str, extra: Mapping[str, Any]) -> Task:
+    canonical = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
     if config.system_prompt is not None:
         messages = (Message(role="system", content=config.system_prompt), *messages)
-    canonical = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
     return Task(id=hashlib.sha256(canonical.encode()).hexdigest()[:16], messages=messages, answer=answer, extra=extra)

@@ -40,7 +40,7 @@ class LocalRoles:
         if self._reference is None:
             raise ValueError("these roles were made without a reference")
         policy = self._reference.policy
-        if policy.module is policy.causal_lm:
+        if not policy.is_adapted:
             return self._reference.logprobs(batch)
         adapted: Any = policy.module  # a PeftModel
         with adapted.disable_adapter():
@@ -61,7 +61,7 @@ class LocalRoles:
 
 def _reference_of(learner: Learner) -> Learner:
     policy = learner.policy
-    if policy.module is not policy.causal_lm:
+    if policy.is_adapted:
         return learner
     frozen = copy.deepcopy(policy.causal_lm).requires_grad_(False)
     reference = Policy(module=frozen, causal_lm=frozen, tokenizer=policy.tokenizer, source=policy.source)

@@ -81,6 +81,11 @@ def check_supported(config: PretrainedConfig) -> None:
         for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
         if getattr(config, name, None) not in (None, 1.0)
     ]
+    needed = ("num_attention_heads", "num_key_value_heads", "hidden_size", "max_position_embeddings")
+    if lacking := [name for name in needed if not isinstance(getattr(config, name, None), int)]:
+        raise ModelError(f"model type {config.model_type!r} is not supported: its config lacks {', '.join(lacking)}")
+    if getattr(config, "v_head_dim", None) is not None:
+        raise ModelError(f"model type {config.model_type!r} is not supported: its values are narrower than its keys")
     if layer_types != {"full_attention"} or window is not None or scaled_logits:
         raise ModelError(
             f"model type {config.model_type!r} is not supported: it uses "

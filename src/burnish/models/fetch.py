@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def cached_model(name: str) -> Path:
     return folder
 
 
-def fetch_model(name: str) -> Path:
+def fetch_model(name: str, say: Callable[[str], None]) -> Path:
     """Download, check, convert and verify a known model; nothing is done if it is there already.
 
     Raises:
@@ -85,6 +86,7 @@ def fetch_model(name: str) -> Path:
     if final.is_dir():
         return final
     known = KNOWN_MODELS[name]
+    say(f"{name}: downloading, converting and checking it; about a minute")
     final.parent.mkdir(parents=True, exist_ok=True)
     require_free_space(final.parent, _CONVERSION_BYTES, f"converting {name}")
     with tempfile.TemporaryDirectory(dir=final.parent) as scratch:

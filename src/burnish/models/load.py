@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +37,8 @@ def find_model(path: str) -> str:
     if folder.is_dir():
         check_folder(folder)
         return str(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    # `models/typo` beside a folder `models` is a mistyped folder, not a hub id
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
         raise ModelError(f"model.path: no folder {path!r}, and no model of that name; known: {', '.join(KNOWN_MODELS)}")
     return path
 
@@ -48,14 +48,15 @@ def check_folder(folder: Path) -> None:
     is_adapter = (folder / "adapter_config.json").is_file()
     if not is_adapter and not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {folder} has no config.json: it is not a Hugging Face model folder")
-    shards = sorted(folder.glob("*.safetensors"))
+    shards = sorted(folder.glob("adapter_model.safetensors" if is_adapter else "model*.safetensors"))
     if not shards:
         others = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")]
         hint = f"; {others[0]} is not read: only safetensors are" if others else ""
         raise ModelError(f"model.path: {folder} has no weights (*.safetensors){hint}")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        weight_map = _read_json(index).get("weight_map")
+        wanted = set(weight_map.values()) if isinstance(weight_map, dict) else set()
         if missing := wanted - {shard.name for shard in shards}:
             raise ModelError(f"model.path: {folder} lacks {sorted(missing)[0]}, which its index names")
     for shard in shards:
@@ -71,6 +72,10 @@ class ModelFacts:
     """What is known of a model without its weights."""
 
     source: str
+    base: str | None
+    """The model that an adapter stands on."""
+    commit: str | None
+    """The hub's commit; None for a folder."""
     context_length: int
     tokenizer: PreTrainedTokenizerBase
 
@@ -82,10 +87,16 @@ def inspect_model(path: str) -> ModelFacts:
         ModelError: it cannot be used.
     """
     source = find_model(path)
-    config = _from_pretrained(AutoConfig, _adapter_base(Path(source)) or source)
+    base = _adapter_base(Path(source))
+    config = _from_pretrained(AutoConfig, base or source)
     attention.check_supported(config)
-    tokenizer = _from_pretrained(AutoTokenizer, source)
-    return ModelFacts(source=source, context_length=int(config.max_position_embeddings), tokenizer=tokenizer)
+    return ModelFacts(
+        source=source,
+        base=base,
+        commit=getattr(config, "_commit_hash", None),
+        context_length=int(config.max_position_embeddings),
+        tokenizer=_from_pretrained(AutoTokenizer, source),
+    )
 
 
 def load_policy(config: ModelConfig, *, seed: int) -> Policy:
@@ -95,28 +106,29 @@ def load_policy(config: ModelConfig, *, seed: int) -> Policy:
         ModelError: the model cannot be loaded or is not supported.
     """
     facts = inspect_model(config.path)
-    base = _adapter_base(Path(facts.source))
-    model = _load_weights(base or facts.source, _DTYPES[config.compute_dtype])
+    model = _load_weights(facts.base or facts.source, _DTYPES[config.compute_dtype])
     attention.install(model)
     # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
     embedding: Any = model.get_input_embeddings()
     embedding.padding_idx = None
     module: nn.Module = model
-    if base is not None:
+    if facts.base is not None:
         if config.lora is not None:
-            raise ModelError(f"model.lora: {facts.source} is an adapter already; set lora to null, or train on {base}")
-        from peft import PeftModel
-
-        with _peft_is_behind_transformers():
-            module = PeftModel.from_pretrained(model, facts.source, is_trainable=True)
+            raise ModelError(
+                f"model.lora: {facts.source} is an adapter already; set lora to null, or train on {facts.base}"
+            )
+        with _peft() as peft:
+            module = peft.PeftModel.from_pretrained(model, facts.source, is_trainable=True)
     elif config.lora is not None:
         module = _with_adapters(model, config.lora, seed)
+    _check_head(model)
     module.eval()  # dropout off: the learner must score what the sampler sampled
     return Policy(module=module, causal_lm=model, tokenizer=facts.tokenizer, source=facts.source)
 
 
 def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
-    model, report = _from_pretrained(AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, report = _from_pretrained(AutoModelForCausalLM, source, **options)
     for fault in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, report[fault])):
             # transformers would fill them with random numbers and go on
@@ -125,48 +137,69 @@ def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
+def _check_head(model: PreTrainedModel) -> None:
+    """Only the head's matrix is read, so a bias or an adapter on it would be ignored."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ModelError(
+            f"model type {model.config.model_type!r} is not supported with an output head beyond one matrix: "
+            "a head with a bias, or lm_head in model.lora.target_modules"
+        )
+
+
 def _adapter_base(folder: Path) -> str | None:
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file():
+    path = folder / "adapter_config.json"
+    if not path.is_file():
         return None
-    return find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    base = _read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ModelError(f"model.path: {path} does not name its base_model_name_or_path")
+    return find_model(base)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"model.path: {path} is not valid JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         return kind.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
+    except Exception as error:  # what a damaged folder makes transformers raise has no common class
         reason = " ".join(str(error).split())
         raise ModelError(f"model.path: cannot load {source!r}: {reason[:300]}") from error
 
 
 def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ModelError(f"model.lora needs peft ({error}): pip install 'burnish[lora]'") from error
-    settings = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=list(config.target_modules),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), _peft_is_behind_transformers():
+    with torch.random.fork_rng(devices=[]), _peft() as peft:
         torch.manual_seed(seed % 2**63)
+        settings = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=list(config.target_modules),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
         try:
-            adapted: nn.Module = get_peft_model(model, settings)
+            adapted: nn.Module = peft.get_peft_model(model, settings)
             return adapted
         except ValueError as error:
             raise ModelError(f"model.lora.target_modules: {error}") from error
 
 
 @contextmanager
-def _peft_is_behind_transformers() -> Iterator[None]:
-    """Hide the deprecation warnings that peft 0.21 causes in transformers 5.24; they are not the user's to mend."""
+def _peft() -> Iterator[Any]:
+    """The module peft, without the deprecation warnings that peft 0.21 causes in transformers 5.24."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(f"adapters need peft ({error}): pip install 'burnish[lora]'") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        yield
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # _check_head refuses those adapters
+        yield peft

@@ -28,6 +28,11 @@ class Policy:
     source: str
 
     @property
+    def is_adapted(self) -> bool:
+        """Whether adapters are trained instead of the model's own weights."""
+        return self.module is not self.causal_lm
+
+    @property
     def head_VH(self) -> Tensor:
         """The output embedding."""
         weight: Tensor = self.causal_lm.get_output_embeddings().weight

@@ -82,6 +82,8 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and everything in it, if it is there."""
+    """Remove a folder and everything in it, if it is there; a kill leaves it whole or under a temporary name."""
     if folder.exists():
-        shutil.rmtree(folder)
+        doomed = folder if folder.name.endswith(".tmp") else folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

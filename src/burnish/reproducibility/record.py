@@ -3,11 +3,13 @@
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +46,19 @@ def environment_record(num_threads: int) -> dict[str, Any]:
     }
 
 
-def model_record(source: str) -> dict[str, Any]:
-    """Hash of each file of a local model folder; the name alone for a hub id."""
-    folder = Path(source)
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return {"source": source, "sha256": {path.name: sha256_of_file(path) for path in files}}
+def model_record(source: str, *, base: str | None, commit: str | None) -> dict[str, Any]:
+    """Hash of each file of a model folder, and of the folder an adapter stands on; the commit for a hub id."""
+    folders = [Path(each) for each in (source, base) if each is not None and Path(each).is_dir()]
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return {"source": source, "commit": commit, "sha256": {str(path): sha256_of_file(path) for path in files}}
 
 
 def tasks_record(train: Iterable[Task], held_out: Iterable[Task]) -> dict[str, Any]:
-    """Counts and order-independent hashes of the questions and answers of both sides of the split."""
+    """Counts and hashes of both sides of the split, in their order and with every field a reward can see."""
     sides: dict[str, Any] = {}
     for name, tasks in (("train", list(train)), ("held_out", list(held_out))):
-        lines = sorted(f"{task.id}\0{task.answer}" for task in tasks)
-        sides[name] = {"count": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+        digest = hashlib.sha256(json.dumps([asdict(task) for task in tasks], sort_keys=True).encode())
+        sides[name] = {"count": len(tasks), "sha256": digest.hexdigest()}
     return sides
 
 

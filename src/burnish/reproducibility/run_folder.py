@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,13 @@ class RunFolder:
     @classmethod
     def all(cls, runs_folder: Path) -> list["RunFolder"]:
         """Every run of a folder, oldest first."""
-        runs = [cls(record.parent) for record in runs_folder.glob("*/run.json")]
-        return sorted(runs, key=lambda run: str(run.record()["created"]))
+        created: dict[Path, str] = {}
+        for record in runs_folder.glob("*/run.json"):
+            with suppress(
+                ValueError, KeyError, TypeError, OSError
+            ):  # not a run of ours, or one whose creation was cut off
+                created[record.parent] = str(_read_json(record)["created"])
+        return [cls(path) for path in sorted(created, key=lambda path: (created[path], path.name))]
 
     @property
     def checkpoints(self) -> Path:
@@ -88,10 +93,13 @@ class RunFolder:
         if recorded != "running":
             return recorded
         try:
-            with self.locked():
-                return "died"
-        except UserError:
+            with (self.path / "lock").open() as lock:  # read-only: looking at a run must not need to write
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return "running"
+        except FileNotFoundError:
+            return "died"
+        return "died"
 
     def record(self) -> dict[str, Any]:
         """The content of run.json."""
@@ -144,6 +152,8 @@ class RunFolder:
         """Forget what was recorded after `step`, and what a killed process left half-written."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        events = read_jsonl(self.path / "events.jsonl")
+        write_text(self.path / "events.jsonl", "".join(json.dumps(line) + "\n" for line in events))
         for folder in ("rollouts", "evaluations"):
             for later in [found for found in self.steps(folder) if found > step]:
                 self._step_file(folder, later).unlink()

@@ -24,5 +24,5 @@ def exact_match(completion: Completion, task: Task) -> float:
 
 
 def _last_number_in(text: str) -> Decimal | None:
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None

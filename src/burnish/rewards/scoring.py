@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import inspect
 import math
+import numbers
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -48,12 +49,12 @@ def load_reward(path: str) -> Reward:
         sys.path.insert(0, str(Path.cwd()))
     try:
         reward = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"task.reward: cannot import {path!r}: {error}") from error
-    try:
         inspect.signature(reward).bind(None, None)
     except TypeError as error:
         raise ConfigError(f"task.reward: {path!r} must take (completion, task): {error}") from error
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"task.reward: cannot import {path!r}: {reason}") from error
     found: Reward = reward
     return found
 
@@ -63,55 +64,67 @@ def score_all(
 ) -> list[Score | ScoreFailure]:
     """Score every completion. One that raises, times out or returns no finite number fails alone.
 
-    A coroutine function is awaited for all pairs at once; a plain function is called in order, in the main thread,
-    interrupted by a timer.
+    A coroutine function is awaited for all pairs at once; a plain function is called in order. Either is interrupted
+    by a timer of this, the main thread, which a reward that sets its own `signal.alarm` switches off.
     """
     if inspect.iscoroutinefunction(reward):
-        return asyncio.run(_score_concurrently(reward, pairs, timeout_seconds))
+        return _score_concurrently(reward, pairs, timeout_seconds)
     return [_score_one(reward, completion, task, timeout_seconds) for completion, task in pairs]
+
+
+class _TooSlowError(BaseException):
+    """Not an Exception, so that a reward's own `except Exception` does not swallow it."""
 
 
 def _score_one(reward: Reward, completion: Completion, task: Task, timeout_seconds: float) -> Score | ScoreFailure:
     try:
         with _deadline(timeout_seconds):
             return _to_score(reward(completion, task))
+    except _TooSlowError:
+        return ScoreFailure(f"no result within {timeout_seconds:g} s")
     except Exception as error:  # a user's code may raise anything; it must cost one completion, not the run
         return ScoreFailure(f"{type(error).__name__}: {error}")
 
 
-async def _score_concurrently(
+def _score_concurrently(
     reward: Callable[[Completion, Task], Awaitable[RewardValue]],
     pairs: Sequence[tuple[Completion, Task]],
     timeout_seconds: float,
 ) -> list[Score | ScoreFailure]:
-    calls = (asyncio.wait_for(reward(completion, task), timeout_seconds) for completion, task in pairs)
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    scores: list[Score | ScoreFailure] = []
-    for result in results:
-        if isinstance(result, Exception):
-            scores.append(ScoreFailure(f"{type(result).__name__}: {result}"))
-        elif isinstance(result, BaseException):
-            raise result
-        else:
-            scores.append(_to_score(result))
-    return scores
+    async def score(completion: Completion, task: Task) -> Score | ScoreFailure:
+        try:
+            return _to_score(await asyncio.wait_for(reward(completion, task), timeout_seconds))
+        except (TimeoutError, _TooSlowError):
+            return ScoreFailure(f"no result within {timeout_seconds:g} s")
+        except Exception as error:  # as in _score_one
+            return ScoreFailure(f"{type(error).__name__}: {error}")
+
+    async def score_everything() -> list[Score | ScoreFailure]:
+        return await asyncio.gather(*(score(completion, task) for completion, task in pairs))
+
+    try:
+        # By then wait_for has ended every call that awaits; the timer ends those that block.
+        with _deadline(2 * timeout_seconds):
+            return asyncio.run(score_everything())
+    except _TooSlowError:
+        return [ScoreFailure("an async reward blocks: it must await what it waits for")] * len(pairs)
 
 
 def _to_score(value: Any) -> Score | ScoreFailure:
-    components = value if isinstance(value, Mapping) else {}
-    total = sum(components.values()) if isinstance(value, Mapping) else value
-    if not isinstance(total, (int, float)) or not math.isfinite(total):
+    parts = value if isinstance(value, Mapping) else {"": value}
+    if not all(isinstance(part, numbers.Real) and math.isfinite(part) for part in parts.values()):
         return ScoreFailure(f"a reward must be a finite number or named numbers, got {value!r}")
-    return Score(float(total), {name: float(part) for name, part in components.items()})
+    components = {str(name): float(part) for name, part in parts.items()}
+    return Score(sum(components.values()), components if isinstance(value, Mapping) else {})
 
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
     def give_up(signum: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no result within {seconds:g} s")
+        raise _TooSlowError
 
     previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again and again, should the reward swallow the first
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from burnish.config.schema import RolloutConfig
 from burnish.errors import DataError
 from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
@@ -26,10 +25,10 @@ class Collected:
 class Collector:
     """Samples `group_size` completions per prompt and scores them."""
 
-    config: RolloutConfig
+    group_size: int
+    sampling: SamplingSettings
     reward: Reward
     reward_timeout_seconds: float
-    stop_token_ids: tuple[int, ...]
     seed: int
 
     def __call__(self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int) -> Collected:
@@ -38,18 +37,12 @@ class Collector:
         Raises:
             DataError: the reward failed for more than half of the completions, or left no group with two scores.
         """
-        sampling = SamplingSettings(
-            max_tokens=self.config.max_tokens,
-            temperature=self.config.temperature,
-            stop=self.config.stop,
-            stop_token_ids=self.stop_token_ids,
-        )
         requests = []
         for index, prompt in enumerate(prompts):
             # The index tells apart a task that an epoch's end puts into one step twice.
-            members = range(self.config.group_size)
+            members = range(self.group_size)
             seeds = tuple(seed_for(self.seed, "rollout", step, prompt.task.id, index, member) for member in members)
-            requests.append(GenerationRequest(token_ids=prompt.token_ids, sampling=sampling, seeds=seeds))
+            requests.append(GenerationRequest(token_ids=prompt.token_ids, sampling=self.sampling, seeds=seeds))
         completions = sample(requests)
         pairs = [(each, prompt.task) for prompt, group in zip(prompts, completions, strict=True) for each in group]
         scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)

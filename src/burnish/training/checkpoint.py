@@ -45,8 +45,9 @@ def save_checkpoint(folder: Path, policy: Policy, optimizer: MasterAdamW, state:
     """
     folder.mkdir(exist_ok=True)
     final = folder / f"step-{state.step:06d}"
-    if final.exists():  # the last step may be an interval's end too
+    if (final / _MANIFEST).is_file():  # the last step may be an interval's end too
         return final
+    remove_folder(final)
     require_free_space(folder, checkpoint_bytes(optimizer), "a checkpoint")
 
     def write(aside: Path) -> None:
@@ -90,7 +91,7 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) ->
 
 def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
     policy.tokenizer.save_pretrained(folder)
-    if _is_adapter(policy):
+    if policy.is_adapted:
         policy.module.peft_config["default"].save_pretrained(folder)  # type: ignore[union-attr,index]  # peft
         stored = {_adapter_name(name): weight.contiguous() for name, weight in weights.items()}
         save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -107,14 +108,10 @@ def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) ->
 
 
 def _read_weights(folder: Path, policy: Policy) -> dict[str, Tensor]:
-    if not _is_adapter(policy):
+    if not policy.is_adapted:
         return load_file(folder / "model.safetensors")
     stored = load_file(folder / "adapter_model.safetensors")
     return {name: stored[_adapter_name(name)] for name in policy.trainable()}
-
-
-def _is_adapter(policy: Policy) -> bool:
-    return policy.module is not policy.causal_lm
 
 
 def _adapter_name(name: str) -> str:

@@ -39,6 +39,7 @@ class Learner:
         self.optimizer = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
+        self._accumulated_loss = torch.zeros(())
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
@@ -47,21 +48,29 @@ class Learner:
         for micro in split_batch(batch, self.micro_batch_tokens):
             logprobs_S, entropy_S = self._score(micro)
             output = loss(logprobs_S, micro)
-            (output.total / normalizer).backward()
+            share = output.total / normalizer
+            share.backward()
+            self._accumulated_loss = self._accumulated_loss + share.detach()
+            # The sampler's weights are those before the first of several optimizer steps.
+            same_weights_S = logprobs_S if micro.old_logprobs_S is None else micro.old_logprobs_S
             metrics.append(
                 {
-                    "loss": Metric(output.total.detach() / normalizer, "sum"),
                     "entropy": Metric(entropy_S.sum(), "mean", len(entropy_S)),
-                    **mismatch_metrics(logprobs_S, micro.sampler_logprobs_S),
+                    **mismatch_metrics(same_weights_S, micro.sampler_logprobs_S),
                     **output.metrics,
                 }
             )
         return metrics
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
-        """Apply the accumulated gradient."""
+        """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
         norm = self.optimizer.step(learning_rate)
-        return {"grad_norm": Metric(norm, "mean"), "learning_rate": Metric(learning_rate, "mean")}
+        loss, self._accumulated_loss = self._accumulated_loss, torch.zeros(())
+        return {
+            "loss": Metric(loss, "mean"),
+            "grad_norm": Metric(norm, "mean"),
+            "learning_rate": Metric(learning_rate, "mean"),
+        }
 
     @torch.no_grad()
     def logprobs(self, batch: TokenBatch) -> Tensor:

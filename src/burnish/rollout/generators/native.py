@@ -138,7 +138,11 @@ class NativeGenerator:
         logits_RV = (hidden_RH @ self.policy.head_VH.T).float()
         positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
         seeds_R = np.array([row.seed for row in rows], dtype=np.uint64)
-        drawn = draw(logits_RV, [row.request.sampling for row in rows], uniforms(seeds_R, positions_R))
+        drawn = draw(
+            logits_RV,
+            [row.request.sampling for row in rows],
+            lambda count: uniforms(seeds_R, positions_R, count),
+        )
         columns = (drawn.ids_R.tolist(), drawn.sampling_logprobs_R.tolist(), drawn.model_logprobs_R.tolist())
         for row, token, sampling_logprob, model_logprob in zip(rows, *columns, strict=True):
             row.token_ids.append(token)
