@@ -9,7 +9,7 @@ from burnish.config.schema import ModelConfig
 from burnish.models.load import load_policy
 from burnish.models.policy import Policy
 from burnish.models.tiny import make_tiny_model
-from burnish.records import Completion, Message, Prompt, Rollout, RolloutGroup, Task
+from burnish.records import Completion, GenerationRequest, Message, Prompt, Rollout, RolloutGroup, Task
 
 torch.set_num_threads(2)
 
@@ -54,5 +54,24 @@ def make_groups() -> MakeGroups:
             prompt = Prompt(task=task, token_ids=tuple(rng.integers(0, 259, prompt_length).tolist()))
             groups.append(RolloutGroup(id=index, prompt=prompt, rollouts=rollouts, weight_version=3))
         return groups
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def as_groups() -> Callable[..., list[RolloutGroup]]:
+    """Groups of what a generator returned for these requests, all with reward 0."""
+
+    def make(requests: Sequence[GenerationRequest], completions: Sequence[Sequence[Completion]]) -> list[RolloutGroup]:
+        task = Task(id="t", messages=(Message(role="user", content="q"),), answer="")
+        return [
+            RolloutGroup(
+                id=index,
+                prompt=Prompt(task=task, token_ids=request.token_ids),
+                rollouts=tuple(Rollout(completion=completion, reward=0.0) for completion in group),
+                weight_version=0,
+            )
+            for index, (request, group) in enumerate(zip(requests, completions, strict=True))
+        ]
 
     return make

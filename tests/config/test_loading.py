@@ -65,7 +65,6 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         # impossible together
         (["--train.minibatches_per_step", "9"], "train.minibatches_per_step=9 exceeds rollout.num_prompts=8"),
         (["--rollout.max_rows", "4"], "rollout.max_rows=4 is less than rollout.group_size=8"),
-        (["--optimizer.warmup_steps", "8"], "optimizer.warmup_steps=8 exceeds the 7 optimizer steps"),
         # would be ignored
         (["--loss.kl_estimator", "k2"], "loss.kl_estimator would be ignored while loss.kl_coefficient is 0"),
         (["--loss.clip_high", "0.28"], "loss.clip_high would be ignored with train.minibatches_per_step=1"),

@@ -14,7 +14,7 @@ from burnish.errors import ModelError
 from burnish.losses.policy_gradient import ClippedPolicyLoss
 from burnish.models.fetch import KNOWN_MODELS, cached_model, verify_conversion
 from burnish.models.load import load_policy
-from burnish.records import GenerationRequest, Message, Prompt, Rollout, RolloutGroup, SamplingSettings, Task
+from burnish.records import GenerationRequest, RolloutGroup, SamplingSettings
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
@@ -50,23 +50,14 @@ def render(tokenizer, question: str) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="module")
-def groups(policy) -> list[RolloutGroup]:
+def groups(policy, as_groups) -> list[RolloutGroup]:
     generator = NativeGenerator(policy, max_rows=8)
     sampling = SamplingSettings(max_tokens=12, stop_token_ids=policy.stop_token_ids)
     requests = [
         GenerationRequest(token_ids=render(policy.tokenizer, question), sampling=sampling, seeds=(1, 2, 3, 4))
         for question in QUESTIONS
     ]
-    task = Task(id="t", messages=(Message(role="user", content="q"),), answer="")
-    return [
-        RolloutGroup(
-            id=index,
-            prompt=Prompt(task=task, token_ids=request.token_ids),
-            rollouts=tuple(Rollout(completion=completion, reward=0.0) for completion in completions),
-            weight_version=0,
-        )
-        for index, (request, completions) in enumerate(zip(requests, generator.generate(requests), strict=True))
-    ]
+    return as_groups(requests, generator.generate(requests))
 
 
 def test_conversion_answers_and_round_trips() -> None:

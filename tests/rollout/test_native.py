@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from burnish.config.schema import OptimizerConfig
 from burnish.data.packing import pack_groups
 from burnish.errors import DataError
-from burnish.records import GenerationRequest, Message, Prompt, Rollout, RolloutGroup, SamplingSettings, Task
+from burnish.records import GenerationRequest, SamplingSettings
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
 from burnish.training.optimizer import MasterAdamW
@@ -131,18 +131,9 @@ def test_impossible_requests_are_refused(generator, text: str, max_tokens: int, 
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampler_and_learner_agree(generator, temperature: float) -> None:
+def test_sampler_and_learner_agree(generator, as_groups, temperature: float) -> None:
     asked = [request(generator, text, (1, 2, 3), temperature=temperature) for text in TEXTS]
-    task = Task(id="t", messages=(Message(role="user", content="q"),), answer="")
-    groups = [
-        RolloutGroup(
-            id=index,
-            prompt=Prompt(task=task, token_ids=each.token_ids),
-            rollouts=tuple(Rollout(completion=completion, reward=0.0) for completion in completions),
-            weight_version=0,
-        )
-        for index, (each, completions) in enumerate(zip(asked, generator.generate(asked), strict=True))
-    ]
+    groups = as_groups(asked, generator.generate(asked))
     batch = pack_groups(groups, [[0.0] * 3] * len(groups))
     optimizer = MasterAdamW(generator.policy.trainable(), OptimizerConfig())
     learner = Learner(generator.policy, optimizer, micro_batch_tokens=100, temperature=temperature)

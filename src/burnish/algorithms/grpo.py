@@ -89,11 +89,6 @@ class GRPOConfig(Section):
                 f"rollout.max_rows={self.rollout.max_rows} is less than rollout.group_size={self.rollout.group_size}: "
                 "a group is decoded together"
             )
-        if self.optimizer.warmup_steps > train.num_steps * train.minibatches_per_step:
-            raise ConfigError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds the "
-                f"{train.num_steps * train.minibatches_per_step} optimizer steps of the run"
-            )
         if loss.kl_coefficient == 0 and loss.changes("kl_estimator"):
             raise ConfigError("loss.kl_estimator would be ignored while loss.kl_coefficient is 0: set both or neither")
         for key in ("clip_low", "clip_high"):

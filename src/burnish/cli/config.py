@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from burnish.algorithms.grpo import GRPOConfig
+from burnish.cli.columns import print_columns
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve
 
 
 def show_config(recipe: str, settings: Sequence[str], file: Path | None) -> int:
     """Print every setting with its value and origin."""
     resolved = resolve(GRPOConfig, recipe, file=file, flags=settings, environment=os.environ)
-    _print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
+    print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
     print(f"sha256 {config_hash(resolved.config)}")
     return 0
 
@@ -23,7 +24,7 @@ def diff_configs(recipe: str, other: str) -> int:
     first, second = (flat_settings(GRPOConfig, _recipe_of(each)) for each in (recipe, other))
     keys = [key for key in {**first, **second} if _text(first.get(key)) != _text(second.get(key))]
     if keys:
-        _print_columns(
+        print_columns(
             [("setting", recipe, other), *((key, _text(first.get(key)), _text(second.get(key))) for key in keys)]
         )
     else:
@@ -56,13 +57,6 @@ def _leaves(config: GRPOConfig) -> dict[str, Any]:
             value = value.get(part) if isinstance(value, dict) else None
         values[key] = value
     return values
-
-
-def _print_columns(rows: Sequence[tuple[str, str, str]]) -> None:
-    """Plain text in columns, whole: a value may hold brackets or be long, and a script may read it."""
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for key, value, last in rows:
-        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {last}")
 
 
 def _text(value: Any) -> str:

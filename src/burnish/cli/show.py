@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from burnish.cli.columns import print_columns
 from burnish.evaluation.held_out import accuracy, compare_items, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
-_CURVES = ("reward_mean", "held_out_accuracy", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
+_CURVES = ("reward_mean", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _SIDE_BY_SIDE = 4
@@ -20,15 +21,18 @@ _SIDE_BY_SIDE = 4
 
 def print_runs(runs_folder: Path) -> int:
     """One line per run, oldest first."""
-    table = Table("run", "created", "status", "step", "reward", "held-out before", "after", box=None, pad_edge=False)
+    rows = [("run", "created", "status", "step", "reward", "held-out before", "after")]
     for run in RunFolder.all(runs_folder):
         record, metrics = run.record(), run.metrics()
         scores = [f"{accuracy(run.read_step('evaluations', step)):.3f}" for step in run.steps("evaluations")]
         last = metrics[-1] if metrics else {"step": 0}
         reward = f"{last['reward_mean']:.3f}" if "reward_mean" in last else "-"
         before, after = (scores[0] if scores else "-"), (scores[-1] if len(scores) > 1 else "-")
-        table.add_row(run.path.name, record["created"], run.status(), str(last["step"]), reward, before, after)
-    Console(soft_wrap=True).print(table if table.row_count else f"no runs in {runs_folder}")
+        rows.append((run.path.name, record["created"], run.status(), str(last["step"]), reward, before, after))
+    if len(rows) > 1:
+        print_columns(rows)
+    else:
+        print(f"no runs in {runs_folder}")
     return 0
 
 
@@ -41,7 +45,10 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     evaluations = run.steps("evaluations")
     if len(evaluations) > 1:
         first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))
-        console.print(f"step {evaluations[-1]}: {verdict(compare_items(first, last))}", highlight=False)
+        console.print(f"step {evaluations[-1]}: {verdict(compare_items(first, last))}", highlight=False, soft_wrap=True)
+    scores = [(each, accuracy(run.read_step("evaluations", each))) for each in evaluations]
+    if scores:
+        console.print(_curve("held_out_accuracy", scores), highlight=False)
     for metric in _CURVES:
         points = [(line["step"], line[metric]) for line in metrics if metric in line]
         if points:
@@ -69,11 +76,13 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
 
 
 def _group(line: Mapping[str, Any], step: int) -> Table:
-    """Completions of one prompt side by side, each under its reward and advantage."""
-    rollouts = line["rollouts"][:_SIDE_BY_SIDE]
-    more = len(line["rollouts"]) - len(rollouts)
+    """The best and the worst completions of one prompt side by side, each under its reward and advantage."""
+    ranked = sorted(line["rollouts"], key=lambda rollout: -rollout["reward"])
+    half = _SIDE_BY_SIDE // 2
+    rollouts = ranked if len(ranked) <= _SIDE_BY_SIDE else ranked[:half] + ranked[-half:]
+    more = len(ranked) - len(rollouts)
     title = f"step {step}, group {line['group']}: {line['prompt']}  (answer {line['answer']})"
-    table = Table(title=Text(title), title_justify="left", caption=f"and {more} more" if more else None)
+    table = Table(title=Text(title), title_justify="left", caption=f"and {more} more between them" if more else None)
     for rollout in rollouts:
         table.add_column(f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}", overflow="fold")
     cells = []

@@ -9,8 +9,8 @@ from burnish.errors import DataError
 
 AdvantageScale = Literal["std", "none"]
 
-# Rewards closer than this, relative to their size, are equal: 0.1 + 0.2 + 0.4 and 0.7 differ only by rounding, and
-# dividing that difference by its own spread would turn it into a full-sized advantage.
+# Rewards closer than this, relative to the largest or to 1, are equal: 0.1 + 0.2 + 0.4 and 0.7 differ only by rounding,
+# and dividing that difference by its own spread would turn it into a full-sized advantage.
 _EQUAL_REWARDS = 1e-6
 
 

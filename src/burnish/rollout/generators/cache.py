@@ -9,10 +9,10 @@ from burnish.models.policy import Policy
 
 
 class LaneCache:
-    """Keys and values of `num_lanes` prompts and, for each, of `width` samples that grew from it.
+    """Keys and values of `num_lanes` prompts and, for each, of `width` completions that grow from it.
 
-    A prompt is stored once for all its samples, and attended to by all of them in one product. The samples of a lane
-    start together, so a lane has one length. `begin` and `attend` serve one decoding step at a time.
+    A prompt is stored once for all its completions, and attended to by all of them in one product. The completions of
+    a lane start together, so a lane has one length. `begin` and `attend` serve one decoding step at a time.
     """
 
     def __init__(self, policy: Policy, *, num_lanes: int, width: int, max_prompt: int, max_new: int) -> None:
@@ -47,14 +47,14 @@ class LaneCache:
             self.own_lengths[lane] = 0
 
     def begin(self, rows: list[tuple[int, int]]) -> None:
-        """Prepare a step in which each of `rows`, as (lane, sample), brings one new token."""
+        """Prepare a step in which each of `rows`, as (lane, member), brings one new token."""
         device = self.prompt_key.device
         lanes = sorted({lane for lane, _ in rows})
         self._slot = {lane: index for index, lane in enumerate(lanes)}
         self._lanes = torch.tensor(lanes, device=device)
-        self._grid_R = torch.tensor([self._slot[lane] * self.width + sample for lane, sample in rows], device=device)
+        self._grid_R = torch.tensor([self._slot[lane] * self.width + member for lane, member in rows], device=device)
         self._row_lane_R = torch.tensor([lane for lane, _ in rows], device=device)
-        self._row_sample_R = torch.tensor([sample for _, sample in rows], device=device)
+        self._row_member_R = torch.tensor([member for _, member in rows], device=device)
         self._row_length_R = torch.tensor([self.own_lengths[lane] for lane, _ in rows], device=device)
         prompt_lengths = torch.tensor([self.prompt_lengths[lane] for lane in lanes], device=device)
         own_lengths = torch.tensor([self.own_lengths[lane] + 1 for lane in lanes], device=device)
@@ -76,7 +76,7 @@ class LaneCache:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See AttentionPlan. One token per row: query [1, heads, R, head_dim]."""
-        where = (layer, self._row_lane_R, self._row_sample_R, slice(None), self._row_length_R)
+        where = (layer, self._row_lane_R, self._row_member_R, slice(None), self._row_length_R)
         self.own_key[where] = key[0].transpose(0, 1)
         self.own_value[where] = value[0].transpose(0, 1)
         heads, head_dim = query.shape[1], query.shape[3]

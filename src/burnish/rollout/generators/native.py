@@ -111,21 +111,21 @@ class NativeGenerator:
         token_ids_T = torch.tensor([token for prompt in prompts for token in prompt])
         position_ids_T = torch.cat([torch.arange(length) for length in lengths])
         hidden_TH = self.policy.hidden_states(token_ids_T, position_ids_T, plan)
-        # Every sample of a request draws its first token from the same logits.
+        # Every completion of a request draws its first token from the same logits.
         last = torch.tensor(lengths).cumsum(0) - 1
         repeats = torch.tensor([len(lanes[index]) for index in chunk])
         self._extend([row for index in chunk for row in lanes[index]], hidden_TH[last].repeat_interleave(repeats, 0))
 
     def _decode_step(self, cache: LaneCache, lanes: list[list[_Row]]) -> None:
         places = [
-            (lane, sample)
+            (lane, member)
             for lane, lane_rows in enumerate(lanes)
-            for sample, row in enumerate(lane_rows)
+            for member, row in enumerate(lane_rows)
             if row.completion is None
         ]
         if not places:
             return
-        rows = [lanes[lane][sample] for lane, sample in places]
+        rows = [lanes[lane][member] for lane, member in places]
         cache.begin(places)
         token_ids_R = torch.tensor([row.token_ids[-1] for row in rows])
         position_ids_R = torch.tensor([len(row.request.token_ids) + len(row.token_ids) - 1 for row in rows])

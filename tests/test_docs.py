@@ -1,0 +1,40 @@
+"""The README says what is so."""
+
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from burnish.algorithms import grpo
+from burnish.cli.app import run
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_loop_is_the_loop() -> None:
+    assert BLOCKS[-1].strip() == inspect.getsource(grpo.train).strip()
+
+
+def test_the_reward_and_the_command_on_data_in_the_format_of_gsm8k(capsys, tiny_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text(BLOCKS[0])
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": f"What is {i} + 1?", "answer": f"Add them.\n#### {i + 1}"} for i in range(120)]
+    (tmp_path / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (command,) = re.findall(r"^    burnish (train grpo .*?--dry-run)$", README, flags=re.DOTALL | re.MULTILINE)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    model = ["--model.path", str(tiny_folder), "--model.compute_dtype", "float32"]
+    assert run([*arguments, *model]) == 0
+    assert "ok: 20 questions to train on, 100 held out" in capsys.readouterr().out
+    small = ["--train.num_steps", "1", "--task.num_held_out", "4", "--rollout.max_tokens", "4"]
+    assert run([*arguments[:-1], *model, *small]) == 0
+    assert "exact McNemar p" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (Path(__file__).parents[1] / link).exists()
