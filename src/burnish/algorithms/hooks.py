@@ -43,6 +43,7 @@ class Hooks:
         """Note the time and the rewards that failed."""
         self._sampled = time.monotonic()
         for reason in sorted(set(collected.failures)):
+            self.progress.say(f"the reward failed for {collected.failures.count(reason)} completions: {reason}")
             self.run.add_event("reward_failed", reason=reason, completions=collected.failures.count(reason))
 
     def after_step(

@@ -100,7 +100,10 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return _parse_yaml(shipped[recipe].read_text(encoding="utf-8"), recipe)
     if recipe.endswith((".yaml", ".yml")):
         return _read_yaml(Path(recipe))
-    raise ConfigError(f"recipe {recipe!r} is not known: {_suggest(recipe, shipped)}or give the path of a .yaml file")
+    raise ConfigError(
+        f"recipe {recipe!r} is not known: {_suggest(recipe, shipped)}give one of {', '.join(sorted(shipped))}, "
+        "or the path of a .yaml file"
+    )
 
 
 def flat_settings(schema: type[Section], recipe: str) -> dict[str, Any]:
