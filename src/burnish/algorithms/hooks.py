@@ -42,8 +42,10 @@ class Hooks:
     def after_sampling(self, collected: Collected) -> None:
         """Note the time and the rewards that failed."""
         self._sampled = time.monotonic()
+        if collected.failures:
+            # one line a step: a reason that quotes its completion would be another one each time
+            self.progress.say(f"the reward failed for {len(collected.failures)} completions; {collected.failures[0]}")
         for reason in sorted(set(collected.failures)):
-            self.progress.say(f"the reward failed for {collected.failures.count(reason)} completions: {reason}")
             self.run.add_event("reward_failed", reason=reason, completions=collected.failures.count(reason))
 
     def after_step(

@@ -36,10 +36,10 @@ class _Row:
 class NativeGenerator:
     """Decodes up to `max_rows` completions at once; a finished request's place goes to the next one.
 
-    A request is prefilled once, however many seeds it has. The random number of a token is a function of (seed,
-    position), so a completion does not depend on its neighbours. What the batch can change is the last bit of a
-    logit, because a matrix product of another height may add in another order; in float32 that moves a draw with a
-    probability of about 1e-6 a token, in bfloat16 of about 1e-2. The same requests in the same call repeat exactly.
+    A request is prefilled once, however many seeds it has. The noise of a token is a function of (seed, position), so
+    a completion does not depend on its neighbours. What the batch can change is the last bit of a logit, because a
+    matrix product of another height may add in another order; `draw` says when that moves a token, and
+    scripts/batch_invariance.py counts how often. The same requests in the same call repeat exactly.
     """
 
     def __init__(self, policy: Policy, *, max_rows: int) -> None:
