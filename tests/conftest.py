@@ -51,7 +51,7 @@ def make_groups() -> MakeGroups:
                 )
                 for length in group_lengths
             )
-            prompt = Prompt(task=task, token_ids=tuple(rng.integers(0, 259, prompt_length).tolist()))
+            prompt = Prompt(task=task, text="", token_ids=tuple(rng.integers(0, 259, prompt_length).tolist()))
             groups.append(RolloutGroup(id=index, prompt=prompt, rollouts=rollouts, weight_version=3))
         return groups
 
@@ -67,7 +67,7 @@ def as_groups() -> Callable[..., list[RolloutGroup]]:
         return [
             RolloutGroup(
                 id=index,
-                prompt=Prompt(task=task, token_ids=request.token_ids),
+                prompt=Prompt(task=task, text="", token_ids=request.token_ids),
                 rollouts=tuple(Rollout(completion=completion, reward=0.0) for completion in group),
                 weight_version=0,
             )

@@ -37,9 +37,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A task rendered to the token ids the model is asked with."""
+    """A task rendered to the text, and the token ids, the model is asked with."""
 
     task: Task
+    text: str
     token_ids: tuple[int, ...]
 
 

@@ -70,9 +70,9 @@ def stop_after(monkeypatch, step: int) -> None:
 
     original = Hooks.after_sampling
 
-    def after_sampling(self, collected) -> None:
-        original(self, collected)
-        self.should_stop = self.should_stop or len(self.run.metrics()) == step - 1
+    def after_sampling(self, current, collected) -> None:
+        original(self, current, collected)
+        self.should_stop = self.should_stop or current == step
 
     monkeypatch.setattr(Hooks, "after_sampling", after_sampling)
 

@@ -174,9 +174,13 @@ def test_train_runs_show(capsys, recipe: Path, tmp_path: Path) -> None:
     assert "no rollouts are stored for step 9; stored are 1 to 2" in capsys.readouterr().out
 
     name = os.listdir(tmp_path / "runs")[0]
-    assert run(["config", "diff", str(recipe), f"runs/{name}"]) == 0
+    assert run(["config", "diff", str(recipe), "first"]) == 0
     out = capsys.readouterr().out
     assert "seed" in out and "name" in out and "num_steps" not in out
+
+    assert run(["config", "show", "first"]) == 0
+    assert f"recipe runs/{name}/config.yaml" in capsys.readouterr().out
+    assert "no recipe 'second' (grpo, quickstart), and no run begins" in fails(capsys, 2, "config", "show", "second")
 
     (tmp_path / "runs" / name / "run.json").chmod(0o444)
     assert run(["runs"]) == 0
@@ -219,8 +223,9 @@ def test_places_that_cannot_be_written_or_read(capsys, recipe: Path, tmp_path: P
 def test_config_schema(capsys) -> None:
     assert run(["config", "schema"]) == 0
     out = capsys.readouterr().out
-    assert "train.num_steps  (int, default 100)\n    Steps of sample, score, learn." in out
-    assert "model.path  (str, required)" in out
+    assert "train.num_steps  (integer, default 100)\n    Steps of sample, score, learn." in out
+    assert "model.path  (text, required)" in out
+    assert "rollout.stop  (list of text, default [])" in out
     assert run(["config", "schema", "--json"]) == 0
     assert "train" in json.loads(capsys.readouterr().out)["properties"]
 

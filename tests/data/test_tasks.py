@@ -101,7 +101,25 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 def test_too_few_questions(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", row(1), row(1), row(2))
-    with pytest.raises(DataError, match=r"2 held-out questions and at least one to train on .* has 2 and 0"):
+    with pytest.raises(DataError, match=r"num_held_out=2 leaves none of the 2 different questions of .*a\.jsonl"):
+        load_tasks(config(source))
+    with pytest.raises(DataError, match=r"num_held_out=3, but .*a\.jsonl has only 2 different questions"):
+        load_tasks(config(source, num_held_out=3))
+    with pytest.raises(DataError, match=r"b\.jsonl holds no questions"):
+        load_tasks(config(write(tmp_path / "b.jsonl")))
+
+
+def test_roles_are_checked(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
+    source = write(
+        tmp_path / "a.jsonl",
+        *({"messages": [*turns[:1], {"role": "user", "content": f"{i}"}], "answer": i} for i in range(4)),
+    )
+    assert load_tasks(config(source)).train[0].messages[0].role == "system"
+    with pytest.raises(DataError, match=r"line 1: brings a system message, and task\.system_prompt is set too"):
+        load_tasks(config(source, system_prompt="be long"))
+    source = write(tmp_path / "a.jsonl", {"messages": [{"role": "usr", "content": "1+1"}], "answer": 2})
+    with pytest.raises(DataError, match="line 1: role 'usr' is not known; give one of system, user, assistant, tool"):
         load_tasks(config(source))
 
 
@@ -124,7 +142,7 @@ def test_gsm8k_as_it_is_published() -> None:
 
 def order(position: int = 0, seed: int = 0, count: int = 10) -> PromptOrder:
     tasks = [Task(id=str(i), messages=(), answer="") for i in range(count)]
-    return PromptOrder([Prompt(task=task, token_ids=(1,)) for task in tasks], seed=seed, position=position)
+    return PromptOrder([Prompt(task=task, text="", token_ids=(1,)) for task in tasks], seed=seed, position=position)
 
 
 def test_each_epoch_asks_every_prompt_once_in_a_new_order() -> None:

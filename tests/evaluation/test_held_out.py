@@ -1,10 +1,12 @@
 import pytest
 
+from burnish.errors import DataError
 from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
 from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Message, Prompt, SamplingSettings, Task
 from burnish.rewards.answers import last_number
 from burnish.rollout.generators.scripted import ScriptedGenerator
+from burnish.stats.paired import compare_paired
 
 TOKENIZER = make_byte_tokenizer()
 
@@ -13,6 +15,7 @@ def held_out(reward=last_number) -> HeldOut:
     prompts = [
         Prompt(
             task=Task(id=str(i), messages=(Message(role="user", content=f"{i}"),), answer=str(i)),
+            text=str(i),
             token_ids=tuple(TOKENIZER(str(i))["input_ids"]),
         )
         for i in range(4)
@@ -36,7 +39,20 @@ def test_items_and_verdict() -> None:
     assert (result.n, result.difference, result.p_value) == (4, 0.75, 0.25)
     line = verdict(result)
     assert line.startswith("held-out accuracy 0.250 -> 1.000 on 4 items: difference +0.750, 95% CI [")
-    assert line.endswith("exact McNemar p = 0.25")
+    assert line.endswith("exact McNemar p = 0.25: undecided, more items or runs would tell")
+
+
+def test_the_verdict_has_a_word() -> None:
+    a, b = [False] * 12 + [True] * 8, [True] * 20
+    assert verdict(compare_paired(a, b)).endswith(": better")
+    assert verdict(compare_paired(b, a)).endswith(": worse")
+    assert "undecided" in verdict(compare_paired(b, b))
+
+
+def test_a_reward_that_fails_for_most_answers_gives_no_accuracy() -> None:
+    generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "no number")
+    with pytest.raises(DataError, match="failed for 4 of 4 completions; first: ValueError"):
+        held_out(lambda completion, task: int(completion.text)).evaluate(generator.generate)
 
 
 def test_an_answer_that_cannot_be_scored_is_wrong_and_says_why() -> None:

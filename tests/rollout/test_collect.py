@@ -14,6 +14,7 @@ def prompts(*questions: str) -> list[Prompt]:
     return [
         Prompt(
             task=Task(id=question, messages=(Message(role="user", content=question),), answer="7"),
+            text=question,
             token_ids=tuple(TOKENIZER(question)["input_ids"]),
         )
         for question in questions
@@ -55,7 +56,7 @@ def test_a_reward_that_fails_costs_its_completion_alone() -> None:
     collected = collector(reward)(generator.generate, prompts("a", "b"), step=0, weight_version=0)
     # the second group has one scored rollout left: nothing to compare it with
     assert [[rollout.reward for rollout in group.rollouts] for group in collected.groups] == [[1.0, 1.0, 0.0]]
-    assert collected.failures == ("ValueError: cannot read it",) * 4
+    assert [each.reason for each in collected.failures] == ["ValueError: cannot read it"] * 4
 
 
 def test_a_reward_that_fails_mostly_stops_the_run() -> None:

@@ -109,7 +109,7 @@ def train(
     while state.step < config.train.num_steps and not hooks.should_stop:
         asked = prompts.next(config.rollout.num_prompts)
         collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
-        hooks.after_sampling(collected)
+        hooks.after_sampling(state.step + 1, collected)
         parts = []
         batches = [with_logprobs(batch, roles, config) for batch in minibatches(collected.groups, config)]
         for index, batch in enumerate(batches):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,14 +39,15 @@ class Hooks:
         """Start the clock of the first step."""
         self._step_began = self._sampled = time.monotonic()
 
-    def after_sampling(self, collected: Collected) -> None:
+    def after_sampling(self, step: int, collected: Collected) -> None:
         """Note the time and the rewards that failed."""
         self._sampled = time.monotonic()
         if collected.failures:
             # one line a step: a reason that quotes its completion would be another one each time
-            self.progress.say(f"the reward failed for {len(collected.failures)} completions; {collected.failures[0]}")
-        for reason in sorted(set(collected.failures)):
-            self.run.add_event("reward_failed", reason=reason, completions=collected.failures.count(reason))
+            first = collected.failures[0].reason
+            self.progress.say(f"step {step}: the reward failed for {len(collected.failures)} completions; {first}")
+        for failure in collected.failures:
+            self.run.add_event("reward_failed", step=step, **asdict(failure))
 
     def after_step(
         self,
@@ -70,6 +71,10 @@ class Hooks:
         is_last = state.step == self.num_steps
         if is_last or state.step % self.evaluate_every == 0:
             metrics["held_out_accuracy"] = self.evaluate(state.step)
+        if metrics["groups_without_signal"] == 1:
+            self.progress.say(
+                f"nothing learned in step {state.step}: the rewards inside each of {len(lines)} groups are equal"
+            )
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
         if is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0:
@@ -84,9 +89,14 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     every_reward = np.concatenate(rewards)
     lengths = np.array([len(completion.token_ids) for completion in completions])
+    parts = [rollout.components for group in groups for rollout in group.rollouts]
     return {
         "reward_mean": float(every_reward.mean()),
         "reward_std": float(every_reward.std()),
+        **{
+            f"reward_mean.{name}": float(np.mean([part[name] for part in parts if name in part]))
+            for name in sorted({name for part in parts for name in part})
+        },
         "groups_without_signal": sum(not has_signal(rewards_G) for rewards_G in rewards) / len(groups),
         "reward_failures": len(collected.failures),
         "completion_tokens": int(lengths.sum()),
@@ -100,7 +110,7 @@ def rollout_line(group: RolloutGroup, advantages_G: Sequence[float]) -> dict[str
     return {
         "group": group.id,
         "task_id": group.prompt.task.id,
-        "prompt": group.prompt.task.messages[-1].content,
+        "messages": [asdict(message) for message in group.prompt.task.messages],
         "answer": group.prompt.task.answer,
         "weight_version": group.weight_version,
         "rollouts": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -180,6 +181,7 @@ def _restore(config: GRPOConfig, policy: Policy, run: RunFolder) -> _Parts:
 
 
 def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, console: Console, *, event: str) -> None:
+    recorded = len(run.metrics())
     parts = _restore(config, policy, run)
     state = parts.state
     run.add_event(event, step=state.step)
@@ -222,8 +224,11 @@ def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, c
     )
     prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)
     progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
+    if recorded > state.step:
+        progress.say(f"steps {state.step + 1} to {recorded} were not saved yet and are repeated")
     with _failure_recorded(run), _stop_on_signal(hooks):
         if 0 not in run.steps("evaluations"):
+            progress.say(f"answering {len(inputs.held_out)} held-out questions before training")
             progress.say(f"held-out accuracy before training: {evaluate(0):.3f} on {len(inputs.held_out)} items")
         with progress.running():
             grpo.train(config, parts.roles, prompts, collect, hooks, state)
@@ -239,6 +244,7 @@ def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progr
         progress.say(f"stopped after step {state.step}; go on with: burnish resume {run.path}")
     else:
         run.update_record(status="finished", finished=utc_now())
+        progress.say(f"trained model: {checkpoints(run.checkpoints)[-1]}")
         progress.say(report(run))
 
 
@@ -272,10 +278,11 @@ def _stop_on_signal(hooks: Hooks) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM lets the step finish and saves; a second one ends the process at once."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        if hooks.should_stop:
+            os.write(2, b"burnish: ended at once; `burnish resume last` goes on from the last checkpoint\n")
+            os._exit(128 + signum)
         hooks.progress.say("finishing the step, then saving; once more ends at once")
         hooks.should_stop = True
-        for number in previous:
-            signal.signal(number, signal.SIG_DFL)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,6 +11,7 @@ import burnish
 from burnish.errors import BurnishError
 
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
 RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
@@ -24,7 +25,7 @@ app.command(config_app)
 def train(
     recipe: str,
     *settings: Settings,
-    file: Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")] = None,
+    file: SettingsFile = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
 ) -> int:
     """Train a recipe; override any setting with --section.key VALUE.
@@ -99,27 +100,49 @@ def get(name: str) -> int:
 
 
 @config_app.command(name="show")
-def config_show(recipe: str, *settings: Settings, file: Path | None = None) -> int:
-    """Print every setting, its value, and where it came from."""
+def config_show(
+    recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
+) -> int:
+    """Print every setting, its value, and where it came from.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe, path of a YAML file, or a run.
+    """
     from burnish.cli.config import show_config
 
-    return show_config(recipe, settings, file)
+    return show_config(recipe, settings, file, runs_folder)
 
 
 @config_app.command
-def check(recipe: str, *settings: Settings, file: Path | None = None) -> int:
-    """Check a configuration and what it reads: model, tasks, reward, prompts."""
+def check(recipe: str, *settings: Settings, file: SettingsFile = None) -> int:
+    """Check a configuration and what it reads: model, tasks, reward, prompts.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe, or path of a YAML file.
+    """
     from burnish.cli.train import train_recipe
 
     return train_recipe(recipe, settings, file=file, is_dry_run=True)
 
 
 @config_app.command
-def diff(recipe: str, other: str) -> int:
-    """Print the settings in which two recipes, or two runs, differ."""
+def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
+    """Print the settings in which two recipes, or two runs, differ.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe, path of a YAML file, or a run.
+    other
+        Another one.
+    """
     from burnish.cli.config import diff_configs
 
-    return diff_configs(recipe, other)
+    return diff_configs(recipe, other, runs_folder)
 
 
 @config_app.command

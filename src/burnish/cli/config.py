@@ -2,26 +2,33 @@
 
 import json
 import os
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from burnish.algorithms.grpo import GRPOConfig
 from burnish.cli.columns import print_columns
-from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve
+from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes
+from burnish.errors import ConfigError, UserError
+from burnish.reproducibility.run_folder import RunFolder
 
 
-def show_config(recipe: str, settings: Sequence[str], file: Path | None) -> int:
+def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
     """Print every setting with its value and origin."""
+    recipe = _recipe_of(recipe, runs_folder)
     resolved = resolve(GRPOConfig, recipe, file=file, flags=settings, environment=os.environ)
     print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
     print(f"sha256 {config_hash(resolved.config)}")
     return 0
 
 
-def diff_configs(recipe: str, other: str) -> int:
+def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
     """Print the settings in which two recipes or runs differ."""
-    first, second = (flat_settings(GRPOConfig, _recipe_of(each)) for each in (recipe, other))
+    first, second = (flat_settings(GRPOConfig, _recipe_of(each, runs_folder)) for each in (recipe, other))
     keys = [key for key in {**first, **second} if _text(first.get(key)) != _text(second.get(key))]
     if keys:
         print_columns(
@@ -43,9 +50,14 @@ def print_schema(as_json: bool) -> int:
     return 0
 
 
-def _recipe_of(name: str) -> str:
-    """A recipe's name as it is; the configuration of a run for a run folder."""
-    return str(Path(name) / "config.yaml") if (Path(name) / "config.yaml").is_file() else name
+def _recipe_of(name: str, runs_folder: Path) -> str:
+    """A recipe's name, or a file's path, as it is; the configuration of a run for the name of a run."""
+    if name in shipped_recipes() or name.endswith((".yaml", ".yml")):
+        return name
+    try:
+        return str(RunFolder.find(name, runs_folder).path / "config.yaml")
+    except UserError as error:
+        raise ConfigError(f"no recipe {name!r} ({', '.join(shipped_recipes())}), and {error}") from error
 
 
 def _leaves(config: GRPOConfig) -> dict[str, Any]:
@@ -68,10 +80,17 @@ def _plain(default: Any) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return (
-        text.replace("typing.", "")
-        .replace("burnish.config.schema.", "")
-        .replace("NoneType", "null")
-        .replace("None", "null")
-    )
+    """A type in words: those of YAML, not of Python."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join(map(_type_name, arguments))
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    words = {str: "text", int: "integer", float: "number", bool: "true | false", Path: "path", type(None): "null"}
+    return words.get(annotation, "mapping")

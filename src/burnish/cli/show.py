@@ -17,6 +17,7 @@ _CURVES = ("reward_mean", "entropy", "kl", "completion_tokens_mean", "mismatch_m
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _SIDE_BY_SIDE = 4
+_FAILURES = 5
 
 
 def print_runs(runs_folder: Path) -> int:
@@ -42,6 +43,8 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     console = Console()
     record, metrics = run.record(), run.metrics()
     console.print(f"{run.path}  {run.status()}  created {record['created']}", highlight=False)
+    if record["status"] == "failed":
+        console.print(f"failed: {record['failure']}", markup=False, highlight=False, soft_wrap=True)
     evaluations = run.steps("evaluations")
     if len(evaluations) > 1:
         first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))
@@ -60,6 +63,12 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
             console.print(f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}")
         for line in run.read_step("rollouts", shown)[:num_groups]:
             console.print(_group(line, shown))
+    unscored = [event for event in run.events() if event["event"] == "reward_failed"]
+    for event in unscored[-_FAILURES:]:
+        text = f"step {event['step']}: no reward for {event['text'][:60]!r}: {event['reason']}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if len(unscored) > _FAILURES:
+        console.print(f"and {len(unscored) - _FAILURES} earlier ones in {run.path / 'events.jsonl'}")
     return 0
 
 
@@ -81,7 +90,7 @@ def _group(line: Mapping[str, Any], step: int) -> Table:
     half = _SIDE_BY_SIDE // 2
     rollouts = ranked if len(ranked) <= _SIDE_BY_SIDE else ranked[:half] + ranked[-half:]
     more = len(ranked) - len(rollouts)
-    title = f"step {step}, group {line['group']}: {line['prompt']}  (answer {line['answer']})"
+    title = f"step {step}, group {line['group']}: {line['messages'][-1]['content']}  (answer {line['answer']})"
     table = Table(title=Text(title), title_justify="left", caption=f"and {more} more between them" if more else None)
     for rollout in rollouts:
         table.add_column(f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}", overflow="fold")

@@ -25,6 +25,7 @@ def train_recipe(recipe: str, settings: Sequence[str], *, file: Path | None, is_
             f"tokens, model {inputs.model.source}, {config.train.num_steps} steps of {config.rollout.num_prompts} x "
             f"{config.rollout.group_size} completions"
         )
+        print(f"the first prompt, as the model reads it:\n{inputs.train[0].text}")
         return 0
     return _exit_status(train(config, Console()))
 

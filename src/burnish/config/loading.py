@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,17 +86,15 @@ def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[s
         if fault["type"] == "extra_forbidden":
             _check_known(key, dict(leaf_fields(schema)), origins.get(key, "the configuration"))
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "tuple_type":
+            message = f"needs a list: --{key} '[...]' as JSON"
         place = f" (from {origins[key]})" if key in origins else ""
         raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
     """A recipe that ships with burnish by its name, or a YAML file by its path."""
-    shipped = {
-        path.name.removesuffix(".yaml"): path
-        for path in files("burnish.recipes").iterdir()
-        if path.name.endswith(".yaml")
-    }
+    shipped = shipped_recipes()
     if recipe in shipped:
         return _parse_yaml(shipped[recipe].read_text(encoding="utf-8"), recipe)
     if recipe.endswith((".yaml", ".yml")):
@@ -104,6 +103,12 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         f"recipe {recipe!r} is not known: {_suggest(recipe, shipped)}give one of {', '.join(sorted(shipped))}, "
         "or the path of a .yaml file"
     )
+
+
+def shipped_recipes() -> dict[str, Traversable]:
+    """The recipes that come with burnish, by name."""
+    folder = files("burnish.recipes").iterdir()
+    return {path.name.removesuffix(".yaml"): path for path in sorted(folder, key=str) if path.name.endswith(".yaml")}
 
 
 def flat_settings(schema: type[Section], recipe: str) -> dict[str, Any]:

@@ -39,4 +39,4 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, *, context_len
             f"task {task.id}: a prompt of {len(token_ids)} tokens and rollout.max_tokens={max_tokens} exceed the "
             f"model's context of {context_length}; it begins {text[:60]!r}"
         )
-    return Prompt(task=task, token_ids=token_ids)
+    return Prompt(task=task, text=text, token_ids=token_ids)

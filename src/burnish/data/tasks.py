@@ -13,6 +13,7 @@ from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for
 
 _REASONING_GYM = "reasoning-gym:"
+_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +42,17 @@ def load_tasks(config: TaskConfig) -> TaskSplit:
     else:
         shuffled = sorted(unique, key=lambda task: seed_for(0, "held-out split", task.id))
         held_out, train = shuffled[: config.num_held_out], shuffled[config.num_held_out :]
-    if len(held_out) < config.num_held_out or not train:
+    if not unique:
+        raise DataError(f"task.source: {config.source} holds no questions")
+    if len(held_out) < config.num_held_out:
         raise DataError(
-            f"task.num_held_out: {config.num_held_out} held-out questions and at least one to train on are needed, but "
-            f"{config.held_out_source or config.source} has {len(held_out)} and {len(train)} (repeats removed)"
+            f"task.num_held_out={config.num_held_out}, but {config.held_out_source or config.source} has only "
+            f"{len(held_out)} different questions"
+        )
+    if not train:
+        raise DataError(
+            f"task.num_held_out={config.num_held_out} leaves none of the {len(unique)} different questions of "
+            f"{config.source} to train on"
         )
     return TaskSplit(train=tuple(train), held_out=tuple(held_out))
 
@@ -136,6 +144,10 @@ def _messages(config: TaskConfig, row: Mapping[str, Any], place: str) -> tuple[M
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str) or not content.strip():
             raise DataError(f"{place}: every message needs a 'role' and a non-empty text 'content'")
+        if role not in _ROLES:
+            raise DataError(f"{place}: role {role!r} is not known; give one of {', '.join(_ROLES)}")
+        if role == "system" and config.system_prompt is not None:
+            raise DataError(f"{place}: brings a system message, and task.system_prompt is set too: keep one")
         messages.append(Message(role=role, content=content))
     return tuple(messages)
 

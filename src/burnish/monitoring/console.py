@@ -16,6 +16,7 @@ _ROWS = 12
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward_mean", "reward", "{:.3f}"),
     ("reward_std", "± spread", "{:.3f}"),
+    ("groups_without_signal", "no signal", "{:.2f}"),
     ("held_out_accuracy", "held-out", "{:.3f}"),
     ("kl", "KL", "{:.2e}"),
     ("entropy", "entropy", "{:.3f}"),

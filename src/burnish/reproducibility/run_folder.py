@@ -125,6 +125,10 @@ class RunFolder:
         """All lines of metrics.jsonl."""
         return read_jsonl(self.path / "metrics.jsonl")
 
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of events.jsonl."""
+        return read_jsonl(self.path / "events.jsonl")
+
     def write_step(self, folder: str, step: int, lines: Iterable[Line]) -> None:
         """Write `folder`/step-NNNNNN.jsonl; `folder` is rollouts or evaluations."""
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -152,8 +156,7 @@ class RunFolder:
         """Forget what was recorded after `step`, and what a killed process left half-written."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        events = read_jsonl(self.path / "events.jsonl")
-        write_text(self.path / "events.jsonl", "".join(json.dumps(line) + "\n" for line in events))
+        write_text(self.path / "events.jsonl", "".join(json.dumps(line) + "\n" for line in self.events()))
         for folder in ("rollouts", "evaluations"):
             for later in [found for found in self.steps(folder) if found > step]:
                 self._step_file(folder, later).unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Task
 
 RewardValue = float | Mapping[str, float]
@@ -70,6 +70,13 @@ def score_all(
     if inspect.iscoroutinefunction(reward):
         return _score_concurrently(reward, pairs, timeout_seconds)
     return [_score_one(reward, completion, task, timeout_seconds) for completion, task in pairs]
+
+
+def require_scores(scores: Sequence[Score | ScoreFailure]) -> None:
+    """Raise a DataError if more than half of the scores are failures: a figure made of the rest would mislead."""
+    failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
+    if 2 * len(failures) > len(scores):
+        raise DataError(f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}")
 
 
 class _TooSlowError(BaseException):

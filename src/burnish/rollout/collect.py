@@ -8,17 +8,26 @@ from dataclasses import dataclass
 from burnish.errors import DataError
 from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Reward, ScoreFailure, score_all
+from burnish.rewards.scoring import Reward, ScoreFailure, require_scores, score_all
 
 Sample = Callable[[Sequence[GenerationRequest]], list[tuple[Completion, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unscored:
+    """A completion that the reward failed for."""
+
+    task_id: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """Groups of at least two scored rollouts, and why other completions have no score."""
+    """Groups of at least two scored rollouts, and the completions without a score."""
 
     groups: tuple[RolloutGroup, ...]
-    failures: tuple[str, ...]
+    failures: tuple[Unscored, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,12 @@ class Collector:
         completions = sample(requests)
         pairs = [(each, prompt.task) for prompt, group in zip(prompts, completions, strict=True) for each in group]
         scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
-        failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
+        require_scores(scores)
+        failures = [
+            Unscored(task_id=task.id, text=completion.text, reason=score.reason)
+            for (completion, task), score in zip(pairs, scores, strict=True)
+            if isinstance(score, ScoreFailure)
+        ]
         groups = []
         remaining = iter(scores)
         for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
@@ -61,8 +75,6 @@ class Collector:
                 groups.append(
                     RolloutGroup(id=group_id, prompt=prompt, rollouts=rollouts, weight_version=weight_version)
                 )
-        if 2 * len(failures) > len(scores) or not groups:
-            raise DataError(
-                f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}"
-            )
+        if not groups:
+            raise DataError(f"no group has two completions with a reward; first failure: {failures[0].reason}")
         return Collected(groups=tuple(groups), failures=tuple(failures))
