@@ -12,7 +12,7 @@ from burnish.errors import ConfigError, UserError
 from burnish.records import RolloutGroup
 
 GOLDEN = Path(__file__).parent / "golden_grpo.json"
-DETERMINISTIC = ("step", "reward_mean", "loss", "grad_norm", "entropy", "mismatch_mean", "completion_tokens")
+DETERMINISTIC = ("step", "reward_mean", "loss", "grad_norm", "entropy", "mismatch_mean", "tokens")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_golden_curve(tiny_config, quiet) -> None:
     expected = json.loads(GOLDEN.read_text())
     assert len(curve) == len(expected) == 20
     for line, wanted in zip(curve, expected, strict=True):
-        assert line["completion_tokens"] == wanted["completion_tokens"]
+        assert line["tokens"] == wanted["tokens"]
         for name in ("reward_mean", "loss", "grad_norm", "entropy"):
             # other processors add in another order; the tokens above are equal all the same
             assert line[name] == pytest.approx(wanted[name], rel=2e-3, abs=2e-5), (line["step"], name)

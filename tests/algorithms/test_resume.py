@@ -70,9 +70,9 @@ def stop_after(monkeypatch, step: int) -> None:
 
     original = Hooks.after_sampling
 
-    def after_sampling(self, current, collected) -> None:
-        original(self, current, collected)
-        self.should_stop = self.should_stop or current == step
+    def after_sampling(self) -> None:
+        original(self)
+        self.should_stop = self.should_stop or len(self.run.metrics()) == step - 1
 
     monkeypatch.setattr(Hooks, "after_sampling", after_sampling)
 
@@ -112,7 +112,7 @@ def _without_optimizer(checkpoint: Path) -> None:
 
 
 def _without_position(checkpoint: Path) -> None:
-    _change_state(checkpoint, task_position=0)
+    _change_state(checkpoint, data_position=0)
 
 
 def _without_random_state(checkpoint: Path) -> None:
@@ -160,7 +160,7 @@ def test_negative_controls(tiny_config, quiet, monkeypatch, damage, must_differ:
 def test_a_changed_file_is_refused(tiny_config, quiet, monkeypatch) -> None:
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
-    _change_state(run.checkpoints / "step-000003", task_position=0)
+    _change_state(run.checkpoints / "step-000003", data_position=0)
     with pytest.raises(BurnishError, match=r"state.json is missing or differs from its manifest"):
         resume(run, config, quiet)
 

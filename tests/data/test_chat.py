@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import processors
 
-from burnish.data.chat import render_prompt
+from burnish.data.chat import Chat, render_prompt
 from burnish.errors import DataError
 from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Message, Task
@@ -14,7 +14,9 @@ TASK = Task(
 
 
 def render(tokenizer, **limits):
-    return render_prompt(tokenizer, TASK, **{"context_length": 100, "max_tokens": 8, **limits})
+    return render_prompt(
+        Chat(tokenizer=tokenizer, stop_token_ids=(2,)), TASK, **{"context_length": 100, "max_tokens": 8, **limits}
+    )
 
 
 def test_the_template_leads_up_to_the_assistant() -> None:
@@ -32,7 +34,7 @@ def test_plain_text_gets_the_tokenizers_own_first_token() -> None:
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
     ids = render(tokenizer).token_ids
-    assert ids[0] == 1 and tokenizer.decode(ids[1:]) == "Be brief.\n\n1+1?"
+    assert ids[0] == 1 and tokenizer.decode(ids[1:]) == "Be brief.\n\n1+1?\n\n"
 
 
 def test_a_template_that_refuses_is_one_line() -> None:

@@ -8,7 +8,7 @@ from burnish.data.packing import pack_groups
 from burnish.losses.kl import kl_estimate
 from burnish.losses.policy_gradient import ClippedPolicyLoss, mismatch_metrics
 from burnish.monitoring.metrics import reduce_metrics
-from burnish.records import TokenBatch
+from burnish.records import Scored, TokenBatch
 
 LOSS = ClippedPolicyLoss(
     clip_low=0.2,
@@ -28,6 +28,10 @@ def batch(make_groups) -> TokenBatch:
     return pack_groups(groups, [[2.0, -1.0]])
 
 
+def scored(logprobs_S: torch.Tensor) -> Scored:
+    return Scored(logprobs_S=logprobs_S, entropy_S=torch.zeros_like(logprobs_S))
+
+
 def logprobs_with_ratio(batch: TokenBatch, ratios: list[float]) -> tuple[torch.Tensor, TokenBatch]:
     old_S = torch.full((4,), -1.0)
     return (old_S + torch.tensor(ratios).log()).requires_grad_(), replace(batch, old_logprobs_S=old_S)
@@ -38,7 +42,7 @@ def test_clipping_by_hand(batch: TokenBatch) -> None:
     # ratio 1.5, A = -1: min(-1.5, -1.3) = -1.5, not clipped: a bad token that became likelier is always pushed down
     # ratio 0.5, A = -1: min(-0.5, -0.8) = -0.8, clipped; ratio 1, A = -1: -1
     logprobs_S, batch = logprobs_with_ratio(batch, [1.5, 1.5, 0.5, 1.0])
-    output = LOSS(logprobs_S, batch)
+    output = LOSS(scored(logprobs_S), batch)
     assert output.total.item() == pytest.approx(-2.6 + 1.5 + 0.8 + 1.0, rel=1e-6)
     output.total.backward()
     # d(-ratio A)/d logprob = -ratio A where not clipped
@@ -49,7 +53,7 @@ def test_clipping_by_hand(batch: TokenBatch) -> None:
 
 def test_first_step_is_the_policy_gradient(batch: TokenBatch) -> None:
     logprobs_S = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
-    LOSS(logprobs_S, batch).total.backward()
+    LOSS(scored(logprobs_S), batch).total.backward()
     assert logprobs_S.grad.tolist() == [-2.0, 1.0, 1.0, 1.0]
 
 
@@ -64,7 +68,7 @@ def test_first_step_is_the_policy_gradient(batch: TokenBatch) -> None:
 def test_aggregation(batch: TokenBatch, aggregation, expected: list[float], normalizer: str) -> None:
     loss = replace(LOSS, aggregation=aggregation)
     logprobs_S = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
-    loss(logprobs_S, batch).total.backward()
+    loss(scored(logprobs_S), batch).total.backward()
     assert logprobs_S.grad.tolist() == pytest.approx(expected)
     assert loss.normalizer == normalizer
 
@@ -73,7 +77,7 @@ def test_importance_correction_is_truncated_and_carries_no_gradient(batch: Token
     # The sampler found the tokens e^1, e^-1, 1 and e^0.5 times less likely than the learner does.
     logprobs_S = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
     batch = replace(batch, sampler_logprobs_S=logprobs_S.detach() - torch.tensor([1.0, -1.0, 0.0, 0.5]))
-    output = replace(LOSS, max_importance_weight=2.0)(logprobs_S, batch)
+    output = replace(LOSS, max_importance_weight=2.0)(scored(logprobs_S), batch)
     output.total.backward()
     assert logprobs_S.grad.tolist() == pytest.approx([-2 * 2.0, math.exp(-1), 1.0, math.exp(0.5)])
     assert reduce_metrics([output.metrics])["importance_truncated"] == 0.25
@@ -114,7 +118,7 @@ def test_kl_estimators_against_the_exact_divergence() -> None:
 def test_kl_term_in_the_loss(batch: TokenBatch) -> None:
     logprobs_S = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     batch = replace(batch, reference_logprobs_S=logprobs_S - 0.5, advantages_S=torch.zeros(4))
-    output = replace(LOSS, kl_coefficient=0.1, kl_estimator="k2")(logprobs_S, batch)
+    output = replace(LOSS, kl_coefficient=0.1, kl_estimator="k2")(scored(logprobs_S), batch)
     assert output.total.item() == pytest.approx(4 * 0.1 * 0.125)
     assert reduce_metrics([output.metrics])["kl"] == pytest.approx(math.exp(-0.5) - 1 + 0.5, rel=1e-5)
 

@@ -74,7 +74,7 @@ def test_tokenizer_splits_every_digit() -> None:
 def test_sampler_and_learner_agree_in_float32(policy, groups) -> None:
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
-    difference_S = (learner.logprobs(batch) - batch.sampler_logprobs_S).abs()
+    difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5
     assert difference_S.max() < 1e-3
 
@@ -91,7 +91,7 @@ def test_learner_agrees_with_plain_transformers(policy, groups) -> None:
             expected.append(logprobs.gather(1, completion[:, None])[:, 0])
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
-    difference_S = (learner.logprobs(batch) - torch.cat(expected)).abs()
+    difference_S = (learner.score(batch).logprobs_S - torch.cat(expected)).abs()
     assert difference_S.mean() < 1e-5
 
 

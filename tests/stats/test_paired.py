@@ -62,7 +62,7 @@ def test_compare_paired_reads_the_table() -> None:
     before = [True] * 3 + [False] * 7
     after = [True] * 2 + [False] + [True] * 5 + [False] * 2
     result = compare_paired(before, after)
-    assert (result.n, result.accuracy_a, result.accuracy_b) == (10, 0.3, 0.7)
+    assert (result.n, result.mean_a, result.mean_b) == (10, 0.3, 0.7)
     assert result.difference == pytest.approx(0.4)
     assert result.p_value == mcnemar_exact(1, 5)
     assert result.low < 0.4 < result.high

@@ -162,7 +162,7 @@ def test_against_a_naive_implementation(groups, gradient_of, naive_model, tiny_f
 
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
-    assert (learner.logprobs(pack(groups)) - torch.cat(expected_logprobs)).abs().max() < 1e-5
+    assert (learner.score(pack(groups)).logprobs_S - torch.cat(expected_logprobs)).abs().max() < 1e-5
 
 
 def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> None:
@@ -179,7 +179,7 @@ def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> No
 def test_temperature_divides_the_logits(groups, tiny_policy) -> None:
     batch = pack(groups)
     optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
-    hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).logprobs(batch)
+    hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).score(batch).logprobs_S
     assert hot.mean().item() == pytest.approx(-torch.tensor(259.0).log().item(), abs=0.05)
 
 
@@ -189,8 +189,8 @@ def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None
     (group,) = make_groups([[3, 2]], prompt_lengths=[4])
     asked = replace(group, prompt=replace(group.prompt, token_ids=(7, end, 8, 9)))
     optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
-    embedding = tiny_policy.causal_lm.get_input_embeddings()
-    tiny_policy.causal_lm.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
+    embedding = tiny_policy.model.get_input_embeddings()
+    tiny_policy.model.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
     Learner(tiny_policy, optimizer, micro_batch_tokens=100).forward_backward(pack([asked]), loss_of("token"))
     assert embedding.weight.grad[end].norm() > 0
 
@@ -200,7 +200,7 @@ def test_metrics_of_several_optimizer_steps(groups, tiny_folder) -> None:
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
     batch = pack(groups)
-    old_S = learner.logprobs(batch)
+    old_S = learner.score(batch).logprobs_S
     batch = replace(batch, old_logprobs_S=old_S, sampler_logprobs_S=old_S)
     losses, metrics = [], []
     for _ in range(2):

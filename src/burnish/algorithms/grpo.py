@@ -7,34 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from burnish.algorithms.hooks import Hooks
-from burnish.config.schema import (
-    CheckpointConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RolloutConfig,
-    Section,
-    TaskConfig,
-    TrainConfig,
+from burnish.algorithms.asking import (
+    COLUMNS,
+    MEASURE,
+    AskingConfig,
+    TaskInputs,
+    check_tasks,
+    report_failures,
+    rollout_lines,
+    rollout_metrics,
 )
-from burnish.data.packing import count_groups, pack_groups
-from burnish.data.prompts import PromptOrder
-from burnish.distributed.roles import Roles
+from burnish.algorithms.hooks import Hooks
+from burnish.config.schema import NAME_PATTERN, RolloutTrainConfig, Section
+from burnish.data.order import EndlessOrder
+from burnish.data.packing import count_examples, example_of, pack_groups
+from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import ConfigError
 from burnish.losses.advantages import AdvantageScale, group_advantages, has_signal
 from burnish.losses.kl import KLEstimator
 from burnish.losses.policy_gradient import Aggregation, ClippedPolicyLoss
 from burnish.records import RolloutGroup, TokenBatch
-from burnish.rollout.collect import Collector
 from burnish.training.checkpoint import TrainState
 from burnish.training.optimizer import learning_rate_at
+
+__all__ = ["COLUMNS", "MEASURE", "GRPOConfig", "needs", "prepare", "train"]
 
 
 class GRPOLossConfig(Section):
@@ -56,25 +57,15 @@ class GRPOLossConfig(Section):
     """Truncation of the correction for a sampler that differs from the learner; null leaves the correction out."""
 
 
-class GRPOConfig(Section):
+class GRPOConfig(AskingConfig):
     """Everything a GRPO run depends on."""
 
     algorithm: Literal["grpo"] = "grpo"
     """The algorithm."""
-    name: str = Field("grpo", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("grpo", max_length=64, pattern=NAME_PATTERN)
     """Beginning of the run folder's name."""
-    seed: int = Field(0, ge=0)
-    """Root of every random draw."""
-    runs_folder: Path = Path("runs")
-    """Where run folders are made."""
-    model: ModelConfig
-    task: TaskConfig
-    rollout: RolloutConfig = RolloutConfig()
     loss: GRPOLossConfig = GRPOLossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    train: RolloutTrainConfig = RolloutTrainConfig()
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> GRPOConfig:
@@ -100,16 +91,34 @@ class GRPOConfig(Section):
         return self
 
 
-def train(
-    config: GRPOConfig, roles: Roles, prompts: PromptOrder, collect: Collector, hooks: Hooks, state: TrainState
-) -> None:
+def prepare(config: GRPOConfig) -> TaskInputs:
+    """Check what the run reads. Raises a UserError."""
+    inputs = check_tasks(config)
+    if inputs.model.base is not None and config.loss.kl_coefficient > 0:
+        raise ConfigError(
+            "loss.kl_coefficient cannot be used when model.path is an adapter: the starting model could only be had by "
+            "switching the adapter off, and would be its base; merge the adapter into its base first"
+        )
+    return inputs
+
+
+def needs(config: GRPOConfig) -> RoleNeeds:
+    """What the run asks of the roles."""
+    rollout = config.rollout
+    reference = config.loss.kl_coefficient > 0
+    return RoleNeeds(reference=reference, temperature=rollout.temperature, max_rows=rollout.max_rows)
+
+
+def train(config: GRPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
     loss = policy_loss(config)
+    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
+    collect = inputs.collector()
     hooks.before_steps()
     while state.step < config.train.num_steps and not hooks.should_stop:
         asked = prompts.next(config.rollout.num_prompts)
         collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
-        hooks.after_sampling(state.step + 1, collected)
+        report_failures(hooks, state.step + 1, collected)
         parts = []
         batches = [with_logprobs(batch, roles, config) for batch in minibatches(collected.groups, config)]
         for index, batch in enumerate(batches):
@@ -117,11 +126,14 @@ def train(
             optimizer_step = state.step * config.train.minibatches_per_step + index
             total = config.train.num_steps * config.train.minibatches_per_step
             parts.append(roles.optim_step(learning_rate_at(config.optimizer, optimizer_step, total)))
+        if not batches:
+            hooks.progress.say(f"nothing learned in step {state.step + 1}: the rewards inside each group are equal")
         state.step += 1
         state.weight_version += len(batches)
-        state.task_position = prompts.position
+        state.data_position = prompts.position
         roles.publish_weights(state.weight_version)
-        hooks.after_step(state, collected, advantages_of(collected.groups, config), parts)
+        lines = rollout_lines(collected.groups, advantages_of(collected.groups, config))
+        hooks.after_step(state, parts, observed=rollout_metrics(collected), rollouts=lines)
 
 
 def policy_loss(config: GRPOConfig) -> ClippedPolicyLoss:
@@ -156,13 +168,16 @@ def minibatches(groups: Sequence[RolloutGroup], config: GRPOConfig) -> Iterator[
         if config.loss.kl_coefficient == 0:
             kept = [group for group in share if has_signal([rollout.reward for rollout in group.rollouts])]
         if kept:
-            yield replace(pack_groups(kept, advantages_of(kept, config)), counts=count_groups(share))
+            yield replace(
+                pack_groups(kept, advantages_of(kept, config)),
+                counts=count_examples([example_of(group) for group in share]),
+            )
 
 
 def with_logprobs(batch: TokenBatch, roles: Roles, config: GRPOConfig) -> TokenBatch:
     """Add the log-probabilities that the loss compares with, where it needs them."""
     if config.train.minibatches_per_step > 1:
-        batch = replace(batch, old_logprobs_S=roles.logprobs(batch))
+        batch = replace(batch, old_logprobs_S=roles.score(batch).logprobs_S)
     if config.loss.kl_coefficient > 0:
         batch = replace(batch, reference_logprobs_S=roles.reference_logprobs(batch))
     return batch

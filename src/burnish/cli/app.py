@@ -146,11 +146,19 @@ def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> 
 
 
 @config_app.command
-def schema(*, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False) -> int:
-    """Print every setting with type, default and meaning."""
+def schema(
+    algorithm: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False
+) -> int:
+    """Print every setting of an algorithm with type, default and meaning.
+
+    Parameters
+    ----------
+    algorithm
+        grpo, sft.
+    """
     from burnish.cli.config import print_schema
 
-    return print_schema(as_json)
+    return print_schema(algorithm, as_json)
 
 
 def run(arguments: Sequence[str]) -> int:

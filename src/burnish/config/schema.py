@@ -1,10 +1,13 @@
-"""The sections that recipes of every algorithm share. Each field's description is its only documentation."""
+"""The sections that recipes of several algorithms share. Each field's description is its only documentation."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from burnish.errors import ConfigError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 _NUMBERS = (int, float, int | None, float | None)
 
@@ -127,22 +130,51 @@ class OptimizerConfig(Section):
     """The gradient is scaled down to this norm."""
 
 
+class DataConfig(Section):
+    """Rows of examples to imitate or to compare."""
+
+    source: str = Field(min_length=1)
+    """A JSONL file, or a JSON file that holds a list of rows."""
+    transform: str | None = None
+    """package.module:name of a function from a row (a dict) to rows in a known format: one, a list, or None."""
+    system_prompt: str | None = None
+    """A system message put before every conversation."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longer examples are left out, and counted; null allows the model's context."""
+    batch_size: int = Field(8, ge=1)
+    """Examples per step."""
+    held_out_source: str | None = None
+    """A file for the held-out examples; null takes them from `source`, split by prompt."""
+    num_held_out: int = Field(100, ge=1)
+    """How many examples are held out and evaluated."""
+
+
 class TrainConfig(Section):
     """How long, and how the step is cut."""
 
     num_steps: int = Field(100, ge=1)
-    """Steps of sample, score, learn."""
-    minibatches_per_step: int = Field(1, ge=1)
-    """Optimizer steps per rollout, each on its own share of the groups."""
+    """Steps: each takes one batch, or samples, scores and learns."""
     micro_batch_tokens: int = Field(2048, ge=1)
     """Tokens in one forward and backward pass: memory against speed, no effect on the result."""
 
 
+class RolloutTrainConfig(TrainConfig):
+    """How long, and how the step is cut."""
+
+    minibatches_per_step: int = Field(1, ge=1)
+    """Optimizer steps per rollout, each on its own share of the groups."""
+
+
 class EvaluationConfig(Section):
-    """Greedy accuracy on the held-out questions, before, during and after training."""
+    """The held-out figure, before, during and after training."""
 
     every_steps: int = Field(20, ge=1)
     """Steps between evaluations; step 0 and the last are always evaluated."""
+
+
+class TaskEvaluationConfig(EvaluationConfig):
+    """Greedy accuracy on the held-out questions, before, during and after training."""
+
     right_at: float = 1.0
     """Reward from which an answer counts as right."""
 
@@ -156,3 +188,19 @@ class CheckpointConfig(Section):
     """Checkpoints kept."""
     max_rollout_megabytes: float = Field(200.0, gt=0)
     """Stored rollouts beyond this size are removed, oldest first."""
+
+
+class RunConfig(Section):
+    """What every run depends on; an algorithm's file adds its own sections."""
+
+    name: str = Field(max_length=64, pattern=NAME_PATTERN)
+    """Beginning of the run folder's name."""
+    seed: int = Field(0, ge=0)
+    """Root of every random draw."""
+    runs_folder: Path = Path("runs")
+    """Where run folders are made."""
+    model: ModelConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

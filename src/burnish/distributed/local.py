@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from burnish.models.policy import Policy
-from burnish.records import Completion, GenerationRequest, Metric, TokenBatch
+from burnish.config.schema import RunConfig
+from burnish.distributed.roles import RoleNeeds
+from burnish.losses.loss import Loss
+from burnish.models.load import load_policy
+from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
+from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
-from burnish.training.learner import Learner, Loss
+from burnish.rollout.generators.native import NativeGenerator
+from burnish.training.learner import Learner
+from burnish.training.optimizer import MasterAdamW
 
 
 class LocalRoles:
@@ -21,19 +28,26 @@ class LocalRoles:
     copy of the weights. Create it before the policy is trained or restored.
     """
 
-    def __init__(self, learner: Learner, generator: Generator, *, keeps_reference: bool) -> None:
+    def __init__(self, learner: Learner, generator: Generator | None, *, keeps_reference: bool) -> None:
         self.learner = learner
         self.generator = generator
         self.weight_version = 0
         self._reference = _reference_of(learner) if keeps_reference else None
 
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """Everything that is trained, by the subfolder of a checkpoint that holds it."""
+        return {"": self.learner}
+
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Roles."""
+        if self.generator is None:
+            raise ValueError("these roles were made without a sampler")
         return self.generator.generate(requests)
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
+    def score(self, batch: TokenBatch) -> Scored:
         """See Roles."""
-        return self.learner.logprobs(batch)
+        return self.learner.score(batch)
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """See Roles."""
@@ -41,10 +55,10 @@ class LocalRoles:
             raise ValueError("these roles were made without a reference")
         policy = self._reference.policy
         if not policy.is_adapted:
-            return self._reference.logprobs(batch)
+            return self._reference.score(batch).logprobs_S
         adapted: Any = policy.module  # a PeftModel
         with adapted.disable_adapter():
-            return self._reference.logprobs(batch)
+            return self._reference.score(batch).logprobs_S
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         """See Roles."""
@@ -59,12 +73,25 @@ class LocalRoles:
         self.weight_version = version
 
 
+def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
+    """Load the weights and put learner and sampler on them."""
+    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
+    learner = Learner(
+        policy,
+        MasterAdamW(policy.trainable(), config.optimizer),
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        temperature=needs.temperature,
+    )
+    generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
+    return LocalRoles(learner, generator, keeps_reference=needs.reference)
+
+
 def _reference_of(learner: Learner) -> Learner:
     policy = learner.policy
     if policy.is_adapted:
         return learner
-    frozen = copy.deepcopy(policy.causal_lm).requires_grad_(False)
-    reference = Policy(module=frozen, causal_lm=frozen, tokenizer=policy.tokenizer, source=policy.source)
+    frozen = copy.deepcopy(policy.model).requires_grad_(False)
+    reference = replace(policy, module=frozen, model=frozen)
     return Learner(
         reference,
         learner.optimizer,

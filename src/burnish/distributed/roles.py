@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from burnish.records import Completion, GenerationRequest, Metric, TokenBatch
+from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from burnish.training.learner import Loss
+    from burnish.losses.loss import Loss
 
 
-class Roles(Protocol):
-    """Sampler and learner of one run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleNeeds:
+    """What an algorithm asks of the roles.
 
-    def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
-        """Completions from the weights published last."""
-        ...
+    `kind` is the head of the trained model. With `reference` the weights it starts from are kept. `temperature`
+    divides the learner's logits. `max_rows` completions are decoded at once; 0 where nothing is sampled.
+    """
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [S] under the learner's weights, without gradient."""
-        ...
+    kind: Literal["language", "value"] = "language"
+    reference: bool = False
+    temperature: float = 1.0
+    max_rows: int = 0
 
-    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [S] under the weights that the run started from."""
+
+class Trainable(Protocol):
+    """Weights that are scored with and trained."""
+
+    def score(self, batch: TokenBatch) -> Scored:
+        """Log-probabilities, entropies and values [S] under the current weights, without gradient."""
         ...
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
@@ -34,6 +41,18 @@ class Roles(Protocol):
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
         """Apply the accumulated gradient."""
+        ...
+
+
+class Roles(Trainable, Protocol):
+    """Sampler and learner of one run."""
+
+    def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """Completions from the weights published last."""
+        ...
+
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probabilities [S] under the weights that the run started from."""
         ...
 
     def publish_weights(self, version: int) -> None:

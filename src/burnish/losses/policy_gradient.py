@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from burnish.losses.kl import KLEstimator, kl_estimate
-from burnish.records import LossOutput, Metric, TokenBatch
+from burnish.losses.loss import need
+from burnish.records import LossOutput, Metric, Scored, TokenBatch
 
 Aggregation = Literal["token", "sequence", "constant"]
 
@@ -42,14 +43,21 @@ class ClippedPolicyLoss:
         """The global count that the learner divides the sum by."""
         return "scored_tokens" if self.aggregation == "token" else "sequences"
 
-    def __call__(self, logprobs_S: Tensor, batch: TokenBatch) -> LossOutput:
-        """The sum over the scored tokens of `batch`; `logprobs_S` carry the gradient."""
+    @property
+    def needs_whole_groups(self) -> bool:
+        """The comparison inside a group is already in its advantages."""
+        return False
+
+    def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
+        """The sum over the scored tokens of `batch`."""
+        logprobs_S = scored.logprobs_S
         current_S = logprobs_S.detach()
         old_S = current_S if batch.old_logprobs_S is None else batch.old_logprobs_S
         ratio_S = (logprobs_S - old_S).exp()
         clipped_S = ratio_S.clamp(1 - self.clip_low, 1 + self.clip_high)
-        surrogate_S = ratio_S * batch.advantages_S
-        clipped_surrogate_S = clipped_S * batch.advantages_S
+        advantages_S = need(batch.advantages_S, "advantages_S")
+        surrogate_S = ratio_S * advantages_S
+        clipped_surrogate_S = clipped_S * advantages_S
         loss_S = -torch.minimum(surrogate_S, clipped_surrogate_S)
         weights_S = batch.weights_S * self._token_weights(batch)
         is_clipped_S = (clipped_surrogate_S < surrogate_S).float()
@@ -58,7 +66,7 @@ class ClippedPolicyLoss:
             "ratio_max": Metric(ratio_S.detach().max(), "max"),
         }
         if self.max_importance_weight is not None:
-            importance_S = (old_S - batch.sampler_logprobs_S).exp()
+            importance_S = (old_S - need(batch.sampler_logprobs_S, "sampler_logprobs_S")).exp()
             loss_S = loss_S * importance_S.clamp(max=self.max_importance_weight)
             is_truncated_S = (importance_S > self.max_importance_weight).float()
             metrics["importance_truncated"] = Metric(is_truncated_S.sum(), "mean", len(loss_S))

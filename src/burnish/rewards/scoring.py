@@ -1,20 +1,18 @@
 """Calling a reward: by import path, each call with a time limit, a failure kept to its own completion."""
 
 import asyncio
-import importlib
 import inspect
 import math
 import numbers
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from burnish.errors import ConfigError, DataError
+from burnish.config.imports import import_by_path
+from burnish.errors import DataError
 from burnish.records import Completion, Task
 
 RewardValue = float | Mapping[str, float]
@@ -42,20 +40,7 @@ def load_reward(path: str) -> Reward:
     Raises:
         ConfigError: the path is malformed, or leads to nothing that can be called with (completion, task).
     """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ConfigError(f"task.reward: {path!r} is not of the form package.module:name")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        reward = getattr(importlib.import_module(module_name), name)
-        inspect.signature(reward).bind(None, None)
-    except TypeError as error:
-        raise ConfigError(f"task.reward: {path!r} must take (completion, task): {error}") from error
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"task.reward: cannot import {path!r}: {reason}") from error
-    found: Reward = reward
+    found: Reward = import_by_path(path, "task.reward", arguments=("completion", "task"))
     return found
 
 

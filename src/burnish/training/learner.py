@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
-
 import torch
 from torch import Tensor
 
 from burnish.data.packing import split_batch
+from burnish.errors import DataError
+from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
 from burnish.models.attention import SegmentAttention
 from burnish.models.logprobs import scored_logprobs
 from burnish.models.policy import Policy
-from burnish.records import LossOutput, Metric, TokenBatch
+from burnish.records import LossOutput, Metric, Scored, TokenBatch
 from burnish.training.optimizer import MasterAdamW
-
-
-class Loss(Protocol):
-    """From the log-probabilities of the scored tokens to a sum; `normalizer` names the count it is divided by."""
-
-    @property
-    def normalizer(self) -> Literal["scored_tokens", "sequences", "groups"]:
-        """A field of GlobalCounts."""
-        ...
-
-    def __call__(self, logprobs_S: Tensor, batch: TokenBatch) -> LossOutput:
-        """The sum over the scored tokens of a micro-batch."""
-        ...
 
 
 class Learner:
@@ -45,21 +32,21 @@ class Learner:
         """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
-        for micro in split_batch(batch, self.micro_batch_tokens):
-            logprobs_S, entropy_S = self._score(micro)
-            output = loss(logprobs_S, micro)
+        for micro in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+            scored = score(self.policy, micro, self.temperature)
+            output = loss(scored, micro)
+            _check(output)
             share = output.total / normalizer
             share.backward()
             self._accumulated_loss = self._accumulated_loss + share.detach()
-            # The sampler's weights are those before the first of several optimizer steps.
-            same_weights_S = logprobs_S if micro.old_logprobs_S is None else micro.old_logprobs_S
-            metrics.append(
-                {
-                    "entropy": Metric(entropy_S.sum(), "mean", len(entropy_S)),
-                    **mismatch_metrics(same_weights_S, micro.sampler_logprobs_S),
-                    **output.metrics,
-                }
-            )
+            found = {}
+            if self.policy.has_language_head:
+                found["entropy"] = Metric(scored.entropy_S.detach().sum(), "mean", len(scored.entropy_S))
+            if micro.sampler_logprobs_S is not None:
+                # The sampler's weights are those before the first of several optimizer steps.
+                same_weights_S = scored.logprobs_S if micro.old_logprobs_S is None else micro.old_logprobs_S
+                found |= mismatch_metrics(same_weights_S, micro.sampler_logprobs_S)
+            metrics.append({**found, **output.metrics})
         return metrics
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
@@ -73,17 +60,35 @@ class Learner:
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probability [S] of every scored token under the current weights."""
-        parts = [self._score(micro)[0] for micro in split_batch(batch, self.micro_batch_tokens)]
-        return torch.cat(parts)
+    def score(self, batch: TokenBatch) -> Scored:
+        """What the current weights say of every scored token, without gradient."""
+        parts = [score(self.policy, micro, self.temperature) for micro in split_batch(batch, self.micro_batch_tokens)]
+        values = [part.values_S for part in parts if part.values_S is not None]
+        return Scored(
+            logprobs_S=torch.cat([part.logprobs_S for part in parts]),
+            entropy_S=torch.cat([part.entropy_S for part in parts]),
+            values_S=torch.cat(values) if values else None,
+        )
 
-    def _score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        return score(self.policy, batch, self.temperature)
 
-
-def score(policy: Policy, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities [S], entropies [S]) of a batch's scored tokens."""
+def score(policy: Policy, batch: TokenBatch, temperature: float) -> Scored:
+    """What a policy says of a batch's scored tokens."""
     plan = SegmentAttention(batch.segments)
     hidden_TH = policy.hidden_states(batch.token_ids_T, batch.position_ids_T, plan)
-    return scored_logprobs(hidden_TH[batch.predictor_S], policy.head_VH, batch.target_ids_S, temperature)
+    hidden_SH = hidden_TH[batch.predictor_S]
+    values_S = None if policy.value_head is None else policy.value_head(hidden_SH).float()[:, 0]
+    if not policy.has_language_head:
+        zeros_S = torch.zeros(len(hidden_SH))
+        return Scored(logprobs_S=zeros_S, entropy_S=zeros_S, values_S=values_S)
+    logprobs_S, entropy_S = scored_logprobs(hidden_SH, policy.head_VH, batch.target_ids_S, temperature)
+    return Scored(logprobs_S=logprobs_S, entropy_S=entropy_S, values_S=values_S)
+
+
+def _check(output: LossOutput) -> None:
+    """What a user's loss can get wrong and no later message would explain."""
+    total = output.total
+    if not isinstance(total, Tensor) or total.dim() != 0:
+        what = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+        raise DataError(f"a loss must return one summed number as a tensor, got {what}: sum it over the batch")
+    if not total.requires_grad:
+        raise DataError("the loss does not depend on the model: compute it from scored.logprobs_S without .detach()")

@@ -1,0 +1,198 @@
+"""What the algorithms that sample share: questions, a reward, held-out accuracy, a look at a step's rollouts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from burnish.algorithms.hooks import Hooks
+from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
+from burnish.data.chat import Chat, render_prompt
+from burnish.data.tasks import TaskSplit, load_tasks
+from burnish.distributed.roles import Roles
+from burnish.evaluation.held_out import HeldOut, Item
+from burnish.losses.advantages import has_signal
+from burnish.models.load import ModelFacts, inspect_model
+from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
+from burnish.reproducibility.record import source_hash, tasks_record
+from burnish.rewards.scoring import Reward, load_reward
+from burnish.rollout.collect import Collected, Collector
+
+MEASURE = "accuracy"
+COLUMNS = (
+    "reward_mean",
+    "reward_std",
+    "groups_without_signal",
+    "held_out",
+    "kl",
+    "entropy",
+    "completion_tokens_mean",
+    "truncated_share",
+    "mismatch_mean",
+    "tokens_per_second",
+)
+
+
+class AskingConfig(RunConfig):
+    """The sections of an algorithm that samples answers to tasks."""
+
+    task: TaskConfig
+    rollout: RolloutConfig = RolloutConfig()
+    evaluation: TaskEvaluationConfig = TaskEvaluationConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInputs:
+    """What a run reads, checked before any weight is loaded."""
+
+    config: AskingConfig
+    model: ModelFacts
+    tasks: TaskSplit
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    reward: Reward
+
+    def record(self) -> dict[str, Any]:
+        """Fingerprints: a resumed run must find the same ones."""
+        return {
+            "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
+            "reward": {"path": self.config.task.reward, "source_sha256": source_hash(self.reward)},
+        }
+
+    def summary(self) -> str:
+        """What `--dry-run` says."""
+        longest = max(len(prompt.token_ids) for prompt in (*self.train, *self.held_out))
+        return (
+            f"{len(self.train)} questions to train on, {len(self.held_out)} held out, longest prompt {longest} tokens, "
+            f"model {self.model.source}, {self.config.train.num_steps} steps of {self.config.rollout.num_prompts} x "
+            f"{self.config.rollout.group_size} completions\n"
+            f"the first prompt, as the model reads it:\n{self.train[0].text}"
+        )
+
+    def sampling(self) -> SamplingSettings:
+        """A stop string that is a special token is a stop token: texts are decoded without special tokens."""
+        tokenizer, rollout = self.model.tokenizer, self.config.rollout
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        stop_tokens = [special[stop] for stop in rollout.stop if stop in special]
+        return SamplingSettings(
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            stop=tuple(stop for stop in rollout.stop if stop not in special),
+            stop_token_ids=(*self.model.stop_token_ids, *stop_tokens),
+        )
+
+    def collector(self) -> Collector:
+        """What samples and scores a step."""
+        return Collector(
+            group_size=self.config.rollout.group_size,
+            sampling=self.sampling(),
+            reward=self.reward,
+            reward_timeout_seconds=self.config.task.reward_timeout_seconds,
+            seed=self.config.seed,
+        )
+
+    def evaluate(self, roles: Roles) -> list[Item]:
+        """Greedy answers to the held-out questions, each right or wrong."""
+        held_out = HeldOut(
+            prompts=self.held_out,
+            reward=self.reward,
+            reward_timeout_seconds=self.config.task.reward_timeout_seconds,
+            sampling=replace(self.sampling(), temperature=0.0),
+            right_at=self.config.evaluation.right_at,
+        )
+        return held_out.evaluate(roles.sample)
+
+
+def check_tasks(config: AskingConfig) -> TaskInputs:
+    """Find the model, read the tasks, render every prompt, import the reward.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    reward = load_reward(config.task.reward)
+    model = inspect_model(config.model.path)
+    tasks = load_tasks(config.task)
+    chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
+    limits = {"context_length": model.context_length, "max_tokens": config.rollout.max_tokens}
+
+    def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
+        return tuple(render_prompt(chat, task, **limits) for task in side)
+
+    return TaskInputs(
+        config=config,
+        model=model,
+        tasks=tasks,
+        train=render(tasks.train),
+        held_out=render(tasks.held_out),
+        reward=reward,
+    )
+
+
+def report_failures(hooks: Hooks, step: int, collected: Collected) -> None:
+    """Say and record which rewards failed in a step, and end the time of sampling."""
+    hooks.after_sampling()
+    if collected.failures:
+        first = collected.failures[0].reason
+        hooks.progress.say(f"step {step}: the reward failed for {len(collected.failures)} completions; {first}")
+    for failure in collected.failures:
+        hooks.run.add_event("reward_failed", step=step, **asdict(failure))
+
+
+def rollout_metrics(collected: Collected) -> dict[str, Any]:
+    """What the samples of a step look like."""
+    groups = collected.groups
+    rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    every_reward = np.concatenate(rewards)
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    parts = [rollout.components for group in groups for rollout in group.rollouts]
+    return {
+        "reward_mean": float(every_reward.mean()),
+        "reward_std": float(every_reward.std()),
+        **{
+            f"reward_mean.{name}": float(np.mean([part[name] for part in parts if name in part]))
+            for name in sorted({name for part in parts for name in part})
+        },
+        "groups_without_signal": sum(not has_signal(rewards_G) for rewards_G in rewards) / len(groups),
+        "reward_failures": len(collected.failures),
+        "tokens": int(lengths.sum()),
+        "completion_tokens_mean": float(lengths.mean()),
+        "truncated_share": float(np.mean([each.finish_reason == "length" for each in completions])),
+        "rollouts_sha256": token_ids_hash(groups),
+    }
+
+
+def rollout_lines(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Groups as they are stored."""
+    return [
+        {
+            "group": group.id,
+            "task_id": group.prompt.task.id,
+            "messages": [asdict(message) for message in group.prompt.task.messages],
+            "answer": group.prompt.task.answer,
+            "weight_version": group.weight_version,
+            "rollouts": [
+                {
+                    "text": rollout.completion.text,
+                    "token_ids": rollout.completion.token_ids,
+                    "finish_reason": rollout.completion.finish_reason,
+                    "reward": rollout.reward,
+                    "components": dict(rollout.components),
+                    "advantage": advantage,
+                }
+                for rollout, advantage in zip(group.rollouts, advantages_G, strict=True)
+            ],
+        }
+        for group, advantages_G in zip(groups, advantages, strict=True)
+    ]
+
+
+def token_ids_hash(groups: Sequence[RolloutGroup]) -> str:
+    """sha256 of every sampled token of a step: two runs that agree here have sampled the same."""
+    ids = [[rollout.completion.token_ids for rollout in group.rollouts] for group in groups]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
