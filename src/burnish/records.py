@@ -164,7 +164,7 @@ class TokenBatch:
     `predictor_S` is the position in T whose hidden state predicts the scored token `target_ids_S`; the last prompt
     token predicts the first token of every branch. `group_B` numbers the examples. A field that an algorithm does not
     need is None. `old_logprobs_S` are the learner's own before the first of several optimizer steps; None says that
-    the current ones are the old ones.
+    the current ones are the old ones. `teacher` numbers the model whose distributions are to be learnt.
     """
 
     token_ids_T: Tensor
@@ -185,6 +185,7 @@ class TokenBatch:
     reference_logprobs_S: Tensor | None = None
     old_values_S: Tensor | None = None
     returns_S: Tensor | None = None
+    teacher: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +194,16 @@ class Scored:
 
     `logprobs_S` are the log-probabilities of the targets and `entropy_S` the entropies of their distributions.
     `values_S` are the outputs of a value head at the predictors, where the model has one; a model with nothing but a
-    value head (a reward model, a critic) has zeros for the other two.
+    value head (a reward model, a critic) has zeros for the other two. `log_collision_S`, the log of the sum of squared
+    probabilities, is there when it was asked for, and carries no gradient. `divergence_S` is that of the model's
+    distributions from the teacher's, for a batch that names one.
     """
 
     logprobs_S: Tensor
     entropy_S: Tensor
     values_S: Tensor | None = None
+    log_collision_S: Tensor | None = None
+    divergence_S: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from burnish.errors import BurnishError, DataError, UserError
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 from burnish.rewards.scoring import ScoreFailure
+from tests.algorithms.conftest import ALGORITHMS
 
 TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
 
@@ -68,13 +69,13 @@ def stop_after(monkeypatch, step: int) -> None:
     """Let a run end as Ctrl-C would end it."""
     from burnish.algorithms.hooks import Hooks
 
-    original = Hooks.after_sampling
+    original = Hooks.after_step
 
-    def after_sampling(self) -> None:
-        original(self)
-        self.should_stop = self.should_stop or len(self.run.metrics()) == step - 1
+    def after_step(self, state, *arguments, **named) -> None:
+        self.should_stop = self.should_stop or state.step == step
+        original(self, state, *arguments, **named)
 
-    monkeypatch.setattr(Hooks, "after_sampling", after_sampling)
+    monkeypatch.setattr(Hooks, "after_step", after_step)
 
 
 def interrupted(config, quiet, monkeypatch, step: int) -> RunFolder:
@@ -94,6 +95,17 @@ def test_interrupted_and_resumed_equals_unbroken(tiny_config, quiet, monkeypatch
     assert f"burnish resume {run.path}" in quiet.file.getvalue()
     resume(run, config, quiet)
     assert outcome(run) == outcome(train(config, quiet))
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "grpo"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_every_algorithm_resumes_bit_exactly(make_config, quiet, monkeypatch, algorithm: str, lora) -> None:
+    config = make_config(algorithm, model__lora=lora)
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    resumed, unbroken = outcome(run), outcome(train(config, quiet))
+    assert resumed == unbroken
+    assert len(resumed.metrics) == 6
 
 
 def test_resumed_twice_in_bfloat16_with_warm_up_and_decay(tiny_config, quiet, monkeypatch) -> None:
@@ -168,7 +180,7 @@ def test_a_changed_file_is_refused(tiny_config, quiet, monkeypatch) -> None:
 def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -> None:
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
-    with (tmp_path / "tasks.jsonl").open("a") as file:
+    with (tmp_path / "_tasks.jsonl").open("a") as file:
         file.write('{"prompt": "one more", "answer": "1"}\n')
     with pytest.raises(UserError, match="cannot be resumed: its tasks changed since it started"):
         resume(run, config, quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -95,6 +95,9 @@ class TaskInputs:
             reward_timeout_seconds=self.config.task.reward_timeout_seconds,
             seed=self.config.seed,
         )
+
+    def start(self, roles: Roles, say: Callable[[str], None]) -> None:
+        """See Inputs: nothing is needed of the starting weights."""
 
     def evaluate(self, roles: Roles) -> list[Item]:
         """Greedy answers to the held-out questions, each right or wrong."""

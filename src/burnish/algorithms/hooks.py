@@ -44,14 +44,19 @@ class Hooks:
         *,
         observed: Mapping[str, Any],
         rollouts: Sequence[Mapping[str, Any]] = (),
-    ) -> Mapping[str, Any]:
+        adjust: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
+    ) -> None:
         """Log step `state.step` (counted from 1), then evaluate and save where it is time, or where the run ends.
 
         `parts` are the metrics of micro-batches and optimizer steps, `observed` what the algorithm saw itself (with
-        `tokens`, the number it learnt from or sampled), `rollouts` what is stored. Returns the metrics of the step.
+        `tokens`, the number it learnt from or sampled), `rollouts` what is stored. `adjust` sees the metrics before
+        anything is saved, moves what depends on them, and returns what a person should know.
         """
         learned = time.monotonic()
         metrics: dict[str, Any] = {"step": state.step, **observed, **reduce_metrics(parts), **state.controllers}
+        for message in adjust(metrics) if adjust is not None else ():
+            self.progress.say(f"step {state.step}: {message}")
+            self.run.add_event("noticed", step=state.step, message=message)
         metrics["seconds_sample"] = self._sampled - self._step_began
         metrics["seconds_learn"] = learned - self._sampled
         metrics["seconds"] = learned - self._step_began
@@ -68,4 +73,3 @@ class Hooks:
         if is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0:
             self.save(state)
         self._step_began = self._sampled = time.monotonic()
-        return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -12,7 +12,17 @@ from typing import Any, Protocol, cast
 import torch
 from rich.console import Console
 
-from burnish.algorithms import grpo, sft
+from burnish.algorithms import (
+    distillation,
+    dpo,
+    grpo,
+    kto,
+    off_policy_distillation,
+    online_dpo,
+    rejection_sampling,
+    reward_model,
+    sft,
+)
 from burnish.algorithms.hooks import Hooks
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
@@ -44,6 +54,10 @@ class Inputs(Protocol):
         """What `--dry-run` says."""
         ...
 
+    def start(self, roles: Roles, say: Callable[[str], None]) -> None:
+        """Compute what needs the weights that the run starts from; a resumed run calls it before it restores them."""
+        ...
+
     def evaluate(self, roles: Roles) -> list[Item]:
         """Score every held-out item."""
         ...
@@ -73,6 +87,16 @@ class Algorithm(Protocol):
 _ALGORITHMS: Mapping[str, tuple[type[RunConfig], Algorithm]] = {
     "grpo": (grpo.GRPOConfig, cast(Algorithm, grpo)),
     "sft": (sft.SFTConfig, cast(Algorithm, sft)),
+    "dpo": (dpo.DPOConfig, cast(Algorithm, dpo)),
+    "kto": (kto.KTOConfig, cast(Algorithm, kto)),
+    "reward_model": (reward_model.RewardModelConfig, cast(Algorithm, reward_model)),
+    "online_dpo": (online_dpo.OnlineDPOConfig, cast(Algorithm, online_dpo)),
+    "rejection_sampling": (rejection_sampling.RejectionSamplingConfig, cast(Algorithm, rejection_sampling)),
+    "distillation": (distillation.DistillationConfig, cast(Algorithm, distillation)),
+    "off_policy_distillation": (
+        off_policy_distillation.OffPolicyDistillationConfig,
+        cast(Algorithm, off_policy_distillation),
+    ),
 }
 
 
@@ -187,12 +211,13 @@ def _train(
     config: RunConfig, inputs: Inputs, roles: LocalRoles, run: RunFolder, console: Console, *, event: str
 ) -> None:
     algorithm, num_steps = _algorithm(config), config.train.num_steps
+    progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
+    inputs.start(roles, progress.say)
     state, recorded = TrainState(), len(run.metrics())
     if saved := checkpoints(run.checkpoints):
         state = load_checkpoint(saved[-1], roles.learners)
     run.rewind(state.step)
     run.add_event(event, step=state.step)
-    progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
 
     def evaluate(step: int) -> float:
         items = inputs.evaluate(roles)

@@ -256,8 +256,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds; None where it holds a value, or a choice among sections."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    sections = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+    return sections[0] if len(sections) == 1 else None

@@ -12,10 +12,14 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _NUMBERS = (int, float, int | None, float | None)
 
 
-class Section(BaseModel):
-    """A part of the configuration: no unknown key, no later change, no True where a number is meant."""
+class Strict(BaseModel):
+    """No unknown key, no later change, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Section(Strict):
+    """A part of the configuration; no True where a number is meant."""
 
     @field_validator("*", mode="before")
     @classmethod

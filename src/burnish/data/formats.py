@@ -29,13 +29,13 @@ def sharegpt(row: Mapping[str, Any]) -> Row:
 def pandalm(row: Mapping[str, Any]) -> Row | None:
     """PandaLM's human labels (Wang et al. 2023): two answers, the better one by majority of three people.
 
-    Rows where the majority is a tie, or there is none, are left out.
+    Rows where the majority is a tie, or there is none, or an answer is empty, are left out.
     """
     votes = [row[f"annotator{index}"] for index in (1, 2, 3)]
     better = next((choice for choice in (1, 2) if votes.count(choice) >= 2), None)
-    if better is None:
-        return None
     answers = {1: row["response1"], 2: row["response2"]}
+    if better is None or not all(isinstance(each, str) and each.strip() for each in answers.values()):
+        return None
     return {"prompt": _instruction(row), "chosen": answers[better], "rejected": answers[3 - better]}
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from burnish.config.schema import RunConfig
+from burnish.config.schema import ModelConfig, RunConfig
 from burnish.distributed.roles import RoleNeeds
 from burnish.losses.loss import Loss
 from burnish.models.load import load_policy
+from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
@@ -45,9 +46,9 @@ class LocalRoles:
             raise ValueError("these roles were made without a sampler")
         return self.generator.generate(requests)
 
-    def score(self, batch: TokenBatch) -> Scored:
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """See Roles."""
-        return self.learner.score(batch)
+        return self.learner.score(batch, with_collisions=with_collisions)
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """See Roles."""
@@ -68,6 +69,10 @@ class LocalRoles:
         """See Roles."""
         return self.learner.optim_step(learning_rate)
 
+    def teacher_logprobs(self, batch: TokenBatch, teacher: int) -> Tensor:
+        """See Roles."""
+        return replace_policy(self.learner, self.learner.teachers[teacher]).score(batch).logprobs_S
+
     def publish_weights(self, version: int) -> None:
         """See Roles."""
         self.weight_version = version
@@ -81,9 +86,18 @@ def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
         MasterAdamW(policy.trainable(), config.optimizer),
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=needs.temperature,
+        teachers=[load_teacher(config.model, path) for path in needs.teachers],
+        divergence=needs.divergence,
     )
     generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
     return LocalRoles(learner, generator, keeps_reference=needs.reference)
+
+
+def load_teacher(config: ModelConfig, path: str) -> Policy:
+    """A model to learn from, in the student's compute type, which nothing trains."""
+    teacher = load_policy(config.model_copy(update={"path": path, "lora": None}), seed=0)
+    teacher.module.requires_grad_(False)
+    return teacher
 
 
 def _reference_of(learner: Learner) -> Learner:
@@ -91,10 +105,11 @@ def _reference_of(learner: Learner) -> Learner:
     if policy.is_adapted:
         return learner
     frozen = copy.deepcopy(policy.model).requires_grad_(False)
-    reference = replace(policy, module=frozen, model=frozen)
+    return replace_policy(learner, replace(policy, module=frozen, model=frozen))
+
+
+def replace_policy(learner: Learner, policy: Policy) -> Learner:
+    """A learner that scores as this one does, with another policy; it is not for training."""
     return Learner(
-        reference,
-        learner.optimizer,
-        micro_batch_tokens=learner.micro_batch_tokens,
-        temperature=learner.temperature,
+        policy, learner.optimizer, micro_batch_tokens=learner.micro_batch_tokens, temperature=learner.temperature
     )

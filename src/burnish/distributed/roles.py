@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from burnish.losses.loss import Loss
+    from burnish.models.divergence import Divergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,19 +20,22 @@ class RoleNeeds:
     """What an algorithm asks of the roles.
 
     `kind` is the head of the trained model. With `reference` the weights it starts from are kept. `temperature`
-    divides the learner's logits. `max_rows` completions are decoded at once; 0 where nothing is sampled.
+    divides the learner's logits. `max_rows` completions are decoded at once; 0 where nothing is sampled. `teachers` are
+    models to learn from, and `divergence` is what a batch that names one is scored with.
     """
 
     kind: Literal["language", "value"] = "language"
     reference: bool = False
     temperature: float = 1.0
     max_rows: int = 0
+    teachers: tuple[str, ...] = ()
+    divergence: Divergence | None = None
 
 
 class Trainable(Protocol):
     """Weights that are scored with and trained."""
 
-    def score(self, batch: TokenBatch) -> Scored:
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """Log-probabilities, entropies and values [S] under the current weights, without gradient."""
         ...
 
@@ -53,6 +57,10 @@ class Roles(Trainable, Protocol):
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probabilities [S] under the weights that the run started from."""
+        ...
+
+    def teacher_logprobs(self, batch: TokenBatch, teacher: int) -> Tensor:
+        """Log-probabilities [S] under a teacher."""
         ...
 
     def publish_weights(self, version: int) -> None:

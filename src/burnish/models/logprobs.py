@@ -23,6 +23,12 @@ def scored_logprobs(
     return apply(hidden_SH, head_VH, target_ids_S, temperature)
 
 
+def log_collisions(hidden_SH: Tensor, head_VH: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log of sum_v p(v)^2 [S], without gradient: minus the order-2 Renyi entropy."""
+    chunks = [torch.logsumexp(2 * _logprobs(part, head_VH, temperature), 1) for part in hidden_SH.split(CHUNK_ROWS)]
+    return torch.cat(chunks)
+
+
 class _ScoredLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(

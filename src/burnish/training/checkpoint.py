@@ -111,8 +111,9 @@ def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) ->
         "architectures": [type(policy.model).__name__],
     }
     write_text(folder / "config.json", json.dumps(config, indent=1, sort_keys=True))
-    if policy.model.generation_config is not None:
-        policy.model.generation_config.save_pretrained(folder)
+    generation_config = getattr(policy.model, "generation_config", None)  # a value model has none
+    if generation_config is not None:
+        generation_config.save_pretrained(folder)
     stored = {name: weight.contiguous() for name, weight in weights.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
