@@ -33,7 +33,12 @@ def _completion(index: int) -> dict[str, Any]:
 
 
 def _labelled(index: int) -> dict[str, Any]:
-    return {**_completion(index), "label": index % 2 == 0}
+    pair = _pair(index)
+    return {
+        "prompt": pair["prompt"],
+        "completion": pair["chosen" if index % 2 else "rejected"],
+        "label": bool(index % 2),
+    }
 
 
 # algorithm -> (row of its data, sections beside the shared ones)

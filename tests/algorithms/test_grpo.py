@@ -1,7 +1,4 @@
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,31 +8,10 @@ from burnish.algorithms.session import report, resume, train
 from burnish.errors import ConfigError, UserError
 from burnish.records import RolloutGroup
 
-GOLDEN = Path(__file__).parent / "golden_grpo.json"
-DETERMINISTIC = ("step", "reward_mean", "loss", "grad_norm", "entropy", "mismatch_mean", "tokens")
-
 
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def test_golden_curve(tiny_config, quiet) -> None:
-    """Twenty steps give the curve that is kept here. Recreate it with GOLDEN=write, and say in the commit why."""
-    run = train(tiny_config(train__num_steps=20, checkpoint__every_steps=20), quiet)
-    curve = [{name: line[name] for name in DETERMINISTIC} for line in run.metrics()]
-    if os.environ.get("GOLDEN") == "write":
-        GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
-    expected = json.loads(GOLDEN.read_text())
-    assert len(curve) == len(expected) == 20
-    for line, wanted in zip(curve, expected, strict=True):
-        assert line["tokens"] == wanted["tokens"]
-        for name in ("reward_mean", "loss", "grad_norm", "entropy"):
-            # other processors add in another order; the tokens above are equal all the same
-            assert line[name] == pytest.approx(wanted[name], rel=2e-3, abs=2e-5), (line["step"], name)
-        assert line["mismatch_mean"] < 1e-5
-    first, last = (sum(line["reward_mean"] for line in part) / 5 for part in (curve[:5], curve[-5:]))
-    assert last > first + 0.1
 
 
 def test_two_fresh_runs_are_equal_and_another_seed_differs(tiny_config, quiet) -> None:

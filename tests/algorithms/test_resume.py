@@ -22,7 +22,8 @@ from burnish.errors import BurnishError, DataError, UserError
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 from burnish.rewards.scoring import ScoreFailure
-from tests.algorithms.conftest import ALGORITHMS
+
+from .conftest import ALGORITHMS
 
 TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
 
