@@ -22,10 +22,9 @@ from burnish.errors import ConfigError
 from burnish.evaluation.held_out import Item
 from burnish.losses.loss import Loss, load_loss, need
 from burnish.losses.preference import (
-    GRADED,
     NAMED,
     REFERENCE_FREE,
-    SMOOTHED,
+    USED_BY,
     PreferenceLoss,
     pairs_of,
     right,
@@ -70,14 +69,10 @@ class DPOLossConfig(Section):
             raise ConfigError("loss.weights: name at least one loss")
         if self.own is not None and any(self.changes(key) for key in type(self).model_fields if key != "own"):
             raise ConfigError("loss.own is used instead of the named losses: leave the other settings of loss out")
-        for key, users in (
-            ("label_smoothing", SMOOTHED),
-            ("margin", {"simpo"}),
-            ("tau", {"discopop"}),
-            ("score_margin", GRADED),
-        ):
-            if self.changes(key) and not names & set(users):
-                raise ConfigError(f"loss.{key} would be ignored: of the named losses only {', '.join(users)} use it")
+        for key in ("beta", "label_smoothing", "margin", "tau", "score_margin"):
+            if self.changes(key) and not names & USED_BY[key]:
+                users = ", ".join(sorted(USED_BY[key]))
+                raise ConfigError(f"loss.{key} would be ignored: of the named losses only {users} use it")
         if "exo" in names and self.label_smoothing == 0:
             raise ConfigError("loss.label_smoothing must be above 0 for exo: it takes its logarithm")
         return self

@@ -21,7 +21,7 @@ from burnish.records import Branch, Example, Metric, TokenBatch
 from burnish.reproducibility.record import model_record
 from burnish.training.checkpoint import TrainState
 from burnish.training.optimizer import learning_rate_at
-from burnish.training.reference import ReferenceLogprobs, cached_reference
+from burnish.training.reference import ReferenceLogprobs, cached_reference, in_chunks
 
 
 class LearningConfig(RunConfig):
@@ -65,14 +65,15 @@ class Learning:
 
         The places of `reference` are those of the visited examples, of the held-out ones, and of `also`.
         """
-        examples = [*(self.examples.train[index] for index in self.visited()), *self.examples.held_out, *also]
+        visited = in_chunks([self.examples.train[index] for index in self.visited()])
+        chunks = [*visited, self.examples.held_out, *in_chunks(also)]
         origin = {
             "model": model_record(self.model.source, base=self.model.base, commit=self.model.commit),
             "compute_dtype": self.config.model.compute_dtype,
             "micro_batch_tokens": self.config.train.micro_batch_tokens,
         }
         folder = cache_folder() / "reference"
-        self.reference = cached_reference(folder, examples, origin, lambda batch: roles.score(batch).logprobs_S, say)
+        self.reference = cached_reference(folder, chunks, origin, lambda batch: roles.score(batch).logprobs_S, say)
 
     @property
     def kept_reference(self) -> ReferenceLogprobs:

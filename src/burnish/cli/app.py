@@ -17,7 +17,9 @@ RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
 model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
+check_app = App(name="check", help="Try what you wrote, before a run does.")
 app.command(model_app)
+app.command(check_app)
 app.command(config_app)
 
 
@@ -99,6 +101,26 @@ def get(name: str) -> int:
     return 0
 
 
+@check_app.command(name="loss")
+def check_loss(
+    path: str,
+    *,
+    at_ends: Annotated[bool, Parameter(negative="", help="A reward model's loss: one value a sequence.")] = False,
+) -> int:
+    """Try a loss on small random batches and say in plain words what is wrong with it.
+
+    Example: burnish check loss my_losses:focal
+
+    Parameters
+    ----------
+    path
+        package.module:name of a loss.
+    """
+    from burnish.cli.check import check_own_loss
+
+    return check_own_loss(path, at_ends=at_ends)
+
+
 @config_app.command(name="show")
 def config_show(
     recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
@@ -154,7 +176,7 @@ def schema(
     Parameters
     ----------
     algorithm
-        grpo, sft.
+        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation.
     """
     from burnish.cli.config import print_schema
 

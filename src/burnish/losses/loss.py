@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from burnish.config.imports import import_by_path
+from burnish.config.imports import check_arguments, import_object
 from burnish.errors import DataError
 from burnish.records import LossOutput, Metric, Scored, TokenBatch
 
@@ -110,12 +110,17 @@ class WeightedLosses:
 
 
 def load_loss(path: str, key: str) -> Loss:
-    """A loss by `package.module:name`: what `loss` decorated, an object with the attributes of a Loss, or a function.
+    """A loss by `package.module:name`: what `loss` decorated, an object with the attributes of a Loss, a class whose
+    instances are such and need no arguments, or a plain function.
 
     Raises:
         ConfigError: there is no such thing, or it does not take (scored, batch).
     """
-    found = import_by_path(path, key, arguments=("scored", "batch"))
+    found = import_object(path, key)
+    if isinstance(found, type):
+        check_arguments(found, path, key, ())
+        found = found()
+    check_arguments(found, path, key, ("scored", "batch"))
     if hasattr(found, "normalizer") and hasattr(found, "needs_whole_groups"):
         declared: Loss = found
         return declared

@@ -93,6 +93,11 @@ class PreferenceLoss:
         """Both sides of a pair."""
         return True
 
+    @property
+    def unused_settings(self) -> frozenset[str]:
+        """Settings that none of the named losses reads."""
+        return frozenset(name for name, users in USED_BY.items() if not users & set(self.weights))
+
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss."""
         has_reference = bool(set(self.weights) - REFERENCE_FREE)
@@ -267,8 +272,15 @@ NAMED: Mapping[str, Callable[[Pairs, PreferenceLoss], Tensor]] = {
     "nll": _nll,
 }
 REFERENCE_FREE = frozenset({"simpo", "orpo", "nll"})
-SMOOTHED = frozenset({"cdpo", "robust", "exo"})
-GRADED = frozenset({"sigmoid", "cdpo", "robust", "hinge", "exo", "apo_down", "discopop", "sigmoid_norm"})
+USED_BY: Mapping[str, frozenset[str]] = {
+    "beta": frozenset(NAMED) - {"nll"},
+    "label_smoothing": frozenset({"cdpo", "robust", "exo"}),
+    "margin": frozenset({"simpo"}),
+    "tau": frozenset({"discopop"}),
+    "score_margin": frozenset({"sigmoid", "cdpo", "robust", "hinge", "exo", "apo_down", "discopop", "sigmoid_norm"}),
+    "reward_shift": frozenset({"bco"}),
+}
+"""The named losses that each setting has an effect on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,13 @@ from burnish.errors import MachineError
 from burnish.records import Example, TokenBatch
 from burnish.reproducibility.files import require_free_space, write_aside
 
-_EXAMPLES_AT_ONCE = 32
+
+def in_chunks(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """Examples a few at a time."""
+    return [examples[start : start + _CHUNK] for start in range(0, len(examples), _CHUNK)]
+
+
+_CHUNK = 32
 
 
 class ReferenceLogprobs:
@@ -38,23 +44,25 @@ class ReferenceLogprobs:
 
 def cached_reference(
     folder: Path,
-    examples: Sequence[Example],
+    chunks: Sequence[Sequence[Example]],
     origin: Mapping[str, Any],
     compute: Callable[[TokenBatch], Tensor],
     say: Callable[[str], None],
 ) -> ReferenceLogprobs:
     """Read from `folder`, or compute and keep there. `origin` is everything beside the examples that decides them.
 
+    A chunk is packed together: scoring the same examples in one batch later meets the same arithmetic.
+
     Raises:
         MachineError: the disk is full.
     """
-    rows = [asdict(example) for example in examples]
+    examples = [example for chunk in chunks for example in chunk]
+    rows = [[asdict(example) for example in chunk] for chunk in chunks]
     fingerprint = hashlib.sha256(json.dumps([rows, origin], sort_keys=True).encode()).hexdigest()
     path = folder / f"{fingerprint}.safetensors"
     if (flat := _read(path)) is None:
         say(f"computing the reference's log-probabilities of {len(examples)} examples")
-        chunks = [examples[start : start + _EXAMPLES_AT_ONCE] for start in range(0, len(examples), _EXAMPLES_AT_ONCE)]
-        flat = torch.cat([compute(pack(chunk)) for chunk in chunks])
+        flat = torch.cat([compute(pack(chunk)) for chunk in chunks if chunk])
         folder.mkdir(parents=True, exist_ok=True)
         require_free_space(folder, flat.numel() * 4 + 100_000, "the reference's log-probabilities")
         kept = {"logprobs": flat}
