@@ -40,9 +40,17 @@ def pandalm(row: Mapping[str, Any]) -> Row | None:
 
 
 def qa_feedback(row: Mapping[str, Any]) -> list[Row]:
-    """QA-Feedback (Wu et al. 2023): the question with its passages, and every pair of answers people did not tie."""
+    """QA-Feedback (Wu et al. 2023): the question after its passages, and every pair of answers people did not tie."""
     passages = "\n\n".join("\n".join(passage[1:]) for passage in row["passages"])
-    prompt = f"{passages}\n\nQuestion: {row['question']}"
+    return _answer_pairs(row, f"{passages}\n\nQuestion: {row['question']}")
+
+
+def qa_feedback_questions(row: Mapping[str, Any]) -> list[Row]:
+    """The same without the passages: a quarter of the tokens, and what the passages would tell is left to guess."""
+    return _answer_pairs(row, str(row["question"]))
+
+
+def _answer_pairs(row: Mapping[str, Any], prompt: str) -> list[Row]:
     pairs = [(first, second) for first in range(1, 5) for second in range(first + 1, 5)]
     rows = []
     for (first, second), preference in zip(pairs, row["preference"], strict=True):
