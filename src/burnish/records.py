@@ -102,7 +102,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The rollouts of one prompt in one step, sampled by weights of `weight_version`."""
+    """The rollouts of one prompt, sampled by weights of `weight_version`. `id` numbers the groups of a step."""
 
     id: int
     prompt: Prompt

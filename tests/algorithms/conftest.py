@@ -48,6 +48,7 @@ ALGORITHMS: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = 
     "dpo": (_pair, {}),
     "kto": (_labelled, {}),
     "reward_model": (_pair, {}),
+    "ppo": (_tasks, {**ASKING, "train": {"num_steps": 6, "minibatches_per_step": 2}}),
     "online_dpo": (_tasks, ASKING),
     "rejection_sampling": (_tasks, {**ASKING, "loss": {"keep_from": 0.3}}),
     "distillation": (_tasks, ASKING),

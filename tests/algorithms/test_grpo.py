@@ -1,12 +1,15 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from burnish.algorithms.grpo import minibatches
+from burnish.algorithms.grpo import minibatches, scored
 from burnish.algorithms.session import report, resume, train
 from burnish.errors import ConfigError, UserError
 from burnish.records import RolloutGroup
+from burnish.training.checkpoint import TrainState
+from burnish.training.coefficients import Coefficients
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +31,7 @@ def test_two_fresh_runs_are_equal_and_another_seed_differs(tiny_config, quiet) -
     [
         {"train__minibatches_per_step": 3},
         {"loss__kl_coefficient": 0.1, "loss__kl_estimator": "k2"},
-        {"loss__aggregation": "sequence", "loss__advantage_scale": "none"},
+        {"loss__aggregation": "sequence", "loss__advantage": "dr_grpo"},
         {"rollout__temperature": 0.7},
         {"model__compute_dtype": "bfloat16"},
         {"model__lora": {"rank": 4}, "optimizer__learning_rate": 0.02},
@@ -60,13 +63,21 @@ def test_leaving_out_groups_without_signal_changes_no_number(tiny_config, make_g
 
     rewards = ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0])
     groups = [with_rewards(group, each) for group, each in zip(groups, rewards, strict=True)]
-    (batch,) = minibatches(groups, tiny_config())
+
+    def packed(config):
+        values = Coefficients(config.loss, num_steps=1, controllers={}).at(0)
+        roles = SimpleNamespace(reference_logprobs=lambda batch: batch.sampler_logprobs_S)
+        batch, *_ = scored(groups, roles, config, values, TrainState())
+        return list(minibatches(batch, groups, config))
+
+    (batch,) = packed(tiny_config())
     assert len(batch.segments) == 2
     assert (batch.counts.scored_tokens, batch.counts.sequences, batch.counts.groups) == (14, 6, 3)
-    (with_kl,) = minibatches(groups, tiny_config(loss__kl_coefficient=0.1))
+    (with_kl,) = packed(tiny_config(loss__kl_coefficient=0.1))
     assert len(with_kl.segments) == 3
     assert torch.equal(with_kl.advantages_S[5:10], torch.zeros(5))
-    assert list(minibatches([groups[1]], tiny_config())) == []
+    groups = [groups[1]]
+    assert packed(tiny_config()) == []
 
 
 def test_a_run_folder_tells_the_whole_story(tiny_config, quiet) -> None:

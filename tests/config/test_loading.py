@@ -68,7 +68,9 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         (["--rollout.max_rows", "4"], "rollout.max_rows=4 is less than rollout.group_size=8"),
         # would be ignored
         (["--loss.kl_estimator", "k2"], "loss.kl_estimator would be ignored while loss.kl_coefficient is 0"),
-        (["--loss.clip_high", "0.28"], "loss.clip_high would be ignored with train.minibatches_per_step=1"),
+        (["--loss.surrogate", "sapo"], "loss.surrogate would be ignored with train.minibatches_per_step=1"),
+        (["--loss.ratio", "sequence"], "loss.ratio would be ignored with train.minibatches_per_step=1"),
+        (["--loss.surrogate", "sapoo"], "loss.surrogate"),
         (["--task.options", '{"a": 1}'], "task.options would be ignored"),
         (["--task.source", "reasoning-gym:gcd", "--task.answer_field", "x"], "task.answer_field would be ignored"),
     ],
@@ -152,6 +154,8 @@ def test_shipped_recipes_are_valid() -> None:
         schema = schema_of(read_algorithm(name))
         missing = [key for key in ("task.source", "data.source") if key in dict(leaf_fields(schema))]
         required = [] if name == "quickstart" else [f"--{key}=data.jsonl" for key in missing]
+        if "teachers" in dict(leaf_fields(schema)):
+            required.append('--teachers=[{"path": "teacher"}]')
         config = resolve(schema, name, flags=required, environment={}).config
         assert yaml.safe_load(to_yaml(config))["name"] == config.name
 

@@ -175,6 +175,7 @@ def test_a_list_in_a_json_file(tmp_path: Path) -> None:
         load(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public datasets are not beside the checkout")
 @pytest.mark.parametrize(
     ("file", "transform", "to_example", "num_rows"),

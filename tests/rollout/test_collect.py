@@ -30,7 +30,7 @@ def test_scores_every_completion_of_every_prompt() -> None:
     generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "= 7" if prompt == "3+4" else "= 8")
     collected = collector()(generator.generate, prompts("3+4", "2+5"), step=6, weight_version=9)
     assert [[rollout.reward for rollout in group.rollouts] for group in collected.groups] == [[1.0] * 4, [0.0] * 4]
-    assert [(group.id, group.weight_version) for group in collected.groups] == [(12, 9), (13, 9)]
+    assert [(group.id, group.weight_version) for group in collected.groups] == [(0, 9), (1, 9)]
 
 
 def test_seeds_differ_by_step_prompt_sample_and_root() -> None:

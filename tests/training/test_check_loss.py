@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from burnish.losses.distillation import DistillationLoss, SampledReverseKL
 from burnish.losses.imitation import NegativeLogLikelihood
 from burnish.losses.loss import WeightedLosses, loss
+from burnish.losses.policy_gradient import ImportanceCorrection, PolicyLoss
 from burnish.losses.preference import NAMED, KTOLoss, PreferenceLoss, RewardModelLoss, pairs_of, sequence_sums
+from burnish.losses.value import ValueLoss
 from burnish.records import LossOutput
 from burnish.training.check_loss import check_loss
 
@@ -182,3 +185,28 @@ def test_a_gradient_stopped_on_purpose_can_be_declared() -> None:
     )()
     assert check_loss(declared) == []
     assert replace(NegativeLogLikelihood(), aggregation="token") == NegativeLogLikelihood()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PolicyLoss(max_tokens=5),
+        PolicyLoss(aggregation="sequence", dual_clip=3.0),
+        PolicyLoss(aggregation="constant", max_tokens=5, kl_coefficient=0.1, kl_estimator="k2"),
+        PolicyLoss(ratio="sequence"),
+        PolicyLoss(ratio="sequence_token"),
+        PolicyLoss(ratio="none"),
+        PolicyLoss(surrogate="cispo"),
+        PolicyLoss(surrogate="sapo"),
+        PolicyLoss(surrogate="gmpo", aggregation="sequence"),
+        PolicyLoss(surrogate="dppo", trust_region=0.05),
+        PolicyLoss(entropy_coefficient=0.1, importance=ImportanceCorrection()),
+        ValueLoss(),
+        ValueLoss(clip=None),
+        SampledReverseKL(),
+        DistillationLoss(),
+    ],
+    ids=str,
+)
+def test_losses_of_samples_pass(policy) -> None:
+    assert check_loss(policy) == []

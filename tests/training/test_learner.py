@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from burnish.config.schema import ModelConfig, OptimizerConfig
 from burnish.data.packing import pack_groups
-from burnish.losses.advantages import group_advantages
-from burnish.losses.policy_gradient import ClippedPolicyLoss
+from burnish.losses.advantages import grpo
+from burnish.losses.policy_gradient import ImportanceCorrection, PolicyLoss
 from burnish.models.load import load_policy
 from burnish.monitoring.metrics import reduce_metrics
 from burnish.records import Rollout, RolloutGroup, TokenBatch
@@ -21,20 +21,26 @@ NUM_SEQUENCES = 12
 NUM_TOKENS = 50
 
 
-def loss_of(aggregation: str) -> ClippedPolicyLoss:
-    return ClippedPolicyLoss(
+def loss_of(aggregation: str) -> PolicyLoss:
+    return PolicyLoss(
         clip_low=0.2,
         clip_high=0.28,
         aggregation=aggregation,
         max_tokens=8,
         kl_coefficient=0.5,
         kl_estimator="k3",
-        max_importance_weight=1.1,
+        importance=ImportanceCorrection(high=1.1),
     )
 
 
+def advantages_of(group: RolloutGroup) -> list[float]:
+    return grpo([rollout.reward for rollout in group.rollouts], [0] * len(group.rollouts)).tolist()
+
+
 def pack(groups: list[RolloutGroup]) -> TokenBatch:
-    advantages = [group_advantages([rollout.reward for rollout in group.rollouts]).tolist() for group in groups]
+    advantages = [
+        grpo([rollout.reward for rollout in group.rollouts], [0] * len(group.rollouts)).tolist() for group in groups
+    ]
     return with_other_logprobs(pack_groups(groups, advantages))
 
 
@@ -106,7 +112,9 @@ def test_the_step_does_not_depend_on_how_it_is_cut(groups, gradient_of, aggregat
 
     # not shared: every completion brings its own copy of the prompt, with the same advantage
     single = [replace(group, rollouts=(rollout,)) for group in groups for rollout in group.rollouts]
-    advantages = [[value] for g in groups for value in group_advantages([r.reward for r in g.rollouts]).tolist()]
+    advantages = [
+        [value] for g in groups for value in grpo([r.reward for r in g.rollouts], [0] * len(g.rollouts)).tolist()
+    ]
     unshared = replace(with_other_logprobs(pack_groups(single, advantages)), counts=whole.counts)
     one_by_one = [
         replace(with_other_logprobs(pack_groups([group], [advantage])), counts=whole.counts)

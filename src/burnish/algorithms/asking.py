@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from burnish.algorithms.hooks import Hooks
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
+from burnish.data.order import EndlessOrder
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import Roles
 from burnish.evaluation.held_out import HeldOut, Item
@@ -22,6 +23,7 @@ from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
 from burnish.reproducibility.record import source_hash, tasks_record
 from burnish.rewards.scoring import Reward, load_reward
 from burnish.rollout.collect import Collected, Collector
+from burnish.training.checkpoint import TrainState
 
 MEASURE = "accuracy"
 COLUMNS = (
@@ -93,6 +95,7 @@ class TaskInputs:
             sampling=self.sampling(),
             reward=self.reward,
             reward_timeout_seconds=self.config.task.reward_timeout_seconds,
+            overlong_buffer=self.config.rollout.overlong_buffer,
             seed=self.config.seed,
         )
 
@@ -136,7 +139,45 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     )
 
 
-def report_failures(hooks: Hooks, step: int, collected: Collected) -> None:
+def rollout_steps(
+    config: AskingConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState
+) -> Iterator[Collected]:
+    """The scored groups of each step, from where `state` stands to the end of the run, or until it should stop.
+
+    With `rollout.max_refills`, prompts whose group has no signal are replaced by further ones (dynamic sampling, DAPO,
+    Yu et al. 2025, section 3.2); what then has a signal is the step, and the rest does not count.
+    """
+    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
+    collect = inputs.collector()
+    hooks.before_steps()
+    while state.step < config.train.num_steps and not hooks.should_stop:
+        wanted = config.rollout.num_prompts
+        found = _collect(collect, prompts.next(wanted), roles, state, first=0)
+        asked, refills = wanted, 0
+        while config.rollout.max_refills > refills and (missing := wanted - len(_with_signal(found))) > 0:
+            more = _collect(collect, prompts.next(missing), roles, state, first=asked)
+            asked, refills = asked + missing, refills + 1
+            found = Collected(groups=found.groups + more.groups, failures=found.failures + more.failures)
+        if config.rollout.max_refills:
+            # a step in which nothing has a signal is shown as it is
+            found = replace(found, groups=tuple(_with_signal(found)[:wanted]) or found.groups)
+        state.data_position = prompts.position  # before the step, which saves it
+        found = replace(found, prompts_asked=asked)
+        _report_failures(hooks, state.step + 1, found)
+        yield found
+
+
+def _collect(
+    collect: Collector, prompts: Sequence[Prompt], roles: Roles, state: TrainState, *, first: int
+) -> Collected:
+    return collect(roles.sample, prompts, step=state.step, weight_version=state.weight_version, first=first)
+
+
+def _with_signal(collected: Collected) -> list[RolloutGroup]:
+    return [group for group in collected.groups if has_signal([rollout.reward for rollout in group.rollouts])]
+
+
+def _report_failures(hooks: Hooks, step: int, collected: Collected) -> None:
     """Say and record which rewards failed in a step, and end the time of sampling."""
     hooks.after_sampling()
     if collected.failures:
@@ -163,6 +204,7 @@ def rollout_metrics(collected: Collected) -> dict[str, Any]:
         },
         "groups_without_signal": sum(not has_signal(rewards_G) for rewards_G in rewards) / len(groups),
         "reward_failures": len(collected.failures),
+        "prompts_asked": collected.prompts_asked,
         "tokens": int(lengths.sum()),
         "completion_tokens_mean": float(lengths.mean()),
         "truncated_share": float(np.mean([each.finish_reason == "length" for each in completions])),

@@ -17,14 +17,13 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
-    report_failures,
     rollout_lines,
     rollout_metrics,
+    rollout_steps,
 )
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.teaching import SampledDivergenceConfig, TeacherConfig, check_teachers, teachers_record
 from burnish.config.schema import NAME_PATTERN
-from burnish.data.order import EndlessOrder
 from burnish.data.packing import count_examples, example_of, pack_groups
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import DataError
@@ -99,19 +98,12 @@ def train(
     config: DistillationConfig, inputs: DistillationInputs, roles: Roles, hooks: Hooks, state: TrainState
 ) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
-    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
-    collect = inputs.collector()
-    hooks.before_steps()
-    while state.step < config.train.num_steps and not hooks.should_stop:
-        asked = prompts.next(config.rollout.num_prompts)
-        collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
-        report_failures(hooks, state.step + 1, collected)
+    for collected in rollout_steps(config, inputs, roles, hooks, state):
         learned = learn_sampled if config.loss.kind == "sampled" else learn_distributions
         parts = learned(inputs, collected.groups, roles)
         parts.append(roles.optim_step(learning_rate_at(config.optimizer, state.step, config.train.num_steps)))
         state.step += 1
         state.weight_version += 1
-        state.data_position = prompts.position
         roles.publish_weights(state.weight_version)
         lines = rollout_lines(collected.groups, [[0.0] * len(group.rollouts) for group in collected.groups])
         hooks.after_step(state, parts, observed=rollout_metrics(collected), rollouts=lines)

@@ -32,7 +32,7 @@ from burnish.losses.preference import (
 )
 from burnish.records import TokenBatch
 from burnish.training.checkpoint import TrainState
-from burnish.training.coefficients import Coefficients, logged
+from burnish.training.coefficients import Coefficients
 
 MEASURE = "preference accuracy"
 COLUMNS = ("loss", "reward_margin", "reward_accuracy", "held_out", "kl", "drift_chosen", "drift_rejected", "grad_norm")
@@ -140,7 +140,7 @@ def train(config: DPOConfig, inputs: DPOInputs, roles: Roles, hooks: Hooks, stat
         values = coefficients.at(state.step)
         loss = inputs.own_loss or preference_loss(config.loss, values, state)
         parts = learn(config, roles, state, batch, loss)
-        hooks.after_step(state, parts, observed={**seen(batch), **logged(values)}, adjust=adjust)
+        hooks.after_step(state, parts, observed={**seen(batch), **coefficients.logged(state.step - 1)}, adjust=adjust)
 
 
 def adjuster(
@@ -158,7 +158,7 @@ def adjuster(
 def preference_loss(config: DPOLossConfig, values: Mapping[str, float], state: TrainState) -> PreferenceLoss:
     """The loss that the configuration describes, with its scheduled coefficients' values at this step."""
     names = ("beta", "label_smoothing", "margin", "tau", "score_margin")
-    settings = {name: getattr(config, name) for name in names} | dict(values)
+    settings = {name: values[name] for name in names}
     return PreferenceLoss(weights=config.weights, reward_shift=state.controllers.get(_SHIFT, 0.0), **settings)
 
 

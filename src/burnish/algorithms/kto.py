@@ -24,7 +24,7 @@ from burnish.losses.preference import KTOLoss, right, sequence_sums
 from burnish.records import Example, TokenBatch
 from burnish.reproducibility.seeds import seed_for
 from burnish.training.checkpoint import TrainState
-from burnish.training.coefficients import Coefficients, logged
+from burnish.training.coefficients import Coefficients
 
 MEASURE = "label accuracy"
 COLUMNS = ("loss", "reward_chosen", "reward_rejected", "kl_baseline", "held_out", "grad_norm", "tokens_per_second")
@@ -123,10 +123,9 @@ def train(config: KTOConfig, inputs: KTOInputs, roles: Roles, hooks: Hooks, stat
     for indices in batches(config, inputs, hooks, state):
         values = coefficients.at(state.step)
         baseline = max(0.0, float(logratios(roles, inputs.kl_batch(indices)).mean()))  # section 4.1 of the paper
-        settings = {name: getattr(config.loss, name) for name in type(config.loss).model_fields} | values
         batch = inputs.batch(indices)
-        parts = learn(config, roles, state, batch, KTOLoss(kl_baseline=baseline, **settings))
-        observed = {**seen(batch), **logged(values), "kl_baseline": baseline}
+        parts = learn(config, roles, state, batch, KTOLoss(kl_baseline=baseline, **values))
+        observed = {**seen(batch), **coefficients.logged(state.step - 1), "kl_baseline": baseline}
         hooks.after_step(state, parts, observed=observed, adjust=coefficients.after_step)
 
 

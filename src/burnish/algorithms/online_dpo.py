@@ -16,14 +16,13 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
-    report_failures,
     rollout_lines,
     rollout_metrics,
+    rollout_steps,
 )
 from burnish.algorithms.dpo import DPOLossConfig, adjuster, preference_loss
 from burnish.algorithms.hooks import Hooks
 from burnish.config.schema import NAME_PATTERN
-from burnish.data.order import EndlessOrder
 from burnish.data.packing import example_of, pack
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import ConfigError
@@ -31,7 +30,7 @@ from burnish.losses.advantages import has_signal
 from burnish.losses.preference import REFERENCE_FREE
 from burnish.records import Example, Metric, RolloutGroup
 from burnish.training.checkpoint import TrainState
-from burnish.training.coefficients import Coefficients, logged
+from burnish.training.coefficients import Coefficients
 from burnish.training.optimizer import learning_rate_at
 
 __all__ = ["COLUMNS", "MEASURE", "OnlineDPOConfig", "needs", "prepare", "train"]
@@ -74,13 +73,7 @@ def needs(config: OnlineDPOConfig) -> RoleNeeds:
 def train(config: OnlineDPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
     coefficients = Coefficients(config.loss, num_steps=config.train.num_steps, controllers=state.controllers)
-    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
-    collect = inputs.collector()
-    hooks.before_steps()
-    while state.step < config.train.num_steps and not hooks.should_stop:
-        asked = prompts.next(config.rollout.num_prompts)
-        collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
-        report_failures(hooks, state.step + 1, collected)
+    for collected in rollout_steps(config, inputs, roles, hooks, state):
         values = coefficients.at(state.step)
         parts: list[dict[str, Metric]] = []
         if pairs := best_against_worst(collected.groups):
@@ -91,9 +84,12 @@ def train(config: OnlineDPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hook
             parts.append(roles.optim_step(learning_rate_at(config.optimizer, state.step, config.train.num_steps)))
             state.weight_version += 1
         state.step += 1
-        state.data_position = prompts.position
         roles.publish_weights(state.weight_version)
-        observed: dict[str, Any] = {**rollout_metrics(collected), **logged(values), "pairs": len(pairs)}
+        observed: dict[str, Any] = {
+            **rollout_metrics(collected),
+            **coefficients.logged(state.step - 1),
+            "pairs": len(pairs),
+        }
         lines = rollout_lines(collected.groups, [[0.0] * len(group.rollouts) for group in collected.groups])
         adjust = adjuster(config.loss, coefficients, state) if pairs else None
         hooks.after_step(state, parts, observed=observed, rollouts=lines, adjust=adjust)

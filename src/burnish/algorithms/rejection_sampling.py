@@ -13,13 +13,12 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
-    report_failures,
     rollout_lines,
     rollout_metrics,
+    rollout_steps,
 )
 from burnish.algorithms.hooks import Hooks
 from burnish.config.schema import NAME_PATTERN, Section
-from burnish.data.order import EndlessOrder
 from burnish.data.packing import example_of, pack
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.losses.imitation import NegativeLogLikelihood
@@ -66,13 +65,7 @@ def needs(config: RejectionSamplingConfig) -> RoleNeeds:
 def train(config: RejectionSamplingConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
     loss = NegativeLogLikelihood(aggregation=config.loss.aggregation)
-    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
-    collect = inputs.collector()
-    hooks.before_steps()
-    while state.step < config.train.num_steps and not hooks.should_stop:
-        asked = prompts.next(config.rollout.num_prompts)
-        collected = collect(roles.sample, asked, step=state.step, weight_version=state.weight_version)
-        report_failures(hooks, state.step + 1, collected)
+    for collected in rollout_steps(config, inputs, roles, hooks, state):
         kept = keep_good(collected.groups, config.loss)
         parts: list[dict[str, Metric]] = []
         if kept:
@@ -82,7 +75,6 @@ def train(config: RejectionSamplingConfig, inputs: TaskInputs, roles: Roles, hoo
         else:
             hooks.progress.say(f"nothing learned in step {state.step + 1}: no answer reached loss.keep_from")
         state.step += 1
-        state.data_position = prompts.position
         roles.publish_weights(state.weight_version)
         lines = rollout_lines(collected.groups, [[0.0] * len(group.rollouts) for group in collected.groups])
         observed = {**rollout_metrics(collected), "kept": sum(len(example.branches) for example in kept)}

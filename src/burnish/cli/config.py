@@ -49,8 +49,10 @@ def print_schema(algorithm: str, as_json: bool) -> int:
         print(json.dumps(schema.model_json_schema(), indent=1))
         return 0
     for key, field in leaf_fields(schema):
-        default = "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
-        print(f"{key}  ({_type_name(field.annotation)}, {default})\n    {field.description}")
+        print(f"{key}  ({_type_name(field.annotation)}, {_default(field)})\n    {field.description}")
+        for choice in _choices(field.annotation):
+            parts = (f"{name} ({_default(each)})" for name, each in choice.model_fields.items())
+            print(f"    {{{', '.join(parts)}}}")
     return 0
 
 
@@ -80,7 +82,21 @@ def _text(value: Any) -> str:
 
 
 def _plain(default: Any) -> Any:
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json")
     return str(default) if isinstance(default, Path) else default
+
+
+def _default(field: Any) -> str:
+    return "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
+
+
+def _choices(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a setting chooses among."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = [choice for each in typing.get_args(annotation) for choice in _choices(each)]
+    return found if len(found) > 1 else []
 
 
 def _type_name(annotation: Any) -> str:
@@ -91,7 +107,7 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
     if origin in (types.UnionType, typing.Union):
-        return " | ".join(map(_type_name, arguments))
+        return " | ".join(dict.fromkeys(map(_type_name, arguments)))
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

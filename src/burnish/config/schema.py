@@ -111,6 +111,23 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
+    max_refills: int = Field(0, ge=0)
+    """Times a step may ask further prompts in the place of those whose completions all have the same reward."""
+    overlong_buffer: int = Field(0, ge=0)
+    """Completions that end within so many tokens of max_tokens lose up to 1 of their reward; 0 is no penalty."""
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> "RolloutConfig":
+        if self.max_rows < self.group_size:
+            raise ConfigError(
+                f"rollout.max_rows={self.max_rows} is less than rollout.group_size={self.group_size}: "
+                "a group is decoded together"
+            )
+        if self.overlong_buffer >= self.max_tokens:
+            raise ConfigError(
+                f"rollout.overlong_buffer={self.overlong_buffer} must be less than rollout.max_tokens={self.max_tokens}"
+            )
+        return self
 
 
 class OptimizerConfig(Section):

@@ -154,6 +154,22 @@ def split_batch(batch: TokenBatch, max_tokens: int, *, keep_groups: bool = False
         yield _join(batch, pending, scored_start_B)
 
 
+def take_groups(batch: TokenBatch, indices: Sequence[int]) -> TokenBatch:
+    """Some groups of a batch, in the given order, with the counts of the whole."""
+    lengths_B = torch.bincount(batch.sequence_S, minlength=len(batch.group_B)).tolist()
+    scored_start_B = np.concatenate([[0], np.cumsum(lengths_B)]).tolist()
+    parts, token_start, sequence = [], 0, 0
+    for segment in batch.segments:
+        part = _Part(token_start, segment.prompt_length)
+        branch_start = token_start + segment.prompt_length
+        for length in segment.branch_lengths:
+            part.branches.append((branch_start, length, sequence))
+            branch_start, sequence = branch_start + length, sequence + 1
+        parts.append(part)
+        token_start = branch_start
+    return _join(batch, [parts[index] for index in indices], scored_start_B)
+
+
 class _Part:
     """A prompt and some of its branches, as (start in T, length, sequence)."""
 

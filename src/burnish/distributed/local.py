@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from burnish.config.schema import ModelConfig, RunConfig
-from burnish.distributed.roles import RoleNeeds
+from burnish.distributed.roles import CriticNeeds, RoleNeeds
 from burnish.losses.loss import Loss
-from burnish.models.load import load_policy
+from burnish.models.load import load_policy, with_value_head
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
@@ -29,8 +29,16 @@ class LocalRoles:
     copy of the weights. Create it before the policy is trained or restored.
     """
 
-    def __init__(self, learner: Learner, generator: Generator | None, *, keeps_reference: bool) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        generator: Generator | None,
+        *,
+        keeps_reference: bool,
+        critic: Learner | None = None,
+    ) -> None:
         self.learner = learner
+        self._critic = critic
         self.generator = generator
         self.weight_version = 0
         self._reference = _reference_of(learner) if keeps_reference else None
@@ -38,7 +46,14 @@ class LocalRoles:
     @property
     def learners(self) -> dict[str, Learner]:
         """Everything that is trained, by the subfolder of a checkpoint that holds it."""
-        return {"": self.learner}
+        return {"": self.learner} if self._critic is None else {"": self.learner, "critic": self._critic}
+
+    @property
+    def critic(self) -> Learner:
+        """See Roles."""
+        if self._critic is None:
+            raise ValueError("these roles were made without a critic")
+        return self._critic
 
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Roles."""
@@ -81,6 +96,8 @@ class LocalRoles:
 def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
     """Load the weights and put learner and sampler on them."""
     policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
+    if needs.critic == "shared":
+        policy = with_value_head(policy)
     learner = Learner(
         policy,
         MasterAdamW(policy.trainable(), config.optimizer),
@@ -90,7 +107,18 @@ def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
         divergence=needs.divergence,
     )
     generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
-    return LocalRoles(learner, generator, keeps_reference=needs.reference)
+    critic = build_critic(config, needs.critic) if isinstance(needs.critic, CriticNeeds) else None
+    return LocalRoles(learner, generator, keeps_reference=needs.reference, critic=critic)
+
+
+def build_critic(config: RunConfig, needs: CriticNeeds) -> Learner:
+    """A value model with its own optimizer."""
+    model = config.model.model_copy(update={"path": needs.path or config.model.path})
+    policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value")
+    optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
+    return Learner(
+        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=config.train.micro_batch_tokens
+    )
 
 
 def load_teacher(config: ModelConfig, path: str) -> Policy:

@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriticNeeds:
+    """A value model of its own: where it starts (None: where the policy does), and its optimizer's peak rate."""
+
+    path: str | None
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoleNeeds:
     """What an algorithm asks of the roles.
 
     `kind` is the head of the trained model. With `reference` the weights it starts from are kept. `temperature`
     divides the learner's logits. `max_rows` completions are decoded at once; 0 where nothing is sampled. `teachers` are
-    models to learn from, and `divergence` is what a batch that names one is scored with.
+    models to learn from, and `divergence` is what a batch that names one is scored with. A shared `critic` is a
+    value head on the trained model.
     """
 
     kind: Literal["language", "value"] = "language"
@@ -30,6 +39,7 @@ class RoleNeeds:
     max_rows: int = 0
     teachers: tuple[str, ...] = ()
     divergence: Divergence | None = None
+    critic: CriticNeeds | Literal["shared"] | None = None
 
 
 class Trainable(Protocol):
@@ -53,6 +63,11 @@ class Roles(Trainable, Protocol):
 
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """Completions from the weights published last."""
+        ...
+
+    @property
+    def critic(self) -> Trainable:
+        """A value model of its own, where one was asked for."""
         ...
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:

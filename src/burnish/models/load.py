@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,6 +162,14 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
         source=facts.source,
         stop_token_ids=facts.stop_token_ids,
     )
+
+
+def with_value_head(policy: Policy) -> Policy:
+    """The policy with a value head of zeros on the same trunk."""
+    weight = policy.head_VH
+    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=weight.dtype, device=weight.device)
+    nn.init.zeros_(head.weight)
+    return replace(policy, own_value_head=head)
 
 
 def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind) -> PreTrainedModel:

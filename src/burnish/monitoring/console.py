@@ -22,6 +22,8 @@ _SHOWN: Mapping[str, tuple[str, str]] = {
     "kl": ("KL", "{:.2e}"),
     "kept": ("kept", "{:d}"),
     "divergence": ("divergence", "{:.4f}"),
+    "kl_per_completion": ("KL", "{:+.3f}"),
+    "value_error": ("value error", "{:.3f}"),
     "kl_baseline": ("KL baseline", "{:.3f}"),
     "reward_margin": ("margin", "{:.3f}"),
     "reward_accuracy": ("accuracy", "{:.3f}"),

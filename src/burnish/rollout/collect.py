@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from burnish.errors import DataError
 from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Reward, ScoreFailure, require_scores, score_all
+from burnish.rewards.scoring import Reward, Score, ScoreFailure, require_scores, score_all
 
 Sample = Callable[[Sequence[GenerationRequest]], list[tuple[Completion, ...]]]
 
@@ -28,26 +28,33 @@ class Collected:
 
     groups: tuple[RolloutGroup, ...]
     failures: tuple[Unscored, ...]
+    prompts_asked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """Samples `group_size` completions per prompt and scores them."""
+    """Samples `group_size` completions per prompt and scores them.
+
+    With `overlong_buffer` a completion that ends in the last so many tokens before the limit loses up to 1.
+    """
 
     group_size: int
     sampling: SamplingSettings
     reward: Reward
     reward_timeout_seconds: float
     seed: int
+    overlong_buffer: int = 0
 
-    def __call__(self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int) -> Collected:
-        """Collect the groups of one step.
+    def __call__(
+        self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int, first: int = 0
+    ) -> Collected:
+        """Collect the groups of one step; `first` counts those that were asked in it before.
 
         Raises:
             DataError: the reward failed for more than half of the completions, or left no group with two scores.
         """
         requests = []
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts, start=first):
             # The index tells apart a task that an epoch's end puts into one step twice.
             members = range(self.group_size)
             seeds = tuple(seed_for(self.seed, "rollout", step, prompt.task.id, index, member) for member in members)
@@ -63,18 +70,26 @@ class Collector:
         ]
         groups = []
         remaining = iter(scores)
-        for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
+        for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True), start=first):
             scored = [(each, next(remaining)) for each in group]
             rollouts = tuple(
-                Rollout(completion=each, reward=score.value, components=score.components)
-                for each, score in scored
-                if not isinstance(score, ScoreFailure)
+                self._rollout(each, score) for each, score in scored if not isinstance(score, ScoreFailure)
             )
             if len(rollouts) >= 2:
-                group_id = step * len(prompts) + index
-                groups.append(
-                    RolloutGroup(id=group_id, prompt=prompt, rollouts=rollouts, weight_version=weight_version)
-                )
+                groups.append(RolloutGroup(id=index, prompt=prompt, rollouts=rollouts, weight_version=weight_version))
         if not groups:
             raise DataError(f"no group has two completions with a reward; first failure: {failures[0].reason}")
-        return Collected(groups=tuple(groups), failures=tuple(failures))
+        return Collected(groups=tuple(groups), failures=tuple(failures), prompts_asked=len(prompts))
+
+    def _rollout(self, completion: Completion, score: Score) -> Rollout:
+        if not self.overlong_buffer:
+            return Rollout(completion=completion, reward=score.value, components=score.components)
+        penalty = overlong_penalty(len(completion.token_ids), self.sampling.max_tokens, self.overlong_buffer)
+        components = {**(score.components or {"reward": score.value}), "overlong": penalty}
+        return Rollout(completion=completion, reward=score.value + penalty, components=components)
+
+
+def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
+    """0 up to max_tokens - buffer_tokens, then falling evenly to -1 at max_tokens (DAPO, Yu et al. 2025, eq. 13)."""
+    beyond = num_tokens - (max_tokens - buffer_tokens)
+    return -min(1.0, max(0.0, beyond / buffer_tokens))

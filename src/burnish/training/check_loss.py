@@ -252,14 +252,23 @@ def _settings(loss: Loss, case: _Case) -> Iterator[str]:
     if not is_dataclass(loss) or isinstance(loss, type):
         return
     unused: frozenset[str] = getattr(loss, "unused_settings", frozenset())
-    value, gradient = _value(loss, case, case.batch, case.said)
+    far = {name: value + 2.5 * _noise(len(value)) for name, value in case.said.items()}  # where clips and bounds bite
     for field in fields(loss):
         setting = getattr(loss, field.name)
         if isinstance(setting, bool) or not isinstance(setting, float) or field.name in unused:
             continue
-        other, changed = _value(replace(loss, **{field.name: 1.5 * setting + 0.1}), case, case.batch, case.said)
-        if _near(other, value) and all(_near(changed[each], gradient[each]) for each in gradient):
+        other = replace(loss, **{field.name: 1.5 * setting + 0.1})
+        if all(_same(loss, other, case, said) for said in (case.said, far)):
             yield f"nothing reads its setting {field.name}"
+
+
+def _same(first: Loss, second: Loss, case: _Case, said: dict[str, Tensor]) -> bool:
+    (value, gradient), (other, changed) = (_value(each, case, case.batch, said) for each in (first, second))
+    return _near(other, value) and all(_near(changed[name], gradient[name]) for name in gradient)
+
+
+def _noise(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
 
 
 def _hard_inputs(loss: Loss, case: _Case) -> Iterator[str]:
@@ -305,8 +314,7 @@ class _Reads(TorchFunctionMode):
 
 def _perturbed(case: _Case, name: str, *, scale: float) -> TokenBatch:
     value = torch.as_tensor(getattr(case.batch, name))
-    noise = torch.randn(len(value), generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-    changes: dict[str, Any] = {name: value + scale * noise}
+    changes: dict[str, Any] = {name: value + scale * _noise(len(value))}
     return replace(case.batch, **changes)
 
 

@@ -19,6 +19,8 @@ from burnish.training.learner import Learner
 _MANIFEST = "manifest.json"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_VALUE_HEAD = "own_value_head.weight"
+_VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,8 +101,10 @@ def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainS
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
 
 
-def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
+def _write_model(folder: Path, policy: Policy, weights: dict[str, Tensor]) -> None:
     policy.tokenizer.save_pretrained(folder)
+    if _VALUE_HEAD in weights:  # beside the model, which stays one that others can load
+        save_file({_VALUE_HEAD: weights.pop(_VALUE_HEAD)}, folder / _VALUE_HEAD_FILE)
     if policy.is_adapted:
         policy.module.peft_config["default"].save_pretrained(folder)  # type: ignore[union-attr,index]  # peft
         stored = {_adapter_name(name): weight.contiguous() for name, weight in weights.items()}
@@ -120,7 +124,8 @@ def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) ->
 
 def _read_weights(folder: Path, policy: Policy) -> dict[str, Tensor]:
     if not policy.is_adapted:
-        return load_file(folder / "model.safetensors")
+        value_head = folder / _VALUE_HEAD_FILE
+        return load_file(folder / "model.safetensors") | (load_file(value_head) if value_head.is_file() else {})
     stored = load_file(folder / "adapter_model.safetensors")
     return {name: stored[_adapter_name(name)] for name in policy.trainable()}
 

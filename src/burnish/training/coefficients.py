@@ -24,11 +24,14 @@ class Coefficients:
     def __init__(self, section: BaseModel, *, num_steps: int, controllers: dict[str, float]) -> None:
         self.num_steps = num_steps
         self.controllers = controllers
+        self._numbers: dict[str, float] = {}
         self._fields: dict[str, Any] = {}
         self._own: dict[str, Any] = {}
         self._at_bound: dict[str, int] = {}
         for name in type(section).model_fields:
             value = getattr(section, name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._numbers[name] = value
             if isinstance(value, Ramp | Piecewise | OwnSchedule | Controller):
                 self._fields[name] = value
             if isinstance(value, OwnSchedule):
@@ -37,12 +40,16 @@ class Coefficients:
                 controllers.setdefault(f"coefficient.{name}", value.start)
 
     def at(self, step: int) -> dict[str, float]:
-        """The values of the scheduled coefficients at a step, counted from 0.
+        """The section's numbers at a step, counted from 0: those that are fixed, and those that are scheduled.
 
         Raises:
             DataError: a user's function returned no finite number.
         """
-        return {name: self._value(name, schedule, step) for name, schedule in self._fields.items()}
+        return self._numbers | {name: self._value(name, schedule, step) for name, schedule in self._fields.items()}
+
+    def logged(self, step: int) -> dict[str, float]:
+        """The scheduled ones as metrics."""
+        return {f"coefficient.{name}": self._value(name, each, step) for name, each in self._fields.items()}
 
     def after_step(self, metrics: Mapping[str, Any]) -> list[str]:
         """Move the closed loops. Returns what a person should know: a loop that sits at its bound.
@@ -84,8 +91,3 @@ class Coefficients:
         if schedule.kind == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return float(schedule.start + (schedule.end - schedule.start) * done)
-
-
-def logged(values: Mapping[str, float]) -> dict[str, float]:
-    """Scheduled values as metrics."""
-    return {f"coefficient.{name}": value for name, value in values.items()}
