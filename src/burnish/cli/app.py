@@ -121,6 +121,40 @@ def check_loss(
     return check_own_loss(path, at_ends=at_ends)
 
 
+@check_app.command(name="advantage")
+def check_advantage(path: str) -> int:
+    """Try an advantage on hard rewards and say in plain words what is wrong with it.
+
+    Example: burnish check advantage my_advantages:by_rank
+
+    Parameters
+    ----------
+    path
+        package.module:name of a function (rewards_B, group_B) -> advantages_B, or the name of one that ships.
+    """
+    from burnish.cli.check import check_own_advantage
+
+    return check_own_advantage(path)
+
+
+@check_app.command(name="reward")
+def check_reward(path: str, source: str) -> int:
+    """Try a reward on the reference answers of some tasks, and on garbage, and say what is wrong with it.
+
+    Example: burnish check reward my_rewards:score questions.jsonl
+
+    Parameters
+    ----------
+    path
+        package.module:name of a function (completion, task) -> number.
+    source
+        JSONL file of tasks, or reasoning-gym:<dataset>.
+    """
+    from burnish.cli.check import check_own_reward
+
+    return check_own_reward(path, source)
+
+
 @config_app.command(name="show")
 def config_show(
     recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
@@ -176,7 +210,7 @@ def schema(
     Parameters
     ----------
     algorithm
-        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation.
+        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo.
     """
     from burnish.cli.config import print_schema
 
