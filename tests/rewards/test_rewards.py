@@ -1,12 +1,13 @@
 import asyncio
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Message, Task
-from burnish.rewards.answers import exact_match, last_number
+from burnish.rewards.answers import exact_match, last_number, math_answer, multiple_choice
 from burnish.rewards.scoring import Score, ScoreFailure, load_reward, score_all
 
 
@@ -45,6 +46,93 @@ def test_last_number(text: str, answer: str, reward: float) -> None:
 def test_exact_match() -> None:
     assert exact_match(completion(" yes\n"), task("yes")) == 1.0
     assert exact_match(completion("Yes"), task("yes")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reward"),
+    [
+        (r"So it is $\boxed{\frac{2}{4}}$.", r"\frac12", 1.0),
+        (r"So it is $\boxed{\frac{2}{4}}$.", r"$\frac12$", 1.0),
+        (r"So it is $\boxed{\frac{2}{4}}$.", r"Half of it: \boxed{1/2}", 1.0),
+        ("The answer is 0.5", r"\frac{1}{2}", 1.0),
+        ("The answer is 0.51", r"\frac{1}{2}", 0.0),
+        ("I think 4, no, the answer is 72.", "He has 80-8=<<80-8=72>>72.\n#### 72", 1.0),
+        ("$1042", "1,042", 1.0),
+        (r"$2\sqrt{2}$", r"\sqrt{8}", 1.0),
+        (r"$x + 1$", "1+x", 1.0),
+        (r"$x + 1$", "1+y", 0.0),
+        (r"$\{2, 1\}$", r"\{1,2\}", 1.0),
+        (r"$(2, 1)$", "(1,2)", 0.0),
+        (r"\boxed{2} or \boxed{3}", "2", 0.0),
+        ("no idea", "2", 0.0),
+        ("", "2", 0.0),
+        ("__import__('os').abort()", "2", 0.0),
+        (r"$\boxed{__import__('os').abort()}$", "2", 0.0),
+    ],
+)
+def test_math_answer(text: str, answer: str, reward: float) -> None:
+    pytest.importorskip("math_verify", reason="math-verify is in the extra `math`")
+    assert math_answer(completion(text), task(answer)) == reward
+
+
+def test_a_reference_that_is_no_mathematics() -> None:
+    pytest.importorskip("math_verify", reason="math-verify is in the extra `math`")
+    with pytest.raises(DataError, match="is not mathematics"):
+        math_answer(completion("2"), task("$$"))
+
+
+@pytest.mark.parametrize("text", ["$10^{10^{10}}$", "9**9**9**9", r"$\sum_{i=1}^{10^{12}} i^i$"])
+def test_the_time_limit_of_rewards_ends_math_answer(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("math_verify", reason="math-verify is in the extra `math`")
+    math_answer(completion("1"), task("2"))  # loads sympy
+    began = time.monotonic()
+    scores = score_all(math_answer, [(completion(text), task("2")), (completion("2"), task("2"))], timeout_seconds=0.3)
+    assert scores == [ScoreFailure("no result within 0.3 s"), Score(1.0)]
+    assert time.monotonic() - began < 3
+    assert capfd.readouterr().err == ""
+
+
+def test_math_answer_without_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ConfigError, match=r"burnish\[math\]"):
+        math_answer(completion("2"), task("2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("B", "B"),
+        (" (B)\n", "B"),
+        ("**B**", "B"),
+        ("B. Because it is.", "B"),
+        ("(B) Paris", "B"),
+        ("The answer is (B).", "B"),
+        ("The correct answer is **B) Paris**, not A.", "B"),
+        ("Answer: B", "B"),
+        ("answer is: B", "B"),
+        ("Option: B", "B"),
+        (r"So $\boxed{B}$", "B"),
+        (r"So \boxed{\text{(B)}}", "B"),
+        ("The answer is A. No, the answer is B.", "B"),
+        ("A cat", None),
+        ("B or C", None),
+        ("B's", None),
+        ("BC", None),
+        ("b", None),
+        ("The answer is Bern.", None),
+        ("", None),
+    ],
+)
+def test_multiple_choice(text: str, choice: str | None) -> None:
+    for letter in "ABC":
+        assert multiple_choice(completion(text), task(letter)) == float(letter == choice)
+    assert multiple_choice(completion(text), task(" (B)")) == float(choice == "B")
+
+
+@pytest.mark.parametrize("answer", ["", "AB", "b", "1"])
+def test_a_reference_that_is_no_letter(answer: str) -> None:
+    with pytest.raises(DataError, match="not one capital letter"):
+        multiple_choice(completion("B"), task(answer))
 
 
 def test_components_are_summed() -> None:

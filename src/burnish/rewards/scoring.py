@@ -34,6 +34,41 @@ class ScoreFailure:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class WeightedReward:
+    """Rewards with their weights, by name; `combine.weighted` makes one.
+
+    `score_all` scores each part like a reward by itself, so that a plain function does not hold up a coroutine.
+    """
+
+    parts: Mapping[str, tuple[float, Reward]]
+
+    async def __call__(self, completion: Completion, task: Task) -> RewardValue:
+        """The weighted components of one completion.
+
+        Raises:
+            DataError: a part gives no finite number or named numbers.
+        """
+        scores = {}
+        for name, (_, reward) in self.parts.items():
+            value = reward(completion, task)
+            scores[name] = _to_score(await value if inspect.isawaitable(value) else value)
+        weighed = self.weigh(scores)
+        if isinstance(weighed, ScoreFailure):
+            raise DataError(weighed.reason)
+        return weighed.components
+
+    def weigh(self, scores: Mapping[str, Score | ScoreFailure]) -> Score | ScoreFailure:
+        """The score of one completion from those of its parts; one failure is a failure of the whole."""
+        components = {}
+        for name, (weight, _) in self.parts.items():
+            score = scores[name]
+            if isinstance(score, ScoreFailure):
+                return ScoreFailure(f"{name}: {score.reason}")
+            components[name] = weight * score.value
+        return Score(sum(components.values()), components)
+
+
 def load_reward(path: str) -> Reward:
     """Import a reward by `package.module:name`; modules of the working directory are found too.
 
@@ -50,8 +85,12 @@ def score_all(
     """Score every completion. One that raises, times out or returns no finite number fails alone.
 
     A coroutine function is awaited for all pairs at once; a plain function is called in order. Either is interrupted
-    by a timer of this, the main thread, which a reward that sets its own `signal.alarm` switches off.
+    by a timer of this, the main thread, which a reward that sets its own `signal.alarm` switches off. The parts of a
+    `WeightedReward` have the time limit each.
     """
+    if isinstance(reward, WeightedReward):
+        by_part = [score_all(part, pairs, timeout_seconds=timeout_seconds) for _, part in reward.parts.values()]
+        return [reward.weigh(dict(zip(reward.parts, scores, strict=True))) for scores in zip(*by_part, strict=True)]
     if inspect.iscoroutinefunction(reward):
         return _score_concurrently(reward, pairs, timeout_seconds)
     return [_score_one(reward, completion, task, timeout_seconds) for completion, task in pairs]

@@ -9,6 +9,7 @@ from burnish.errors import DataError
 from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
 from burnish.rewards.scoring import Reward, Score, ScoreFailure, require_scores, score_all
+from burnish.rewards.shape import overlong_penalty
 
 Sample = Callable[[Sequence[GenerationRequest]], list[tuple[Completion, ...]]]
 
@@ -87,9 +88,3 @@ class Collector:
         penalty = overlong_penalty(len(completion.token_ids), self.sampling.max_tokens, self.overlong_buffer)
         components = {**(score.components or {"reward": score.value}), "overlong": penalty}
         return Rollout(completion=completion, reward=score.value + penalty, components=components)
-
-
-def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """0 up to max_tokens - buffer_tokens, then falling evenly to -1 at max_tokens (DAPO, Yu et al. 2025, eq. 13)."""
-    beyond = num_tokens - (max_tokens - buffer_tokens)
-    return -min(1.0, max(0.0, beyond / buffer_tokens))
