@@ -21,6 +21,7 @@ from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
 from burnish.reproducibility.record import source_hash, tasks_record
+from burnish.rewards.combine import reward_of
 from burnish.rewards.scoring import Reward, load_reward
 from burnish.rollout.collect import Collected, Collector
 from burnish.training.checkpoint import TrainState
@@ -61,9 +62,11 @@ class TaskInputs:
 
     def record(self) -> dict[str, Any]:
         """Fingerprints: a resumed run must find the same ones."""
+        reward = self.config.task.reward
+        paths = [reward] if isinstance(reward, str) else list(reward)
         return {
             "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
-            "reward": {"path": self.config.task.reward, "source_sha256": source_hash(self.reward)},
+            "reward": {path: source_hash(load_reward(path)) for path in paths},
         }
 
     def summary(self) -> str:
@@ -120,7 +123,7 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     Raises:
         UserError: one of them cannot be used.
     """
-    reward = load_reward(config.task.reward)
+    reward = reward_of(config.task.reward)
     model = inspect_model(config.model.path)
     tasks = load_tasks(config.task)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)

@@ -53,7 +53,7 @@ class Hooks:
         anything is saved, moves what depends on them, and returns what a person should know.
         """
         learned = time.monotonic()
-        metrics: dict[str, Any] = {"step": state.step, **observed, **reduce_metrics(parts), **state.controllers}
+        metrics: dict[str, Any] = {"step": state.step, **state.controllers, **observed, **reduce_metrics(parts)}
         for message in adjust(metrics) if adjust is not None else ():
             self.progress.say(f"step {state.step}: {message}")
             self.run.add_event("noticed", step=state.step, message=message)

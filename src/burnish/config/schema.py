@@ -72,8 +72,8 @@ class TaskConfig(Section):
     """Field of a JSONL row that holds the reference answer."""
     system_prompt: str | None = None
     """A system message put before every question."""
-    reward: str = "burnish.rewards.answers:last_number"
-    """package.module:name of a function (completion, task) -> number, or named numbers that are summed."""
+    reward: str | dict[str, float] = "burnish.rewards.answers:last_number"
+    """package.module:name of a function (completion, task) -> number, or named numbers; or several with weights."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
     """A reward that takes longer fails for that completion."""
     held_out_source: str | None = None
