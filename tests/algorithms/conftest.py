@@ -13,6 +13,21 @@ from burnish.config.schema import RunConfig
 
 WORDS = ("red", "blue", "green", "gold", "grey", "pink", "teal")
 REWARD = """
+from burnish.environments.base import StepResult
+from burnish.records import Message
+
+class Twice:
+    def __init__(self):
+        self.turns = 0
+
+    def reset(self, task):
+        return task.messages
+
+    def step(self, said):
+        self.turns += 1
+        low = sum(token < 100 for token in said.token_ids) / len(said.token_ids)
+        return StepResult(messages=(Message(role="user", content="go on"),), reward=low / 2, done=self.turns == 2)
+
 def share(completion, task):
     return sum(token < 100 for token in completion.token_ids) / len(completion.token_ids)
 """

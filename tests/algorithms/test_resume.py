@@ -109,6 +109,19 @@ def test_every_algorithm_resumes_bit_exactly(make_config, quiet, monkeypatch, al
     assert len(resumed.metrics) == 6
 
 
+def test_conversations_resume_bit_exactly(tiny_config, quiet, monkeypatch) -> None:
+    task = {"environment": "low_tokens:Twice", "reward": "burnish.rewards.answers:last_number"}
+    changes = {f"task__{key}": value for key, value in task.items()}
+    config = tiny_config(**changes, train__num_steps=8, checkpoint__every_steps=4, model__compute_dtype="float32")
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    unbroken = train(config, quiet)
+    assert outcome(run) == outcome(unbroken)
+    metrics = unbroken.metrics()
+    assert all(line["mismatch_mean"] < 1e-5 for line in metrics)
+    assert max(line["completion_tokens_mean"] for line in metrics) > 8  # more than one turn's tokens
+
+
 def test_resumed_twice_in_bfloat16_with_warm_up_and_decay(tiny_config, quiet, monkeypatch) -> None:
     config = tiny_config(model__compute_dtype="bfloat16", optimizer__warmup_steps=3, optimizer__decay="cosine")
     run = interrupted(config, quiet, monkeypatch, 2)
@@ -216,7 +229,7 @@ def test_a_failed_run_says_why_and_can_be_resumed(tiny_config, quiet, tmp_path, 
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("burnish.rollout.collect.score_all", lambda *_, **__: [ScoreFailure("no judge")] * 12)
+        patch.setattr("burnish.rollout.play.score_all", lambda *_, **__: [ScoreFailure("no judge")] * 12)
         with pytest.raises(DataError, match="failed for 12 of 12"):
             resume(run, config, quiet)
     assert run.status() == "failed" and "no judge" in run.record()["failure"]

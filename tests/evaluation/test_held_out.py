@@ -6,6 +6,7 @@ from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Message, Prompt, SamplingSettings, Task
 from burnish.rewards.answers import last_number
 from burnish.rollout.generators.scripted import ScriptedGenerator
+from burnish.rollout.play import SingleTurn
 from burnish.stats.paired import compare_paired
 
 TOKENIZER = make_byte_tokenizer()
@@ -22,8 +23,7 @@ def held_out(reward=last_number) -> HeldOut:
     ]
     return HeldOut(
         prompts=prompts,
-        reward=reward,
-        reward_timeout_seconds=5,
+        play=SingleTurn(reward=reward, timeout_seconds=5),
         sampling=SamplingSettings(max_tokens=8, temperature=0.0),
         right_at=1.0,
     )

@@ -6,6 +6,7 @@ from burnish.records import Message, Prompt, SamplingSettings, Task
 from burnish.rewards.answers import last_number
 from burnish.rollout.collect import Collector
 from burnish.rollout.generators.scripted import ScriptedGenerator
+from burnish.rollout.play import SingleTurn
 
 TOKENIZER = make_byte_tokenizer()
 
@@ -23,7 +24,7 @@ def prompts(*questions: str) -> list[Prompt]:
 
 def collector(reward=last_number, seed: int = 0) -> Collector:
     sampling = SamplingSettings(max_tokens=8, stop_token_ids=(2,))
-    return Collector(group_size=4, sampling=sampling, reward=reward, reward_timeout_seconds=5, seed=seed)
+    return Collector(group_size=4, sampling=sampling, play=SingleTurn(reward=reward, timeout_seconds=5), seed=seed)
 
 
 def test_scores_every_completion_of_every_prompt() -> None:

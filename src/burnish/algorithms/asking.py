@@ -9,21 +9,26 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from burnish.algorithms.hooks import Hooks
+from burnish.config.imports import import_object
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
 from burnish.data.order import EndlessOrder
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import Roles
+from burnish.environments.base import MakeEnvironment, load_environment, tools_of
+from burnish.environments.tools import with_described_tools
+from burnish.errors import ConfigError, DataError
 from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
 from burnish.reproducibility.record import source_hash, tasks_record
 from burnish.rewards.combine import reward_of
-from burnish.rewards.scoring import Reward, load_reward
 from burnish.rollout.collect import Collected, Collector
+from burnish.rollout.play import Conversations, Play, SingleTurn
 from burnish.training.checkpoint import TrainState
 
 MEASURE = "accuracy"
@@ -48,6 +53,12 @@ class AskingConfig(RunConfig):
     rollout: RolloutConfig = RolloutConfig()
     evaluation: TaskEvaluationConfig = TaskEvaluationConfig()
 
+    @model_validator(mode="after")
+    def _refuse_turns_without_an_environment(self) -> AskingConfig:
+        if self.task.environment is None and self.rollout.changes("max_turns"):
+            raise ConfigError("rollout.max_turns would be ignored: only a task.environment has several turns")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInputs:
@@ -58,15 +69,16 @@ class TaskInputs:
     tasks: TaskSplit
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
-    reward: Reward
+    play: Play
 
     def record(self) -> dict[str, Any]:
         """Fingerprints: a resumed run must find the same ones."""
-        reward = self.config.task.reward
-        paths = [reward] if isinstance(reward, str) else list(reward)
+        reward, environment = self.config.task.reward, self.config.task.environment
+        named = [reward] if isinstance(reward, str) else list(reward)
+        paths = named if environment is None else [environment]
         return {
             "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
-            "reward": {path: source_hash(load_reward(path)) for path in paths},
+            "reward": {path: source_hash(import_object(path, "task.reward")) for path in paths},
         }
 
     def summary(self) -> str:
@@ -96,8 +108,7 @@ class TaskInputs:
         return Collector(
             group_size=self.config.rollout.group_size,
             sampling=self.sampling(),
-            reward=self.reward,
-            reward_timeout_seconds=self.config.task.reward_timeout_seconds,
+            play=self.play,
             overlong_buffer=self.config.rollout.overlong_buffer,
             seed=self.config.seed,
         )
@@ -109,8 +120,7 @@ class TaskInputs:
         """Greedy answers to the held-out questions, each right or wrong."""
         held_out = HeldOut(
             prompts=self.held_out,
-            reward=self.reward,
-            reward_timeout_seconds=self.config.task.reward_timeout_seconds,
+            play=self.play,
             sampling=replace(self.sampling(), temperature=0.0),
             right_at=self.config.evaluation.right_at,
         )
@@ -123,23 +133,49 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     Raises:
         UserError: one of them cannot be used.
     """
-    reward = reward_of(config.task.reward)
     model = inspect_model(config.model.path)
-    tasks = load_tasks(config.task)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    limits = {"context_length": model.context_length, "max_tokens": config.rollout.max_tokens}
+    make = None if config.task.environment is None else load_environment(config.task.environment)
+    play: Play
+    if make is None:
+        play = SingleTurn(reward=reward_of(config.task.reward), timeout_seconds=config.task.reward_timeout_seconds)
+    else:
+        play = Conversations(
+            make=make,
+            chat=chat,
+            timeout_seconds=config.task.reward_timeout_seconds,
+            max_turns=config.rollout.max_turns,
+            context_length=model.context_length,
+        )
+    tasks = load_tasks(config.task)
+    context, max_tokens = model.context_length, config.rollout.max_tokens
 
     def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
-        return tuple(render_prompt(chat, task, **limits) for task in side)
+        if make is None:
+            return tuple(render_prompt(chat, task, context_length=context, max_tokens=max_tokens) for task in side)
+        return tuple(first_prompt(chat, make, task, context_length=context, max_tokens=max_tokens) for task in side)
 
-    return TaskInputs(
-        config=config,
-        model=model,
-        tasks=tasks,
-        train=render(tasks.train),
-        held_out=render(tasks.held_out),
-        reward=reward,
+    train, held_out = render(tasks.train), render(tasks.held_out)
+    return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)
+
+
+def first_prompt(chat: Chat, make: MakeEnvironment, task: Task, *, context_length: int, max_tokens: int) -> Prompt:
+    """A task as its environment begins it; the tools are described where the chat template does not show them.
+
+    Raises:
+        DataError: the environment cannot be reset, or the prompt does not fit.
+    """
+    environment = make()
+    try:
+        messages, tools = tuple(environment.reset(task)), tools_of(environment)
+    except Exception as error:  # a user's code may raise anything
+        raise DataError(f"task.environment: reset raised {type(error).__name__}: {error}") from error
+    if tools and "tools" not in str(chat.tokenizer.chat_template):
+        messages, tools = with_described_tools(messages, tools), None
+    shown = render_prompt(
+        chat, replace(task, messages=messages), context_length=context_length, max_tokens=max_tokens, tools=tools
     )
+    return replace(shown, task=task)
 
 
 def rollout_steps(

@@ -76,7 +76,7 @@ def prepare(config: DistillationConfig) -> DistillationInputs:
     """Check what the run reads. Raises a UserError."""
     tasks = check_tasks(config)
     teachers = check_teachers(tasks.model, config.teachers, "teachers")
-    parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "reward")}
+    parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "play")}
     inputs = DistillationInputs(config=config, teachers=teachers, **parts)
     for prompt in inputs.train:
         if not inputs.shares(prompt.task):

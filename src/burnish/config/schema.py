@@ -74,8 +74,10 @@ class TaskConfig(Section):
     """A system message put before every question."""
     reward: str | dict[str, float] = "burnish.rewards.answers:last_number"
     """package.module:name of a function (completion, task) -> number, or named numbers; or several with weights."""
+    environment: str | None = None
+    """package.module:name of a class that answers the model over several turns and scores it; null asks once."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
-    """A reward that takes longer fails for that completion."""
+    """A reward, or a turn of the environment, that takes longer fails for that completion."""
     held_out_source: str | None = None
     """A source for the held-out questions; null takes them from `source`, split by question."""
     num_held_out: int = Field(100, ge=1)
@@ -83,6 +85,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self) -> "TaskConfig":
+        if self.environment is not None and self.changes("reward"):
+            raise ConfigError("task.reward would be ignored: task.environment scores by itself")
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
         for key in ("options", "num_generated"):
             if not generated and self.changes(key):
@@ -111,6 +115,8 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
+    max_turns: int = Field(8, ge=1)
+    """Turns of the model in a conversation with an environment."""
     max_refills: int = Field(0, ge=0)
     """Times a step may ask further prompts in the place of those whose completions all have the same reward."""
     overlong_buffer: int = Field(0, ge=0)

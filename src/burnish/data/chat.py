@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from burnish.errors import DataError
-from burnish.records import Branch, Prompt, Task
+from burnish.records import Branch, Completion, Prompt, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +107,25 @@ class Chat:
             text = self._up_to_end(text, done)
         return prompt_ids, Branch(token_ids=tuple(ids), scored=tuple(scored))
 
+    def added(self, said: Completion, messages: Messages) -> tuple[str, list[int]]:
+        """(text, token ids) of what stands between a turn that was sampled and the assistant's next one.
+
+        The sampled tokens are not looked at but for the last: where it is no end token, the end of the turn is added
+        too. A template adds the same whatever was said, so it is asked with a word in its place.
+        """
+        asked: Messages = [{"role": "user", "content": "x"}]
+        word = "said"
+        open_turn = self.render(asked, asks=True) + word
+        whole = self.render([*asked, {"role": "assistant", "content": word}, *messages], asks=True)
+        if not whole.startswith(open_turn):
+            raise DataError("the model's chat template changes a turn when another one follows")
+        text = whole[len(open_turn) :]
+        if said.token_ids and said.token_ids[-1] in self.stop_token_ids:
+            end = str(self.tokenizer.decode([said.token_ids[-1]]))
+            text = text.removeprefix(end)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text, ids
+
     def _added(self, before: str, before_ids: list[int], whole: str) -> list[int]:
         if not whole.startswith(before):
             raise DataError(
@@ -122,7 +141,9 @@ class Chat:
         return before + tail[:cut]
 
 
-def render_prompt(chat: Chat, task: Task, *, context_length: int, max_tokens: int) -> Prompt:
+def render_prompt(
+    chat: Chat, task: Task, *, context_length: int, max_tokens: int, tools: Sequence[Any] | None = None
+) -> Prompt:
     """A task as the model is asked with it.
 
     Raises:
@@ -130,7 +151,7 @@ def render_prompt(chat: Chat, task: Task, *, context_length: int, max_tokens: in
     """
     messages = [{"role": message.role, "content": message.content} for message in task.messages]
     try:
-        text = chat.render(messages, asks=True)
+        text = chat.render(messages, asks=True, tools=tools)
     except DataError as error:
         raise DataError(f"task {task.id}: {error}") from error
     token_ids = tuple(chat.prompt_ids(text))

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from burnish.records import GenerationRequest, Prompt, SamplingSettings
-from burnish.rewards.scoring import Reward, ScoreFailure, require_scores, score_all
-from burnish.rollout.collect import Sample
+from burnish.records import Prompt, SamplingSettings
+from burnish.rewards.scoring import ScoreFailure, require_scores
+from burnish.rollout.play import Play, Sample
 from burnish.stats.paired import PairedComparison, compare_paired, compare_paired_scores
 
 Item = Mapping[str, Any]
@@ -22,8 +22,7 @@ class HeldOut:
     """The questions and how their answers are judged. An answer that cannot be scored is wrong, and says why."""
 
     prompts: Sequence[Prompt]
-    reward: Reward
-    reward_timeout_seconds: float
+    play: Play
     sampling: SamplingSettings
     right_at: float
 
@@ -33,16 +32,11 @@ class HeldOut:
         Raises:
             DataError: the reward failed for more than half of the answers.
         """
-        requests = [
-            GenerationRequest(token_ids=prompt.token_ids, sampling=self.sampling, seeds=(0,)) for prompt in self.prompts
-        ]
-        completions = [group[0] for group in sample(requests)]
-        tasks = [prompt.task for prompt in self.prompts]
-        pairs = list(zip(completions, tasks, strict=True))
-        scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
-        require_scores(scores)
+        played = self.play(sample, self.prompts, [(0,)] * len(self.prompts), self.sampling)
+        require_scores([episode.score for (episode,) in played])
         items: list[Item] = []
-        for (completion, task), score in zip(pairs, scores, strict=True):
+        for prompt, (episode,) in zip(self.prompts, played, strict=True):
+            task, completion, score = prompt.task, episode.completion, episode.score
             value, failure = (None, score.reason) if isinstance(score, ScoreFailure) else (score.value, None)
             items.append(
                 {
