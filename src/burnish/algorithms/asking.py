@@ -25,10 +25,11 @@ from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
-from burnish.reproducibility.record import source_hash, tasks_record
+from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
 from burnish.rollout.collect import Collected, Collector
 from burnish.rollout.play import Conversations, Play, SingleTurn
+from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
 from burnish.training.checkpoint import TrainState
 
 MEASURE = "accuracy"
@@ -76,10 +77,15 @@ class TaskInputs:
         reward, environment = self.config.task.reward, self.config.task.environment
         named = [reward] if isinstance(reward, str) else list(reward)
         paths = named if environment is None else [environment]
-        return {
-            "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
-            "reward": {path: source_hash(import_object(path, "task.reward")) for path in paths},
-        }
+        found: dict[str, Any] = {path: self._fingerprint(path) for path in paths}
+        return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "reward": found}
+
+    @staticmethod
+    def _fingerprint(path: str) -> Any:
+        if not is_model(path):
+            return source_hash(import_object(path, "task.reward"))
+        facts = inspect_model(path.removeprefix(PREFIX))
+        return model_record(facts.source, base=facts.base, commit=facts.commit)
 
     def summary(self) -> str:
         """What `--dry-run` says."""
@@ -137,7 +143,9 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
     make = None if config.task.environment is None else load_environment(config.task.environment)
     play: Play
-    if make is None:
+    if make is None and is_model(config.task.reward):
+        play = scored_by_model(str(config.task.reward), config.model, model.tokenizer.get_vocab())
+    elif make is None:
         play = SingleTurn(reward=reward_of(config.task.reward), timeout_seconds=config.task.reward_timeout_seconds)
     else:
         play = Conversations(

@@ -73,7 +73,7 @@ class TaskConfig(Section):
     system_prompt: str | None = None
     """A system message put before every question."""
     reward: str | dict[str, float] = "burnish.rewards.answers:last_number"
-    """package.module:name of a function (completion, task) -> number, or named numbers; or several with weights."""
+    """package.module:name of a function (completion, task) -> number(s), several with weights, or model:<folder>."""
     environment: str | None = None
     """package.module:name of a class that answers the model over several turns and scores it; null asks once."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
