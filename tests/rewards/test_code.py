@@ -274,7 +274,9 @@ def test_no_fake_output_passes(code: str) -> None:
 def test_a_test_that_ends_the_program_fails_alone(end: str) -> None:
     code = f"def f(x):\n  if x == 1:\n    {end}\n  return x"
     tests = ["assert f(0) == 0", "assert f(1) == 1", "assert f(2) == 2", "assert f(1) == 1", "assert f(3) == 4"]
-    assert passed_tests(code, task(tests)) == [True, False, True, False, False]
+    began = time.monotonic()
+    assert passed_tests(code, task(tests), seconds_per_test=30, total_seconds=60) == [True, False, True, False, False]
+    assert time.monotonic() - began < 20  # the end is noticed, not waited for
 
 
 def test_an_endless_test_fails_alone_and_in_time() -> None:
