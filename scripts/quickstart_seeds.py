@@ -37,7 +37,7 @@ def main() -> None:
         peak = max(line["peak_memory_bytes"] for line in run.metrics()) / 1e9
         excluded += result.low > 0
         print(
-            f"| {seed} | {result.n} | {result.accuracy_a:.2f} | {result.accuracy_b:.2f} | {result.difference:+.2f} | "
+            f"| {seed} | {result.n} | {result.mean_a:.2f} | {result.mean_b:.2f} | {result.difference:+.2f} | "
             f"[{result.low:+.3f}, {result.high:+.3f}] | {result.p_value:.1e} | {seconds:.0f} | {peak:.2f} |",
             flush=True,
         )

@@ -21,6 +21,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model with the same vocabulary, and another hidden size."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "teacher", seed=1, hidden_size=48)
+
+
 @pytest.fixture
 def tiny_policy(tiny_folder: Path) -> Policy:
     return load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)

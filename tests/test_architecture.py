@@ -28,6 +28,7 @@ RANKS = {
     "data": 4,
     "models": 4,
     "memory": 5,
+    "environments": 5,
     "rollout": 6,
     "training": 6,
     "evaluation": 7,

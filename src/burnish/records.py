@@ -88,21 +88,51 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A scored completion. `components` name the parts of a reward that returned several."""
+    """A scored completion. `components` name the parts of a reward that returned several.
+
+    Where an environment answered, `completion` holds the whole conversation after the prompt, and `observed` the spans
+    [start, end) of its tokens that the environment wrote. Those are never scored.
+    """
 
     completion: Completion
     reward: float
     components: Mapping[str, float] = field(default_factory=dict)
+    observed: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The rollouts of one prompt in one step, sampled by weights of `weight_version`."""
+    """The rollouts of one prompt, sampled by weights of `weight_version`. `id` numbers the groups of a step."""
 
     id: int
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     weight_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """What follows a prompt in a packed batch.
+
+    `scored` are the positions in `token_ids` that a loss looks at, in order; None for all of them. `label` is +1 for
+    what is preferred or wanted, -1 for what is not, 0 where that has no meaning. `score` is a grade, where the data
+    has one, and `weight` multiplies the branch's loss.
+    """
+
+    token_ids: tuple[int, ...]
+    scored: tuple[int, ...] | None = None
+    label: float = 0.0
+    score: float = 0.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A prompt with its branches: one to imitate, a preferred and a rejected one, or the completions of a group."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    branches: tuple[Branch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +162,9 @@ class TokenBatch:
     """Packed sequences without padding. Scored tokens stand in the order of their sequences.
 
     `predictor_S` is the position in T whose hidden state predicts the scored token `target_ids_S`; the last prompt
-    token predicts the first token of every branch. `old_logprobs_S` are the learner's own before the first of
-    several optimizer steps; None says that the current ones are the old ones.
+    token predicts the first token of every branch. `group_B` numbers the examples. A field that an algorithm does not
+    need is None. `old_logprobs_S` are the learner's own before the first of several optimizer steps; None says that
+    the current ones are the old ones. `teacher` numbers the model whose distributions are to be learnt.
     """
 
     token_ids_T: Tensor
@@ -143,13 +174,36 @@ class TokenBatch:
     target_ids_S: Tensor
     sequence_S: Tensor
     group_B: Tensor
-    sampler_logprobs_S: Tensor
-    advantages_S: Tensor
+    labels_B: Tensor
+    scores_B: Tensor
     weights_S: Tensor
-    version_S: Tensor
     counts: GlobalCounts
+    sampler_logprobs_S: Tensor | None = None
+    advantages_S: Tensor | None = None
+    version_S: Tensor | None = None
     old_logprobs_S: Tensor | None = None
     reference_logprobs_S: Tensor | None = None
+    old_values_S: Tensor | None = None
+    returns_S: Tensor | None = None
+    teacher: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What the model being trained says of the scored tokens of a batch; all carry the gradient.
+
+    `logprobs_S` are the log-probabilities of the targets and `entropy_S` the entropies of their distributions.
+    `values_S` are the outputs of a value head at the predictors, where the model has one; a model with nothing but a
+    value head (a reward model, a critic) has zeros for the other two. `log_collision_S`, the log of the sum of squared
+    probabilities, is there when it was asked for, and carries no gradient. `divergence_S` is that of the model's
+    distributions from the teacher's, for a batch that names one.
+    """
+
+    logprobs_S: Tensor
+    entropy_S: Tensor
+    values_S: Tensor | None = None
+    log_collision_S: Tensor | None = None
+    divergence_S: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

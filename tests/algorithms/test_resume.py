@@ -23,6 +23,8 @@ from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 from burnish.rewards.scoring import ScoreFailure
 
+from .conftest import ALGORITHMS
+
 TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
 
 
@@ -68,13 +70,13 @@ def stop_after(monkeypatch, step: int) -> None:
     """Let a run end as Ctrl-C would end it."""
     from burnish.algorithms.hooks import Hooks
 
-    original = Hooks.after_sampling
+    original = Hooks.after_step
 
-    def after_sampling(self, current, collected) -> None:
-        original(self, current, collected)
-        self.should_stop = self.should_stop or current == step
+    def after_step(self, state, *arguments, **named) -> None:
+        self.should_stop = self.should_stop or state.step == step
+        original(self, state, *arguments, **named)
 
-    monkeypatch.setattr(Hooks, "after_sampling", after_sampling)
+    monkeypatch.setattr(Hooks, "after_step", after_step)
 
 
 def interrupted(config, quiet, monkeypatch, step: int) -> RunFolder:
@@ -96,6 +98,30 @@ def test_interrupted_and_resumed_equals_unbroken(tiny_config, quiet, monkeypatch
     assert outcome(run) == outcome(train(config, quiet))
 
 
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "grpo"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_every_algorithm_resumes_bit_exactly(make_config, quiet, monkeypatch, algorithm: str, lora) -> None:
+    config = make_config(algorithm, model__lora=lora)
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    resumed, unbroken = outcome(run), outcome(train(config, quiet))
+    assert resumed == unbroken
+    assert len(resumed.metrics) == 6
+
+
+def test_conversations_resume_bit_exactly(tiny_config, quiet, monkeypatch) -> None:
+    task = {"environment": "low_tokens:Twice", "reward": "burnish.rewards.answers:last_number"}
+    changes = {f"task__{key}": value for key, value in task.items()}
+    config = tiny_config(**changes, train__num_steps=8, checkpoint__every_steps=4, model__compute_dtype="float32")
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    unbroken = train(config, quiet)
+    assert outcome(run) == outcome(unbroken)
+    metrics = unbroken.metrics()
+    assert all(line["mismatch_mean"] < 1e-5 for line in metrics)
+    assert max(line["completion_tokens_mean"] for line in metrics) > 8  # more than one turn's tokens
+
+
 def test_resumed_twice_in_bfloat16_with_warm_up_and_decay(tiny_config, quiet, monkeypatch) -> None:
     config = tiny_config(model__compute_dtype="bfloat16", optimizer__warmup_steps=3, optimizer__decay="cosine")
     run = interrupted(config, quiet, monkeypatch, 2)
@@ -112,7 +138,7 @@ def _without_optimizer(checkpoint: Path) -> None:
 
 
 def _without_position(checkpoint: Path) -> None:
-    _change_state(checkpoint, task_position=0)
+    _change_state(checkpoint, data_position=0)
 
 
 def _without_random_state(checkpoint: Path) -> None:
@@ -160,7 +186,7 @@ def test_negative_controls(tiny_config, quiet, monkeypatch, damage, must_differ:
 def test_a_changed_file_is_refused(tiny_config, quiet, monkeypatch) -> None:
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
-    _change_state(run.checkpoints / "step-000003", task_position=0)
+    _change_state(run.checkpoints / "step-000003", data_position=0)
     with pytest.raises(BurnishError, match=r"state.json is missing or differs from its manifest"):
         resume(run, config, quiet)
 
@@ -168,7 +194,7 @@ def test_a_changed_file_is_refused(tiny_config, quiet, monkeypatch) -> None:
 def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -> None:
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
-    with (tmp_path / "tasks.jsonl").open("a") as file:
+    with (tmp_path / "_tasks.jsonl").open("a") as file:
         file.write('{"prompt": "one more", "answer": "1"}\n')
     with pytest.raises(UserError, match="cannot be resumed: its tasks changed since it started"):
         resume(run, config, quiet)
@@ -203,7 +229,7 @@ def test_a_failed_run_says_why_and_can_be_resumed(tiny_config, quiet, tmp_path, 
     config = tiny_config()
     run = interrupted(config, quiet, monkeypatch, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("burnish.rollout.collect.score_all", lambda *_, **__: [ScoreFailure("no judge")] * 12)
+        patch.setattr("burnish.rollout.play.score_all", lambda *_, **__: [ScoreFailure("no judge")] * 12)
         with pytest.raises(DataError, match="failed for 12 of 12"):
             resume(run, config, quiet)
     assert run.status() == "failed" and "no judge" in run.record()["failure"]

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from burnish.algorithms.grpo import GRPOConfig
-from burnish.config.loading import config_hash, leaf_fields, read_recipe, resolve, to_yaml
+from burnish.algorithms.session import schema_of
+from burnish.config.loading import config_hash, leaf_fields, read_algorithm, read_recipe, resolve, to_yaml
 from burnish.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         ),
         (["--num_steps", "5"], r"unknown setting 'num_steps' .* did you mean 'train.num_steps'\?"),
         (["--trian.num_steps", "5"], r"did you mean 'train.num_steps'\?"),
-        (["--quite_other", "5"], r"unknown setting 'quite_other' \(from flag\): see `burnish config schema`"),
+        (["--quite_other", "5"], r"unknown setting 'quite_other' \(from flag\): see `burnish config schema ALGORITHM`"),
         (["--train.num_steps", "many"], r"train.num_steps='many' \(from flag\): input should be a valid integer"),
         (["--train.num_steps", "0"], r"train.num_steps='0' \(from flag\): input should be greater than or equal to 1"),
         (["--optimizer.learning_rate", "-1"], r"optimizer.learning_rate='-1' .* greater than 0"),
@@ -67,7 +68,9 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         (["--rollout.max_rows", "4"], "rollout.max_rows=4 is less than rollout.group_size=8"),
         # would be ignored
         (["--loss.kl_estimator", "k2"], "loss.kl_estimator would be ignored while loss.kl_coefficient is 0"),
-        (["--loss.clip_high", "0.28"], "loss.clip_high would be ignored with train.minibatches_per_step=1"),
+        (["--loss.surrogate", "sapo"], "loss.surrogate would be ignored with train.minibatches_per_step=1"),
+        (["--loss.ratio", "sequence"], "loss.ratio would be ignored with train.minibatches_per_step=1"),
+        (["--loss.surrogate", "sapoo"], "loss.surrogate"),
         (["--task.options", '{"a": 1}'], "task.options would be ignored"),
         (["--task.source", "reasoning-gym:gcd", "--task.answer_field", "x"], "task.answer_field would be ignored"),
     ],
@@ -148,8 +151,12 @@ def test_shipped_recipes_are_valid() -> None:
     names = [path.stem for path in Path(burnish.recipes.__file__).parent.glob("*.yaml")]
     assert "quickstart" in names
     for name in names:
-        required = [] if name == "quickstart" else ["--task.source", "data.jsonl"]
-        config = load(name, *required).config
+        schema = schema_of(read_algorithm(name))
+        missing = [key for key in ("task.source", "data.source") if key in dict(leaf_fields(schema))]
+        required = [] if name == "quickstart" else [f"--{key}=data.jsonl" for key in missing]
+        if "teachers" in dict(leaf_fields(schema)):
+            required.append('--teachers=[{"path": "teacher"}]')
+        config = resolve(schema, name, flags=required, environment={}).config
         assert yaml.safe_load(to_yaml(config))["name"] == config.name
 
 

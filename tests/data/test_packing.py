@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.data.packing import count_groups, pack_groups, split_batch
+from burnish.data.packing import count_examples, example_of, pack_groups, split_batch
 from burnish.records import GlobalCounts, Segment
 
 shapes = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=5), min_size=1, max_size=5)
@@ -41,7 +41,7 @@ def test_split_keeps_every_scored_token_once_and_in_order(make_groups, lengths, 
     for name in ("target_ids_S", "sampler_logprobs_S", "advantages_S", "weights_S", "version_S"):
         assert torch.equal(torch.cat([getattr(micro, name) for micro in micros]), getattr(batch, name))
     for micro in micros:
-        assert micro.counts == batch.counts == count_groups(groups)
+        assert micro.counts == batch.counts == count_examples([example_of(group) for group in groups])
         assert len(micro.token_ids_T) == sum(segment.num_tokens for segment in micro.segments)
         one_sequence = len(micro.group_B) == 1
         assert len(micro.token_ids_T) <= max_tokens or one_sequence

@@ -5,7 +5,7 @@ import pytest
 
 from burnish.config.loading import read_recipe
 from burnish.config.schema import TaskConfig
-from burnish.data.prompts import PromptOrder
+from burnish.data.order import EndlessOrder
 from burnish.data.tasks import load_tasks
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Prompt, Task
@@ -77,7 +77,7 @@ def test_messages_system_prompt_and_extra_fields(tmp_path: Path) -> None:
         ({"prompt": "a", "answer": True}, "line 3: field 'answer' must be text or a number"),
         ({"question": "a", "answer": "1"}, "line 3: needs a text field 'prompt'"),
         ({"prompt": 5, "answer": "1"}, "line 3: needs a text field 'prompt'"),
-        ({"messages": [], "answer": "1"}, "line 3: needs a text field 'prompt'"),
+        ({"messages": [], "answer": "1"}, "line 3: a conversation must be a list of messages"),
         ({"messages": [{"role": "user", "content": ""}], "answer": "1"}, "line 3: every message needs"),
         ({"messages": ["hi"], "answer": "1"}, "line 3: every message needs"),
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}], "answer": "1"}, "line 3: has both"),
@@ -116,7 +116,7 @@ def test_roles_are_checked(tmp_path: Path) -> None:
         *({"messages": [*turns[:1], {"role": "user", "content": f"{i}"}], "answer": i} for i in range(4)),
     )
     assert load_tasks(config(source)).train[0].messages[0].role == "system"
-    with pytest.raises(DataError, match=r"line 1: brings a system message, and task\.system_prompt is set too"):
+    with pytest.raises(DataError, match=r"line 1: brings a system message, and system_prompt is set too"):
         load_tasks(config(source, system_prompt="be long"))
     source = write(tmp_path / "a.jsonl", {"messages": [{"role": "usr", "content": "1+1"}], "answer": 2})
     with pytest.raises(DataError, match="line 1: role 'usr' is not known; give one of system, user, assistant, tool"):
@@ -140,9 +140,9 @@ def test_gsm8k_as_it_is_published() -> None:
     assert "####" in split.train[0].answer
 
 
-def order(position: int = 0, seed: int = 0, count: int = 10) -> PromptOrder:
+def order(position: int = 0, seed: int = 0, count: int = 10) -> EndlessOrder:
     tasks = [Task(id=str(i), messages=(), answer="") for i in range(count)]
-    return PromptOrder([Prompt(task=task, text="", token_ids=(1,)) for task in tasks], seed=seed, position=position)
+    return EndlessOrder([Prompt(task=task, text="", token_ids=(1,)) for task in tasks], seed=seed, position=position)
 
 
 def test_each_epoch_asks_every_prompt_once_in_a_new_order() -> None:

@@ -11,7 +11,7 @@ from burnish.cli.app import run
 from burnish.config.schema import ModelConfig, OptimizerConfig
 from burnish.data.packing import pack_groups, split_batch
 from burnish.errors import ModelError
-from burnish.losses.policy_gradient import ClippedPolicyLoss
+from burnish.losses.policy_gradient import PolicyLoss
 from burnish.models.fetch import KNOWN_MODELS, cached_model, verify_conversion
 from burnish.models.load import load_policy
 from burnish.records import GenerationRequest, RolloutGroup, SamplingSettings
@@ -74,7 +74,7 @@ def test_tokenizer_splits_every_digit() -> None:
 def test_sampler_and_learner_agree_in_float32(policy, groups) -> None:
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
-    difference_S = (learner.logprobs(batch) - batch.sampler_logprobs_S).abs()
+    difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5
     assert difference_S.max() < 1e-3
 
@@ -91,19 +91,18 @@ def test_learner_agrees_with_plain_transformers(policy, groups) -> None:
             expected.append(logprobs.gather(1, completion[:, None])[:, 0])
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
-    difference_S = (learner.logprobs(batch) - torch.cat(expected)).abs()
+    difference_S = (learner.score(batch).logprobs_S - torch.cat(expected)).abs()
     assert difference_S.mean() < 1e-5
 
 
 def test_gradient_does_not_depend_on_how_the_step_is_cut(policy, groups) -> None:
-    loss = ClippedPolicyLoss(
+    loss = PolicyLoss(
         clip_low=0.2,
         clip_high=0.2,
         aggregation="token",
         max_tokens=12,
         kl_coefficient=0.0,
         kl_estimator="k3",
-        max_importance_weight=None,
     )
     batch = pack_groups(groups, [[1.5, -0.5, 0.25, -1.25]] * len(groups))
     optimizer = MasterAdamW(policy.trainable(), OptimizerConfig())

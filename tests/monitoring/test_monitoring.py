@@ -4,6 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from burnish.algorithms.asking import COLUMNS
 from burnish.monitoring.console import Progress
 from burnish.monitoring.metrics import reduce_metrics
 from burnish.records import Metric
@@ -28,14 +29,14 @@ def progress(is_terminal: bool) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
     ticks = iter(range(0, 1000, 10))
     console = Console(file=out, force_terminal=is_terminal, width=150)
-    return Progress(console, num_steps=100, clock=lambda: float(next(ticks))), out
+    return Progress(console, num_steps=100, columns=COLUMNS, clock=lambda: float(next(ticks))), out
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     shown, out = progress(is_terminal=False)
     with shown.running():
         shown.update(1, {"reward_mean": 0.25, "mismatch_mean": 3e-7})
-        shown.update(2, {"reward_mean": 0.5, "held_out_accuracy": 0.75})
+        shown.update(2, {"reward_mean": 0.5, "held_out": 0.75})
     first, second = out.getvalue().splitlines()
     assert first.startswith("step 1/100  reward 0.250") and "mismatch 3.0e-07" in first and "held-out -" in first
     assert first.endswith("left 16:30")  # 99 steps of 10 seconds

@@ -6,6 +6,7 @@ from burnish.records import Message, Prompt, SamplingSettings, Task
 from burnish.rewards.answers import last_number
 from burnish.rollout.collect import Collector
 from burnish.rollout.generators.scripted import ScriptedGenerator
+from burnish.rollout.play import SingleTurn
 
 TOKENIZER = make_byte_tokenizer()
 
@@ -23,14 +24,14 @@ def prompts(*questions: str) -> list[Prompt]:
 
 def collector(reward=last_number, seed: int = 0) -> Collector:
     sampling = SamplingSettings(max_tokens=8, stop_token_ids=(2,))
-    return Collector(group_size=4, sampling=sampling, reward=reward, reward_timeout_seconds=5, seed=seed)
+    return Collector(group_size=4, sampling=sampling, play=SingleTurn(reward=reward, timeout_seconds=5), seed=seed)
 
 
 def test_scores_every_completion_of_every_prompt() -> None:
     generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "= 7" if prompt == "3+4" else "= 8")
     collected = collector()(generator.generate, prompts("3+4", "2+5"), step=6, weight_version=9)
     assert [[rollout.reward for rollout in group.rollouts] for group in collected.groups] == [[1.0] * 4, [0.0] * 4]
-    assert [(group.id, group.weight_version) for group in collected.groups] == [(12, 9), (13, 9)]
+    assert [(group.id, group.weight_version) for group in collected.groups] == [(0, 9), (1, 9)]
 
 
 def test_seeds_differ_by_step_prompt_sample_and_root() -> None:

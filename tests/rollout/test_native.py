@@ -137,6 +137,6 @@ def test_sampler_and_learner_agree(generator, as_groups, temperature: float) -> 
     batch = pack_groups(groups, [[0.0] * 3] * len(groups))
     optimizer = MasterAdamW(generator.policy.trainable(), OptimizerConfig())
     learner = Learner(generator.policy, optimizer, micro_batch_tokens=100, temperature=temperature)
-    difference_S = (learner.logprobs(batch) - batch.sampler_logprobs_S).abs()
+    difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5
     assert difference_S.max() < 1e-4

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from burnish.stats.intervals import wilson_interval
-from burnish.stats.paired import compare_paired, mcnemar_exact, newcombe_paired_interval
+from burnish.stats.paired import compare_paired, compare_paired_scores, mcnemar_exact, newcombe_paired_interval
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_compare_paired_reads_the_table() -> None:
     before = [True] * 3 + [False] * 7
     after = [True] * 2 + [False] + [True] * 5 + [False] * 2
     result = compare_paired(before, after)
-    assert (result.n, result.accuracy_a, result.accuracy_b) == (10, 0.3, 0.7)
+    assert (result.n, result.mean_a, result.mean_b) == (10, 0.3, 0.7)
     assert result.difference == pytest.approx(0.4)
     assert result.p_value == mcnemar_exact(1, 5)
     assert result.low < 0.4 < result.high
@@ -80,3 +81,25 @@ def test_interval_is_antisymmetric_and_holds_the_difference(pairs: list[tuple[bo
 def test_different_items_are_refused() -> None:
     with pytest.raises(ValueError, match="same items"):
         compare_paired([True], [True, False])
+
+
+def test_scores_against_scipy_and_by_counting() -> None:
+    """Three differences of +1: of 8 sign flips only all + and all - are as far from 0, so p = 1/4."""
+    result = compare_paired_scores([0.0, 1.0, 2.0], [1.0, 2.0, 3.0])
+    assert (result.difference, result.p_value, result.test) == (1.0, 0.25, "sign-flip permutation")
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=60)
+    b = a + rng.normal(0.3, 0.8, size=60)
+    result = compare_paired_scores(a, b)
+    t = scipy.stats.ttest_rel(b, a)
+    low, high = t.confidence_interval()
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.03)
+    assert result.p_value == pytest.approx(t.pvalue, abs=0.005)
+    assert compare_paired_scores(a, b) == result
+
+
+def test_scores_that_do_not_differ() -> None:
+    result = compare_paired_scores([0.5, 0.25], [0.5, 0.25])
+    assert (result.difference, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="the same items"):
+        compare_paired_scores([1.0], [1.0, 2.0])

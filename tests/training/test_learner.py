@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from burnish.config.schema import ModelConfig, OptimizerConfig
 from burnish.data.packing import pack_groups
-from burnish.losses.advantages import group_advantages
-from burnish.losses.policy_gradient import ClippedPolicyLoss
+from burnish.losses.advantages import grpo
+from burnish.losses.policy_gradient import ImportanceCorrection, PolicyLoss
 from burnish.models.load import load_policy
 from burnish.monitoring.metrics import reduce_metrics
 from burnish.records import Rollout, RolloutGroup, TokenBatch
@@ -21,20 +21,26 @@ NUM_SEQUENCES = 12
 NUM_TOKENS = 50
 
 
-def loss_of(aggregation: str) -> ClippedPolicyLoss:
-    return ClippedPolicyLoss(
+def loss_of(aggregation: str) -> PolicyLoss:
+    return PolicyLoss(
         clip_low=0.2,
         clip_high=0.28,
         aggregation=aggregation,
         max_tokens=8,
         kl_coefficient=0.5,
         kl_estimator="k3",
-        max_importance_weight=1.1,
+        importance=ImportanceCorrection(high=1.1),
     )
 
 
+def advantages_of(group: RolloutGroup) -> list[float]:
+    return grpo([rollout.reward for rollout in group.rollouts], [0] * len(group.rollouts)).tolist()
+
+
 def pack(groups: list[RolloutGroup]) -> TokenBatch:
-    advantages = [group_advantages([rollout.reward for rollout in group.rollouts]).tolist() for group in groups]
+    advantages = [
+        grpo([rollout.reward for rollout in group.rollouts], [0] * len(group.rollouts)).tolist() for group in groups
+    ]
     return with_other_logprobs(pack_groups(groups, advantages))
 
 
@@ -106,7 +112,9 @@ def test_the_step_does_not_depend_on_how_it_is_cut(groups, gradient_of, aggregat
 
     # not shared: every completion brings its own copy of the prompt, with the same advantage
     single = [replace(group, rollouts=(rollout,)) for group in groups for rollout in group.rollouts]
-    advantages = [[value] for g in groups for value in group_advantages([r.reward for r in g.rollouts]).tolist()]
+    advantages = [
+        [value] for g in groups for value in grpo([r.reward for r in g.rollouts], [0] * len(g.rollouts)).tolist()
+    ]
     unshared = replace(with_other_logprobs(pack_groups(single, advantages)), counts=whole.counts)
     one_by_one = [
         replace(with_other_logprobs(pack_groups([group], [advantage])), counts=whole.counts)
@@ -162,7 +170,7 @@ def test_against_a_naive_implementation(groups, gradient_of, naive_model, tiny_f
 
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
-    assert (learner.logprobs(pack(groups)) - torch.cat(expected_logprobs)).abs().max() < 1e-5
+    assert (learner.score(pack(groups)).logprobs_S - torch.cat(expected_logprobs)).abs().max() < 1e-5
 
 
 def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> None:
@@ -179,7 +187,7 @@ def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> No
 def test_temperature_divides_the_logits(groups, tiny_policy) -> None:
     batch = pack(groups)
     optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
-    hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).logprobs(batch)
+    hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).score(batch).logprobs_S
     assert hot.mean().item() == pytest.approx(-torch.tensor(259.0).log().item(), abs=0.05)
 
 
@@ -189,8 +197,8 @@ def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None
     (group,) = make_groups([[3, 2]], prompt_lengths=[4])
     asked = replace(group, prompt=replace(group.prompt, token_ids=(7, end, 8, 9)))
     optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
-    embedding = tiny_policy.causal_lm.get_input_embeddings()
-    tiny_policy.causal_lm.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
+    embedding = tiny_policy.model.get_input_embeddings()
+    tiny_policy.model.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
     Learner(tiny_policy, optimizer, micro_batch_tokens=100).forward_backward(pack([asked]), loss_of("token"))
     assert embedding.weight.grad[end].norm() > 0
 
@@ -200,7 +208,7 @@ def test_metrics_of_several_optimizer_steps(groups, tiny_folder) -> None:
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
     learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
     batch = pack(groups)
-    old_S = learner.logprobs(batch)
+    old_S = learner.score(batch).logprobs_S
     batch = replace(batch, old_logprobs_S=old_S, sampler_logprobs_S=old_S)
     losses, metrics = [], []
     for _ in range(2):

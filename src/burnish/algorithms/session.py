@@ -4,110 +4,151 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from rich.console import Console
 
-from burnish.algorithms import grpo
-from burnish.algorithms.grpo import GRPOConfig
-from burnish.algorithms.hooks import Hooks
-from burnish.config.loading import config_hash, to_yaml
-from burnish.data.chat import render_prompt
-from burnish.data.prompts import PromptOrder
-from burnish.data.tasks import TaskSplit, load_tasks
-from burnish.distributed.local import LocalRoles
-from burnish.errors import BurnishError, ConfigError, UserError
-from burnish.evaluation.held_out import HeldOut, accuracy, compare_items, verdict
-from burnish.models.load import ModelFacts, inspect_model, load_policy
-from burnish.models.policy import Policy
-from burnish.monitoring.console import Progress
-from burnish.records import Prompt, SamplingSettings, Task
-from burnish.reproducibility.files import write_text
-from burnish.reproducibility.record import (
-    code_record,
-    environment_record,
-    model_record,
-    source_hash,
-    tasks_record,
+from burnish.algorithms import (
+    distillation,
+    dpo,
+    grpo,
+    kto,
+    off_policy_distillation,
+    online_dpo,
+    ppo,
+    rejection_sampling,
+    reward_model,
+    sft,
 )
+from burnish.algorithms.hooks import Hooks
+from burnish.config.loading import config_hash, read_algorithm, to_yaml
+from burnish.config.schema import RunConfig
+from burnish.distributed.local import LocalRoles, build_local_roles
+from burnish.distributed.roles import RoleNeeds, Roles
+from burnish.errors import BurnishError, UserError
+from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
+from burnish.models.load import ModelFacts
+from burnish.monitoring.console import Progress
+from burnish.reproducibility.files import write_text
+from burnish.reproducibility.record import code_record, environment_record, model_record
 from burnish.reproducibility.run_folder import RunFolder, utc_now
-from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Reward, load_reward
-from burnish.rollout.collect import Collector
-from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
-from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class Inputs(Protocol):
     """What a run reads, checked before any weight is loaded."""
 
-    model: ModelFacts
-    tasks: TaskSplit
-    train: tuple[Prompt, ...]
-    held_out: tuple[Prompt, ...]
-    reward: Reward
+    @property
+    def model(self) -> ModelFacts:
+        """The model to train."""
+        ...
 
-    def record(self, config: GRPOConfig) -> dict[str, Any]:
-        """Their fingerprints: a resumed run must find the same ones."""
-        return {
-            "config_sha256": config_hash(config),
-            "model": model_record(self.model.source, base=self.model.base, commit=self.model.commit),
-            "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
-            "reward": {"path": config.task.reward, "source_sha256": source_hash(self.reward)},
-        }
+    def record(self) -> dict[str, Any]:
+        """Fingerprints of what is read beside model and configuration."""
+        ...
+
+    def summary(self) -> str:
+        """What `--dry-run` says."""
+        ...
+
+    def start(self, roles: Roles, say: Callable[[str], None]) -> None:
+        """Compute what needs the weights that the run starts from; a resumed run calls it before it restores them."""
+        ...
+
+    def evaluate(self, roles: Roles) -> list[Item]:
+        """Score every held-out item."""
+        ...
 
 
-def check_inputs(config: GRPOConfig) -> Inputs:
-    """Find the model, read the tasks, render every prompt, import the reward.
+class Algorithm(Protocol):
+    """What an algorithm's file offers."""
+
+    MEASURE: str
+    """What the held-out figure is."""
+    COLUMNS: tuple[str, ...]
+    """Metrics of the live table."""
+
+    def prepare(self, config: Any) -> Inputs:
+        """Check everything the run reads. Raises a UserError."""
+        ...
+
+    def needs(self, config: Any) -> RoleNeeds:
+        """What the run asks of the roles."""
+        ...
+
+    def train(self, config: Any, inputs: Any, roles: Roles, hooks: Hooks, state: TrainState) -> None:
+        """The loop: `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
+        ...
+
+
+_ALGORITHMS: Mapping[str, tuple[type[RunConfig], Algorithm]] = {
+    "grpo": (grpo.GRPOConfig, cast(Algorithm, grpo)),
+    "sft": (sft.SFTConfig, cast(Algorithm, sft)),
+    "dpo": (dpo.DPOConfig, cast(Algorithm, dpo)),
+    "kto": (kto.KTOConfig, cast(Algorithm, kto)),
+    "reward_model": (reward_model.RewardModelConfig, cast(Algorithm, reward_model)),
+    "ppo": (ppo.PPOConfig, cast(Algorithm, ppo)),
+    "online_dpo": (online_dpo.OnlineDPOConfig, cast(Algorithm, online_dpo)),
+    "rejection_sampling": (rejection_sampling.RejectionSamplingConfig, cast(Algorithm, rejection_sampling)),
+    "distillation": (distillation.DistillationConfig, cast(Algorithm, distillation)),
+    "off_policy_distillation": (
+        off_policy_distillation.OffPolicyDistillationConfig,
+        cast(Algorithm, off_policy_distillation),
+    ),
+}
+
+
+def schema_of(algorithm: str) -> type[RunConfig]:
+    """The configuration of an algorithm.
 
     Raises:
-        UserError: one of them cannot be used.
+        UserError: there is no such algorithm.
     """
-    reward = load_reward(config.task.reward)
-    model = inspect_model(config.model.path)
-    if model.base is not None and config.loss.kl_coefficient > 0:
-        raise ConfigError(
-            "loss.kl_coefficient cannot be used when model.path is an adapter: the starting model could only be had by "
-            "switching the adapter off, and would be its base; merge the adapter into its base first"
-        )
-    tasks = load_tasks(config.task)
-    limits = {"context_length": model.context_length, "max_tokens": config.rollout.max_tokens}
-
-    def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
-        return tuple(render_prompt(model.tokenizer, task, **limits) for task in side)
-
-    return Inputs(model=model, tasks=tasks, train=render(tasks.train), held_out=render(tasks.held_out), reward=reward)
+    if algorithm not in _ALGORITHMS:
+        raise UserError(f"algorithm: {algorithm!r} is not known; give one of {', '.join(_ALGORITHMS)}")
+    return _ALGORITHMS[algorithm][0]
 
 
-def train(config: GRPOConfig, console: Console) -> RunFolder:
+def schema_for(recipe: str, flags: Sequence[str] = ()) -> type[RunConfig]:
+    """The configuration of the algorithm that a recipe names."""
+    return schema_of(read_algorithm(recipe, flags))
+
+
+def prepare(config: RunConfig) -> Inputs:
+    """Check everything a run reads.
+
+    Raises:
+        UserError: something cannot be used.
+    """
+    return _algorithm(config).prepare(config)
+
+
+def train(config: RunConfig, console: Console) -> RunFolder:
     """Make a run folder and train in it. Returns the folder; its record says whether the run finished."""
-    inputs = check_inputs(config)
-    policy = _load(config)
+    inputs = prepare(config)
+    roles = _load(config)
     record = {
         "created": utc_now(),
         "status": "running",
         "seed": config.seed,
+        "measure": _algorithm(config).MEASURE,
         "code": code_record(),
         "environment": environment_record(config.model.num_threads),
-        **inputs.record(config),
+        **_fingerprints(config, inputs),
     }
     run = RunFolder.create(config.runs_folder, config.name)
     write_text(run.path / "config.yaml", to_yaml(config))
     run.write_record(record)
     with run.locked():
-        _train(config, inputs, policy, run, console, event="started")
+        _train(config, inputs, roles, run, console, event="started")
     return run
 
 
-def resume(run: RunFolder, config: GRPOConfig, console: Console) -> RunFolder:
+def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
     """Go on from the newest checkpoint, or from the start where there is none yet.
 
     Raises:
@@ -117,8 +158,8 @@ def resume(run: RunFolder, config: GRPOConfig, console: Console) -> RunFolder:
         record = run.record()
         if record["status"] == "finished":
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
-        inputs = check_inputs(config)
-        now = inputs.record(config)
+        inputs = prepare(config)
+        now = _fingerprints(config, inputs)
         if changed := [name.removesuffix("_sha256") for name, value in now.items() if record[name] != value]:
             raise UserError(
                 f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
@@ -143,98 +184,73 @@ def report(run: RunFolder) -> str:
     lines = run.metrics()
     seconds = sum(line["seconds"] for line in lines)
     peak = max(line["peak_memory_bytes"] for line in lines)
-    return f"{verdict(compare_items(first, last))}; training wall time {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+    result = verdict(run.record()["measure"], compare_items(first, last))
+    return f"{result}; training wall time {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What a run computes with, restored to where it goes on."""
-
-    optimizer: MasterAdamW
-    roles: LocalRoles
-    state: TrainState
+def _algorithm(config: RunConfig) -> Algorithm:
+    return next(algorithm for schema, algorithm in _ALGORITHMS.values() if isinstance(config, schema))
 
 
-def _load(config: GRPOConfig) -> Policy:
+def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    model = inputs.model
+    return {
+        "config_sha256": config_hash(config),
+        "model": model_record(model.source, base=model.base, commit=model.commit),
+        **inputs.record(),
+    }
+
+
+def _load(config: RunConfig) -> LocalRoles:
     torch.set_num_threads(config.model.num_threads)
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
-    return load_policy(config.model, seed=seed_for(config.seed, "adapter"))
+    return build_local_roles(config, _algorithm(config).needs(config))
 
 
-def _restore(config: GRPOConfig, policy: Policy, run: RunFolder) -> _Parts:
-    optimizer = MasterAdamW(policy.trainable(), config.optimizer)
-    learner = Learner(
-        policy,
-        optimizer,
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        temperature=config.rollout.temperature,
-    )
-    generator = NativeGenerator(policy, max_rows=config.rollout.max_rows)
-    roles = LocalRoles(learner, generator, keeps_reference=config.loss.kl_coefficient > 0)
-    state = TrainState()
+def _train(
+    config: RunConfig, inputs: Inputs, roles: LocalRoles, run: RunFolder, console: Console, *, event: str
+) -> None:
+    algorithm, num_steps = _algorithm(config), config.train.num_steps
+    progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
+    inputs.start(roles, progress.say)
+    state, recorded = TrainState(), len(run.metrics())
     if saved := checkpoints(run.checkpoints):
-        state = load_checkpoint(saved[-1], policy, optimizer)
+        state = load_checkpoint(saved[-1], roles.learners)
     run.rewind(state.step)
-    return _Parts(optimizer=optimizer, roles=roles, state=state)
-
-
-def _train(config: GRPOConfig, inputs: Inputs, policy: Policy, run: RunFolder, console: Console, *, event: str) -> None:
-    recorded = len(run.metrics())
-    parts = _restore(config, policy, run)
-    state = parts.state
     run.add_event(event, step=state.step)
-    progress = Progress(console, num_steps=config.train.num_steps)
-    sampling = _sampling(config, policy)
-    timeout_seconds = config.task.reward_timeout_seconds
-    held_out = HeldOut(
-        prompts=inputs.held_out,
-        reward=inputs.reward,
-        reward_timeout_seconds=timeout_seconds,
-        sampling=replace(sampling, temperature=0.0),
-        right_at=config.evaluation.right_at,
-    )
 
     def evaluate(step: int) -> float:
-        items = held_out.evaluate(parts.roles.sample)
+        items = inputs.evaluate(roles)
         run.write_step("evaluations", step, items)
-        return accuracy(items)
+        return mean_score(items)
 
     def save(state: TrainState) -> None:
-        keep_last = config.checkpoint.keep_last
-        path = save_checkpoint(run.checkpoints, policy, parts.optimizer, state, keep_last=keep_last)
+        path = save_checkpoint(run.checkpoints, roles.learners, state, keep_last=config.checkpoint.keep_last)
         run.add_event("saved", step=state.step, checkpoint=path.name)
 
     hooks = Hooks(
         run=run,
         progress=progress,
-        num_steps=config.train.num_steps,
+        num_steps=num_steps,
         checkpoint=config.checkpoint,
         evaluate_every=config.evaluation.every_steps,
         evaluate=evaluate,
         save=save,
     )
-    collect = Collector(
-        group_size=config.rollout.group_size,
-        sampling=sampling,
-        reward=inputs.reward,
-        reward_timeout_seconds=timeout_seconds,
-        seed=config.seed,
-    )
-    prompts = PromptOrder(inputs.train, seed=config.seed, position=state.task_position)
-    progress.say(f"run {run.path}: step {state.step} of {config.train.num_steps}")
+    progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:
         progress.say(f"steps {state.step + 1} to {recorded} were not saved yet and are repeated")
     with _failure_recorded(run), _stop_on_signal(hooks):
         if 0 not in run.steps("evaluations"):
-            progress.say(f"answering {len(inputs.held_out)} held-out questions before training")
-            progress.say(f"held-out accuracy before training: {evaluate(0):.3f} on {len(inputs.held_out)} items")
+            progress.say("looking at the held-out items before training")
+            progress.say(f"held-out {algorithm.MEASURE} before training: {evaluate(0):.3f}")
         with progress.running():
-            grpo.train(config, parts.roles, prompts, collect, hooks, state)
-        if state.step < config.train.num_steps:
+            algorithm.train(config, inputs, roles, hooks, state)
+        if state.step < num_steps:
             save(state)  # the signal may have come after the step's own turn to save
-    _conclude(run, state, config.train.num_steps, progress)
+    _conclude(run, state, num_steps, progress)
 
 
 def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progress) -> None:
@@ -246,19 +262,6 @@ def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progr
         run.update_record(status="finished", finished=utc_now())
         progress.say(f"trained model: {checkpoints(run.checkpoints)[-1]}")
         progress.say(report(run))
-
-
-def _sampling(config: GRPOConfig, policy: Policy) -> SamplingSettings:
-    """A stop string that is a special token is a stop token: texts are decoded without special tokens."""
-    names = list(policy.tokenizer.all_special_tokens)
-    special = dict(zip(names, policy.tokenizer.all_special_ids, strict=True))
-    stop_tokens = [special[stop] for stop in config.rollout.stop if stop in special]
-    return SamplingSettings(
-        max_tokens=config.rollout.max_tokens,
-        temperature=config.rollout.temperature,
-        stop=tuple(stop for stop in config.rollout.stop if stop not in special),
-        stop_token_ids=(*policy.stop_token_ids, *stop_tokens),
-    )
 
 
 @contextmanager

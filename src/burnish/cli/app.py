@@ -17,7 +17,9 @@ RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
 model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
+check_app = App(name="check", help="Try what you wrote, before a run does.")
 app.command(model_app)
+app.command(check_app)
 app.command(config_app)
 
 
@@ -99,6 +101,78 @@ def get(name: str) -> int:
     return 0
 
 
+@check_app.command(name="loss")
+def check_loss(
+    path: str,
+    *,
+    at_ends: Annotated[bool, Parameter(negative="", help="A reward model's loss: one value a sequence.")] = False,
+) -> int:
+    """Try a loss on small random batches and say in plain words what is wrong with it.
+
+    Example: burnish check loss my_losses:focal
+
+    Parameters
+    ----------
+    path
+        package.module:name of a loss.
+    """
+    from burnish.cli.check import check_own_loss
+
+    return check_own_loss(path, at_ends=at_ends)
+
+
+@check_app.command(name="advantage")
+def check_advantage(path: str) -> int:
+    """Try an advantage on hard rewards and say in plain words what is wrong with it.
+
+    Example: burnish check advantage my_advantages:by_rank
+
+    Parameters
+    ----------
+    path
+        package.module:name of a function (rewards_B, group_B) -> advantages_B, or the name of one that ships.
+    """
+    from burnish.cli.check import check_own_advantage
+
+    return check_own_advantage(path)
+
+
+@check_app.command(name="reward")
+def check_reward(path: str, source: str) -> int:
+    """Try a reward on the reference answers of some tasks, and on garbage, and say what is wrong with it.
+
+    Example: burnish check reward my_rewards:score questions.jsonl
+
+    Parameters
+    ----------
+    path
+        package.module:name of a function (completion, task) -> number.
+    source
+        JSONL file of tasks, or reasoning-gym:<dataset>.
+    """
+    from burnish.cli.check import check_own_reward
+
+    return check_own_reward(path, source)
+
+
+@check_app.command(name="environment")
+def check_environment(path: str, source: str) -> int:
+    """Try an environment on the reference answers of some tasks, and on garbage, and say what is wrong with it.
+
+    Example: burnish check environment my_games:Chess questions.jsonl
+
+    Parameters
+    ----------
+    path
+        package.module:name of a class with `reset(task)` and `step(said)`.
+    source
+        JSONL file of tasks, or reasoning-gym:<dataset>.
+    """
+    from burnish.cli.check import check_own_environment
+
+    return check_own_environment(path, source)
+
+
 @config_app.command(name="show")
 def config_show(
     recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
@@ -146,11 +220,19 @@ def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> 
 
 
 @config_app.command
-def schema(*, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False) -> int:
-    """Print every setting with type, default and meaning."""
+def schema(
+    algorithm: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False
+) -> int:
+    """Print every setting of an algorithm with type, default and meaning.
+
+    Parameters
+    ----------
+    algorithm
+        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo.
+    """
     from burnish.cli.config import print_schema
 
-    return print_schema(as_json)
+    return print_schema(algorithm, as_json)
 
 
 def run(arguments: Sequence[str]) -> int:

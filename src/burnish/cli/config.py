@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from burnish.algorithms.grpo import GRPOConfig
+from burnish.algorithms.session import schema_for, schema_of
 from burnish.cli.columns import print_columns
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes
+from burnish.config.schema import RunConfig
 from burnish.errors import ConfigError, UserError
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -20,7 +21,8 @@ from burnish.reproducibility.run_folder import RunFolder
 def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
     """Print every setting with its value and origin."""
     recipe = _recipe_of(recipe, runs_folder)
-    resolved = resolve(GRPOConfig, recipe, file=file, flags=settings, environment=os.environ)
+    schema = schema_for(recipe, settings)
+    resolved = resolve(schema, recipe, file=file, flags=settings, environment=os.environ)
     print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
     print(f"sha256 {config_hash(resolved.config)}")
     return 0
@@ -28,7 +30,8 @@ def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_fo
 
 def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
     """Print the settings in which two recipes or runs differ."""
-    first, second = (flat_settings(GRPOConfig, _recipe_of(each, runs_folder)) for each in (recipe, other))
+    recipes = [_recipe_of(each, runs_folder) for each in (recipe, other)]
+    first, second = (flat_settings(schema_for(each), each) for each in recipes)
     keys = [key for key in {**first, **second} if _text(first.get(key)) != _text(second.get(key))]
     if keys:
         print_columns(
@@ -39,14 +42,17 @@ def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
     return 0
 
 
-def print_schema(as_json: bool) -> int:
+def print_schema(algorithm: str, as_json: bool) -> int:
     """Print the settings, as text or as JSON schema."""
+    schema = schema_of(algorithm)
     if as_json:
-        print(json.dumps(GRPOConfig.model_json_schema(), indent=1))
+        print(json.dumps(schema.model_json_schema(), indent=1))
         return 0
-    for key, field in leaf_fields(GRPOConfig):
-        default = "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
-        print(f"{key}  ({_type_name(field.annotation)}, {default})\n    {field.description}")
+    for key, field in leaf_fields(schema):
+        print(f"{key}  ({_type_name(field.annotation)}, {_default(field)})\n    {field.description}")
+        for choice in _choices(field.annotation):
+            parts = (f"{name} ({_default(each)})" for name, each in choice.model_fields.items())
+            print(f"    {{{', '.join(parts)}}}")
     return 0
 
 
@@ -60,10 +66,10 @@ def _recipe_of(name: str, runs_folder: Path) -> str:
         raise ConfigError(f"no recipe {name!r} ({', '.join(shipped_recipes())}), and {error}") from error
 
 
-def _leaves(config: GRPOConfig) -> dict[str, Any]:
+def _leaves(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     values: dict[str, Any] = {}
-    for key, _ in leaf_fields(GRPOConfig):
+    for key, _ in leaf_fields(type(config)):
         value: Any = tree
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -76,7 +82,21 @@ def _text(value: Any) -> str:
 
 
 def _plain(default: Any) -> Any:
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json")
     return str(default) if isinstance(default, Path) else default
+
+
+def _default(field: Any) -> str:
+    return "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
+
+
+def _choices(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a setting chooses among."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = [choice for each in typing.get_args(annotation) for choice in _choices(each)]
+    return found if len(found) > 1 else []
 
 
 def _type_name(annotation: Any) -> str:
@@ -87,7 +107,7 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
     if origin in (types.UnionType, typing.Union):
-        return " | ".join(map(_type_name, arguments))
+        return " | ".join(dict.fromkeys(map(_type_name, arguments)))
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from burnish.cli.columns import print_columns
-from burnish.evaluation.held_out import accuracy, compare_items, verdict
+from burnish.evaluation.held_out import compare_items, mean_score, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
-_CURVES = ("reward_mean", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
+_CURVES = ("loss", "reward_mean", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _SIDE_BY_SIDE = 4
@@ -25,7 +25,7 @@ def print_runs(runs_folder: Path) -> int:
     rows = [("run", "created", "status", "step", "reward", "held-out before", "after")]
     for run in RunFolder.all(runs_folder):
         record, metrics = run.record(), run.metrics()
-        scores = [f"{accuracy(run.read_step('evaluations', step)):.3f}" for step in run.steps("evaluations")]
+        scores = [f"{mean_score(run.read_step('evaluations', step)):.3f}" for step in run.steps("evaluations")]
         last = metrics[-1] if metrics else {"step": 0}
         reward = f"{last['reward_mean']:.3f}" if "reward_mean" in last else "-"
         before, after = (scores[0] if scores else "-"), (scores[-1] if len(scores) > 1 else "-")
@@ -48,10 +48,14 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     evaluations = run.steps("evaluations")
     if len(evaluations) > 1:
         first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))
-        console.print(f"step {evaluations[-1]}: {verdict(compare_items(first, last))}", highlight=False, soft_wrap=True)
-    scores = [(each, accuracy(run.read_step("evaluations", each))) for each in evaluations]
+        console.print(
+            f"step {evaluations[-1]}: {verdict(record['measure'], compare_items(first, last))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    scores = [(each, mean_score(run.read_step("evaluations", each))) for each in evaluations]
     if scores:
-        console.print(_curve("held_out_accuracy", scores), highlight=False)
+        console.print(_curve("held_out", scores), highlight=False)
     for metric in _CURVES:
         points = [(line["step"], line[metric]) for line in metrics if metric in line]
         if points:

@@ -105,6 +105,18 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     )
 
 
+def read_algorithm(recipe: str, flags: Sequence[str] = ()) -> str:
+    """The algorithm that a recipe names, which decides what else may stand in it.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    algorithm = _from_flags(flags).get("algorithm", read_recipe(recipe).get("algorithm"))
+    if not isinstance(algorithm, str):
+        raise ConfigError(f"recipe {recipe}: names no algorithm; add a line such as `algorithm: grpo`")
+    return algorithm
+
+
 def shipped_recipes() -> dict[str, Traversable]:
     """The recipes that come with burnish, by name."""
     folder = files("burnish.recipes").iterdir()
@@ -141,7 +153,9 @@ def to_yaml(config: BaseModel) -> str:
 
 def _check_known(key: str, keys: Mapping[str, Any], origin: str) -> None:
     if key not in keys and not any(name.startswith(key + ".") for name in keys) and not _inside_mapping(key, keys):
-        raise ConfigError(f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema`")
+        raise ConfigError(
+            f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema ALGORITHM`"
+        )
 
 
 def _inside_mapping(key: str, keys: Mapping[str, Any]) -> bool:
@@ -242,8 +256,7 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds; None where it holds a value, or a choice among sections."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    sections = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+    return sections[0] if len(sections) == 1 else None

@@ -1,18 +1,25 @@
-"""The sections that recipes of every algorithm share. Each field's description is its only documentation."""
+"""The sections that recipes of several algorithms share. Each field's description is its only documentation."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from burnish.errors import ConfigError
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 _NUMBERS = (int, float, int | None, float | None)
 
 
-class Section(BaseModel):
-    """A part of the configuration: no unknown key, no later change, no True where a number is meant."""
+class Strict(BaseModel):
+    """No unknown key, no later change, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Section(Strict):
+    """A part of the configuration; no True where a number is meant."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -65,10 +72,12 @@ class TaskConfig(Section):
     """Field of a JSONL row that holds the reference answer."""
     system_prompt: str | None = None
     """A system message put before every question."""
-    reward: str = "burnish.rewards.answers:last_number"
-    """package.module:name of a function (completion, task) -> number, or named numbers that are summed."""
+    reward: str | dict[str, float] = "burnish.rewards.answers:last_number"
+    """package.module:name of a function (completion, task) -> number(s), several with weights, or model:<folder>."""
+    environment: str | None = None
+    """package.module:name of a class that answers the model over several turns and scores it; null asks once."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
-    """A reward that takes longer fails for that completion."""
+    """A reward, or a turn of the environment, that takes longer fails for that completion."""
     held_out_source: str | None = None
     """A source for the held-out questions; null takes them from `source`, split by question."""
     num_held_out: int = Field(100, ge=1)
@@ -76,6 +85,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self) -> "TaskConfig":
+        if self.environment is not None and self.changes("reward"):
+            raise ConfigError("task.reward would be ignored: task.environment scores by itself")
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
         for key in ("options", "num_generated"):
             if not generated and self.changes(key):
@@ -104,6 +115,25 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
+    max_turns: int = Field(8, ge=1)
+    """Turns of the model in a conversation with an environment."""
+    max_refills: int = Field(0, ge=0)
+    """Times a step may ask further prompts in the place of those whose completions all have the same reward."""
+    overlong_buffer: int = Field(0, ge=0)
+    """Completions that end within so many tokens of max_tokens lose up to 1 of their reward; 0 is no penalty."""
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> "RolloutConfig":
+        if self.max_rows < self.group_size:
+            raise ConfigError(
+                f"rollout.max_rows={self.max_rows} is less than rollout.group_size={self.group_size}: "
+                "a group is decoded together"
+            )
+        if self.overlong_buffer >= self.max_tokens:
+            raise ConfigError(
+                f"rollout.overlong_buffer={self.overlong_buffer} must be less than rollout.max_tokens={self.max_tokens}"
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -127,22 +157,51 @@ class OptimizerConfig(Section):
     """The gradient is scaled down to this norm."""
 
 
+class DataConfig(Section):
+    """Rows of examples to imitate or to compare."""
+
+    source: str = Field(min_length=1)
+    """A JSONL file, or a JSON file that holds a list of rows."""
+    transform: str | None = None
+    """package.module:name of a function from a row (a dict) to rows in a known format: one, a list, or None."""
+    system_prompt: str | None = None
+    """A system message put before every conversation."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longer examples are left out, and counted; null allows the model's context."""
+    batch_size: int = Field(8, ge=1)
+    """Examples per step."""
+    held_out_source: str | None = None
+    """A file for the held-out examples; null takes them from `source`, split by prompt."""
+    num_held_out: int = Field(100, ge=1)
+    """How many examples are held out and evaluated."""
+
+
 class TrainConfig(Section):
     """How long, and how the step is cut."""
 
     num_steps: int = Field(100, ge=1)
-    """Steps of sample, score, learn."""
-    minibatches_per_step: int = Field(1, ge=1)
-    """Optimizer steps per rollout, each on its own share of the groups."""
+    """Steps: each takes one batch, or samples, scores and learns."""
     micro_batch_tokens: int = Field(2048, ge=1)
     """Tokens in one forward and backward pass: memory against speed, no effect on the result."""
 
 
+class RolloutTrainConfig(TrainConfig):
+    """How long, and how the step is cut."""
+
+    minibatches_per_step: int = Field(1, ge=1)
+    """Optimizer steps per rollout, each on its own share of the groups."""
+
+
 class EvaluationConfig(Section):
-    """Greedy accuracy on the held-out questions, before, during and after training."""
+    """The held-out figure, before, during and after training."""
 
     every_steps: int = Field(20, ge=1)
     """Steps between evaluations; step 0 and the last are always evaluated."""
+
+
+class TaskEvaluationConfig(EvaluationConfig):
+    """Greedy accuracy on the held-out questions, before, during and after training."""
+
     right_at: float = 1.0
     """Reward from which an answer counts as right."""
 
@@ -156,3 +215,19 @@ class CheckpointConfig(Section):
     """Checkpoints kept."""
     max_rollout_megabytes: float = Field(200.0, gt=0)
     """Stored rollouts beyond this size are removed, oldest first."""
+
+
+class RunConfig(Section):
+    """What every run depends on; an algorithm's file adds its own sections."""
+
+    name: str = Field(max_length=64, pattern=NAME_PATTERN)
+    """Beginning of the run folder's name."""
+    seed: int = Field(0, ge=0)
+    """Root of every random draw."""
+    runs_folder: Path = Path("runs")
+    """Where run folders are made."""
+    model: ModelConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

@@ -4,16 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from burnish.config.schema import TaskConfig
+from burnish.data.rows import Row, read_messages, read_rows, with_system_prompt
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for
 
 _REASONING_GYM = "reasoning-gym:"
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +71,7 @@ def _unique(tasks: Iterable[Task]) -> list[Task]:
 def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
     if source.startswith(_REASONING_GYM):
         return _read_reasoning_gym(config, source.removeprefix(_REASONING_GYM))
-    if not Path(source).is_file():
-        raise ConfigError(f"task.{key}: no file {source}; give a JSONL file or reasoning-gym:<dataset>")
-    return _read_jsonl(config, Path(source))
+    return [_parse_row(config, row, place) for place, row in read_rows(f"task.{key}", source)]
 
 
 def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
@@ -93,30 +90,7 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
     return [_task(config, (Message(role="user", content=item["question"]),), item["answer"], {}) for item in items]
 
 
-def _read_jsonl(config: TaskConfig, path: Path) -> list[Task]:
-    tasks = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{path}, line {number}"
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{place}: not UTF-8: {error.reason}") from error
-            if text.strip():
-                tasks.append(_parse_row(config, text, place))
-    return tasks
-
-
-def _parse_row(config: TaskConfig, line: str, place: str) -> Task:
-    try:
-        row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{place}: holds half a character (a lone surrogate), which no tokenizer can read") from error
-    except (ValueError, RecursionError) as error:  # a syntax error, a number of thousands of digits, endless nesting
-        raise DataError(f"{place}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a row must be a JSON object, got {type(row).__name__}")
+def _parse_row(config: TaskConfig, row: Row, place: str) -> Task:
     answer = row.get(config.answer_field)
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         raise DataError(f"{place}: field {config.answer_field!r} must be text or a number (task.answer_field names it)")
@@ -126,30 +100,21 @@ def _parse_row(config: TaskConfig, line: str, place: str) -> Task:
     return _task(config, _messages(config, row, place), str(answer), extra)
 
 
-def _messages(config: TaskConfig, row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
-    prompt = row.get(config.prompt_field)
-    if prompt is not None and row.get("messages") is not None:
+def _messages(config: TaskConfig, row: Row, place: str) -> tuple[Message, ...]:
+    prompt, turns = row.get(config.prompt_field), row.get("messages")
+    if prompt is not None and turns is not None:
         raise DataError(f"{place}: has both {config.prompt_field!r} and 'messages': keep one")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{place}: the prompt is empty")
         return (Message(role="user", content=prompt),)
-    turns = row.get("messages")
-    if prompt is not None or not isinstance(turns, list) or not turns:
+    if prompt is not None or turns is None:
         raise DataError(
             f"{place}: needs a text field {config.prompt_field!r} (task.prompt_field names it) or 'messages'"
         )
-    messages = []
-    for turn in turns:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str) or not content.strip():
-            raise DataError(f"{place}: every message needs a 'role' and a non-empty text 'content'")
-        if role not in _ROLES:
-            raise DataError(f"{place}: role {role!r} is not known; give one of {', '.join(_ROLES)}")
-        if role == "system" and config.system_prompt is not None:
-            raise DataError(f"{place}: brings a system message, and task.system_prompt is set too: keep one")
-        messages.append(Message(role=role, content=content))
-    return tuple(messages)
+    messages = read_messages(turns, place)
+    with_system_prompt(messages, config.system_prompt, place)  # refuses a second system message
+    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
 
 
 def _task(config: TaskConfig, messages: tuple[Message, ...], answer: str, extra: Mapping[str, Any]) -> Task:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from burnish.config.schema import ModelConfig, RunConfig
+from burnish.distributed.roles import CriticNeeds, RoleNeeds
+from burnish.losses.loss import Loss
+from burnish.models.load import load_policy, with_value_head
 from burnish.models.policy import Policy
-from burnish.records import Completion, GenerationRequest, Metric, TokenBatch
+from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
+from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
-from burnish.training.learner import Learner, Loss
+from burnish.rollout.generators.native import NativeGenerator
+from burnish.training.learner import Learner
+from burnish.training.optimizer import MasterAdamW
 
 
 class LocalRoles:
@@ -21,19 +29,41 @@ class LocalRoles:
     copy of the weights. Create it before the policy is trained or restored.
     """
 
-    def __init__(self, learner: Learner, generator: Generator, *, keeps_reference: bool) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        generator: Generator | None,
+        *,
+        keeps_reference: bool,
+        critic: Learner | None = None,
+    ) -> None:
         self.learner = learner
+        self._critic = critic
         self.generator = generator
         self.weight_version = 0
         self._reference = _reference_of(learner) if keeps_reference else None
 
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """Everything that is trained, by the subfolder of a checkpoint that holds it."""
+        return {"": self.learner} if self._critic is None else {"": self.learner, "critic": self._critic}
+
+    @property
+    def critic(self) -> Learner:
+        """See Roles."""
+        if self._critic is None:
+            raise ValueError("these roles were made without a critic")
+        return self._critic
+
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Roles."""
+        if self.generator is None:
+            raise ValueError("these roles were made without a sampler")
         return self.generator.generate(requests)
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """See Roles."""
-        return self.learner.logprobs(batch)
+        return self.learner.score(batch, with_collisions=with_collisions)
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """See Roles."""
@@ -41,10 +71,10 @@ class LocalRoles:
             raise ValueError("these roles were made without a reference")
         policy = self._reference.policy
         if not policy.is_adapted:
-            return self._reference.logprobs(batch)
+            return self._reference.score(batch).logprobs_S
         adapted: Any = policy.module  # a PeftModel
         with adapted.disable_adapter():
-            return self._reference.logprobs(batch)
+            return self._reference.score(batch).logprobs_S
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         """See Roles."""
@@ -54,20 +84,60 @@ class LocalRoles:
         """See Roles."""
         return self.learner.optim_step(learning_rate)
 
+    def teacher_logprobs(self, batch: TokenBatch, teacher: int) -> Tensor:
+        """See Roles."""
+        return replace_policy(self.learner, self.learner.teachers[teacher]).score(batch).logprobs_S
+
     def publish_weights(self, version: int) -> None:
         """See Roles."""
         self.weight_version = version
+
+
+def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
+    """Load the weights and put learner and sampler on them."""
+    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
+    if needs.critic == "shared":
+        policy = with_value_head(policy)
+    learner = Learner(
+        policy,
+        MasterAdamW(policy.trainable(), config.optimizer),
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        temperature=needs.temperature,
+        teachers=[load_teacher(config.model, path) for path in needs.teachers],
+        divergence=needs.divergence,
+    )
+    generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
+    critic = build_critic(config, needs.critic) if isinstance(needs.critic, CriticNeeds) else None
+    return LocalRoles(learner, generator, keeps_reference=needs.reference, critic=critic)
+
+
+def build_critic(config: RunConfig, needs: CriticNeeds) -> Learner:
+    """A value model with its own optimizer."""
+    model = config.model.model_copy(update={"path": needs.path or config.model.path})
+    policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value")
+    optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
+    return Learner(
+        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=config.train.micro_batch_tokens
+    )
+
+
+def load_teacher(config: ModelConfig, path: str) -> Policy:
+    """A model to learn from, in the student's compute type, which nothing trains."""
+    teacher = load_policy(config.model_copy(update={"path": path, "lora": None}), seed=0)
+    teacher.module.requires_grad_(False)
+    return teacher
 
 
 def _reference_of(learner: Learner) -> Learner:
     policy = learner.policy
     if policy.is_adapted:
         return learner
-    frozen = copy.deepcopy(policy.causal_lm).requires_grad_(False)
-    reference = Policy(module=frozen, causal_lm=frozen, tokenizer=policy.tokenizer, source=policy.source)
+    frozen = copy.deepcopy(policy.model).requires_grad_(False)
+    return replace_policy(learner, replace(policy, module=frozen, model=frozen))
+
+
+def replace_policy(learner: Learner, policy: Policy) -> Learner:
+    """A learner that scores as this one does, with another policy; it is not for training."""
     return Learner(
-        reference,
-        learner.optimizer,
-        micro_batch_tokens=learner.micro_batch_tokens,
-        temperature=learner.temperature,
+        policy, learner.optimizer, micro_batch_tokens=learner.micro_batch_tokens, temperature=learner.temperature
     )

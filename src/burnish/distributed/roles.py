@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from burnish.records import Completion, GenerationRequest, Metric, TokenBatch
+from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from burnish.training.learner import Loss
+    from burnish.losses.loss import Loss
+    from burnish.models.divergence import Divergence
 
 
-class Roles(Protocol):
-    """Sampler and learner of one run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticNeeds:
+    """A value model of its own: where it starts (None: where the policy does), and its optimizer's peak rate."""
 
-    def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
-        """Completions from the weights published last."""
-        ...
+    path: str | None
+    learning_rate: float
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [S] under the learner's weights, without gradient."""
-        ...
 
-    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [S] under the weights that the run started from."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleNeeds:
+    """What an algorithm asks of the roles.
+
+    `kind` is the head of the trained model. With `reference` the weights it starts from are kept. `temperature`
+    divides the learner's logits. `max_rows` completions are decoded at once; 0 where nothing is sampled. `teachers` are
+    models to learn from, and `divergence` is what a batch that names one is scored with. A shared `critic` is a
+    value head on the trained model.
+    """
+
+    kind: Literal["language", "value"] = "language"
+    reference: bool = False
+    temperature: float = 1.0
+    max_rows: int = 0
+    teachers: tuple[str, ...] = ()
+    divergence: Divergence | None = None
+    critic: CriticNeeds | Literal["shared"] | None = None
+
+
+class Trainable(Protocol):
+    """Weights that are scored with and trained."""
+
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
+        """Log-probabilities, entropies and values [S] under the current weights, without gradient."""
         ...
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
@@ -34,6 +55,27 @@ class Roles(Protocol):
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
         """Apply the accumulated gradient."""
+        ...
+
+
+class Roles(Trainable, Protocol):
+    """Sampler and learner of one run."""
+
+    def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """Completions from the weights published last."""
+        ...
+
+    @property
+    def critic(self) -> Trainable:
+        """A value model of its own, where one was asked for."""
+        ...
+
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probabilities [S] under the weights that the run started from."""
+        ...
+
+    def teacher_logprobs(self, batch: TokenBatch, teacher: int) -> Tensor:
+        """Log-probabilities [S] under a teacher."""
         ...
 
     def publish_weights(self, version: int) -> None:

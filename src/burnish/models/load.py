@@ -6,14 +6,22 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from burnish.config.schema import LoRAConfig, ModelConfig
@@ -21,6 +29,8 @@ from burnish.errors import ModelError
 from burnish.models import attention
 from burnish.models.fetch import KNOWN_MODELS, cached_model
 from burnish.models.policy import Policy
+
+ModelKind = Literal["language", "value"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,6 +87,10 @@ class ModelFacts:
     commit: str | None
     """The hub's commit; None for a folder."""
     context_length: int
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end an answer: the tokenizer's and the generation config's end of sequence."""
+    is_value_model: bool
+    """Whether it is a reward model or critic: a sequence classification model."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -90,24 +104,43 @@ def inspect_model(path: str) -> ModelFacts:
     base = _adapter_base(Path(source))
     config = _from_pretrained(AutoConfig, base or source)
     attention.check_supported(config)
+    tokenizer = _from_pretrained(AutoTokenizer, source)
     return ModelFacts(
         source=source,
         base=base,
         commit=getattr(config, "_commit_hash", None),
         context_length=int(config.max_position_embeddings),
-        tokenizer=_from_pretrained(AutoTokenizer, source),
+        stop_token_ids=_stop_token_ids(base or source, tokenizer),
+        is_value_model=any(name.endswith("ForSequenceClassification") for name in config.architectures or ()),
+        tokenizer=tokenizer,
     )
 
 
-def load_policy(config: ModelConfig, *, seed: int) -> Policy:
+def _stop_token_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    try:
+        configured = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:  # a folder may do without one
+        configured = None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
+
+
+def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language") -> Policy:
     """Load model and tokenizer, switch to burnish's attention, add adapters where asked.
+
+    A model of kind "value" has a value head in place of the language head: the one it was saved with, or one of zeros
+    on the trunk of a causal LM, so that it says 0 of everything until it is trained.
 
     Raises:
         ModelError: the model cannot be loaded or is not supported.
     """
     facts = inspect_model(config.path)
-    model = _load_weights(facts.base or facts.source, _DTYPES[config.compute_dtype])
+    if facts.is_value_model and kind == "language":
+        raise ModelError(f"model.path: {facts.source} is a reward model: it has no language head to sample from")
+    model = _load_weights(facts, _DTYPES[config.compute_dtype], kind)
     attention.install(model)
+    if kind == "value":
+        model.score.float()
     # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
     embedding: Any = model.get_input_embeddings()
     embedding.padding_idx = None
@@ -120,19 +153,44 @@ def load_policy(config: ModelConfig, *, seed: int) -> Policy:
         with _peft() as peft:
             module = peft.PeftModel.from_pretrained(model, facts.source, is_trainable=True)
     elif config.lora is not None:
-        module = _with_adapters(model, config.lora, seed)
-    _check_head(model)
+        module = _with_adapters(model, config.lora, seed, kind)
+    if kind == "language":
+        _check_head(model)
     module.eval()  # dropout off: the learner must score what the sampler sampled
-    return Policy(module=module, causal_lm=model, tokenizer=facts.tokenizer, source=facts.source)
+    return Policy(
+        module=module,
+        model=model,
+        tokenizer=facts.tokenizer,
+        source=facts.source,
+        stop_token_ids=facts.stop_token_ids,
+    )
 
 
-def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
-    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    model, report = _from_pretrained(AutoModelForCausalLM, source, **options)
-    for fault in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[fault])):
+def with_value_head(policy: Policy) -> Policy:
+    """The policy with a value head of zeros on the same trunk."""
+    weight = policy.head_VH
+    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=torch.float32, device=weight.device)
+    nn.init.zeros_(head.weight)
+    return replace(policy, own_value_head=head)
+
+
+def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind) -> PreTrainedModel:
+    source = facts.base or facts.source
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if kind == "value":
+        options["num_labels"] = 1
+    with torch.random.fork_rng(devices=[]):
+        auto = AutoModelForCausalLM if kind == "language" else AutoModelForSequenceClassification
+        model, report = _from_pretrained(auto, source, **options)
+    missing = {fault: set(map(str, report[fault])) for fault in ("missing_keys", "mismatched_keys")}
+    if kind == "value" and not facts.is_value_model:
+        missing["missing_keys"] -= {"score.weight"}
+        torch.nn.init.zeros_(model.score.weight)
+    for fault, names in missing.items():
+        if names:
             # transformers would fill them with random numbers and go on
-            raise ModelError(f"model.path: {source} has {fault.replace('_keys', '')} weights: {', '.join(names[:3])}")
+            what = fault.replace("_keys", "")
+            raise ModelError(f"model.path: {source} has {what} weights: {', '.join(sorted(names)[:3])}")
     loaded: PreTrainedModel = model
     return loaded
 
@@ -175,7 +233,7 @@ def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
         raise ModelError(f"model.path: cannot load {source!r}: {reason[:300]}") from error
 
 
-def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> nn.Module:
+def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, kind: ModelKind) -> nn.Module:
     with torch.random.fork_rng(devices=[]), _peft() as peft:
         torch.manual_seed(seed % 2**63)
         settings = peft.LoraConfig(
@@ -183,7 +241,8 @@ def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> nn.
             lora_alpha=config.alpha,
             target_modules=list(config.target_modules),
             lora_dropout=0.0,
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM" if kind == "language" else "SEQ_CLS",
+            modules_to_save=None if kind == "language" else ["score"],  # the value head is trained whole
         )
         try:
             adapted: nn.Module = peft.get_peft_model(model, settings)

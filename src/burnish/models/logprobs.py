@@ -15,12 +15,18 @@ CHUNK_ROWS = 256
 def scored_logprobs(
     hidden_SH: Tensor, head_VH: Tensor, target_ids_S: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability [S] of each target, entropy [S] of its distribution, without gradient), float32.
+    """(log-probability [S] of each target, entropy [S] of its distribution), float32, both with gradient.
 
     The distribution is softmax(hidden @ head^T / temperature); log-sum-exp and sums are float32.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _ScoredLogprobs.apply  # which torch leaves untyped
     return apply(hidden_SH, head_VH, target_ids_S, temperature)
+
+
+def log_collisions(hidden_SH: Tensor, head_VH: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log of sum_v p(v)^2 [S], without gradient: minus the order-2 Renyi entropy."""
+    chunks = [torch.logsumexp(2 * _logprobs(part, head_VH, temperature), 1) for part in hidden_SH.split(CHUNK_ROWS)]
+    return torch.cat(chunks)
 
 
 class _ScoredLogprobs(torch.autograd.Function):
@@ -35,22 +41,36 @@ class _ScoredLogprobs(torch.autograd.Function):
             entropies.append(-(logprobs_CV.exp() * logprobs_CV).sum(1))
         ctx.save_for_backward(hidden_SH, head_VH, target_ids_S)
         ctx.temperature = temperature
-        entropy_S = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy_S)
-        return torch.cat(logprobs), entropy_S
+        ctx.set_materialize_grads(False)  # a loss without an entropy term costs no entropy gradient
+        return torch.cat(logprobs), torch.cat(entropies)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_SH, head_VH, target_ids_S = ctx.saved_tensors
         grad_hidden = []
         needs_head = ctx.needs_input_grad[1]
         # Summed over chunks in float32: in bfloat16 the later chunks would be rounded away.
         grad_head_VH = torch.zeros(head_VH.shape, dtype=torch.float32, device=head_VH.device) if needs_head else None
-        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, target_ids_S, gradients[0]))
-        for hidden_CH, target_ids_C, grad_C in zip(*chunks, strict=True):
-            # d logprob / d logits = (one-hot - softmax) / temperature
-            grad_CV = _logprobs(hidden_CH, head_VH, ctx.temperature).exp_().mul_(-grad_C[:, None])
+        grad_logprobs_S, grad_entropy_S = gradients
+        if grad_logprobs_S is None:
+            grad_logprobs_S = torch.zeros(len(target_ids_S), device=hidden_SH.device)
+        entropy_parts = [None] * -(-len(target_ids_S) // CHUNK_ROWS)
+        if grad_entropy_S is not None:
+            entropy_parts = grad_entropy_S.split(CHUNK_ROWS)
+        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, target_ids_S, grad_logprobs_S))
+        for hidden_CH, target_ids_C, grad_C, grad_entropy_C in zip(*chunks, entropy_parts, strict=True):
+            logprobs_CV = _logprobs(hidden_CH, head_VH, ctx.temperature)
+            entropy_term_CV = None
+            if grad_entropy_C is not None:
+                # d entropy / d logits = -p (log p + entropy)
+                probabilities_CV = logprobs_CV.exp()
+                entropy_C1 = -(probabilities_CV * logprobs_CV).sum(1, keepdim=True)
+                entropy_term_CV = probabilities_CV * (logprobs_CV + entropy_C1) * -grad_entropy_C[:, None]
+            # d logprob / d logits = one-hot - p
+            grad_CV = logprobs_CV.exp_().mul_(-grad_C[:, None])
             grad_CV.scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
+            if entropy_term_CV is not None:
+                grad_CV += entropy_term_CV
             if ctx.temperature != 1:
                 grad_CV /= ctx.temperature
             grad_CV = grad_CV.to(head_VH.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,27 +12,48 @@ from rich.table import Table
 
 _ROWS = 12
 
-# name of the metric, heading, format
-_COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("reward_mean", "reward", "{:.3f}"),
-    ("reward_std", "± spread", "{:.3f}"),
-    ("groups_without_signal", "no signal", "{:.2f}"),
-    ("held_out_accuracy", "held-out", "{:.3f}"),
-    ("kl", "KL", "{:.2e}"),
-    ("entropy", "entropy", "{:.3f}"),
-    ("completion_tokens_mean", "length", "{:.1f}"),
-    ("truncated_share", "truncated", "{:.2f}"),
-    ("mismatch_mean", "mismatch", "{:.1e}"),
-    ("tokens_per_second", "tok/s", "{:.0f}"),
-)
+# how a metric is shown: heading, format
+_SHOWN: Mapping[str, tuple[str, str]] = {
+    "loss": ("loss", "{:.4f}"),
+    "reward_mean": ("reward", "{:.3f}"),
+    "reward_std": ("± spread", "{:.3f}"),
+    "groups_without_signal": ("no signal", "{:.2f}"),
+    "held_out": ("held-out", "{:.3f}"),
+    "kl": ("KL", "{:.2e}"),
+    "kept": ("kept", "{:d}"),
+    "divergence": ("divergence", "{:.4f}"),
+    "kl_per_completion": ("KL", "{:+.3f}"),
+    "value_error": ("value error", "{:.3f}"),
+    "kl_baseline": ("KL baseline", "{:.3f}"),
+    "reward_margin": ("margin", "{:.3f}"),
+    "reward_accuracy": ("accuracy", "{:.3f}"),
+    "reward_chosen": ("chosen", "{:+.3f}"),
+    "reward_rejected": ("rejected", "{:+.3f}"),
+    "drift_chosen": ("drift chosen", "{:+.2f}"),
+    "drift_rejected": ("rejected", "{:+.2f}"),
+    "entropy": ("entropy", "{:.3f}"),
+    "completion_tokens_mean": ("length", "{:.1f}"),
+    "truncated_share": ("truncated", "{:.2f}"),
+    "mismatch_mean": ("mismatch", "{:.1e}"),
+    "grad_norm": ("grad norm", "{:.2f}"),
+    "tokens_per_second": ("tok/s", "{:.0f}"),
+}
 
 
 class Progress:
-    """Shows one row per step. `update` takes the step's metrics; a metric that a run lacks is shown as a dash."""
+    """Shows one row per step. `update` takes the step's metrics; one of `columns` that a step lacks is a dash."""
 
-    def __init__(self, console: Console, *, num_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        num_steps: int,
+        columns: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = console
         self.num_steps = num_steps
+        self.columns = columns
         self.clock = clock
         self._rows: list[tuple[str, ...]] = []
         self._seconds: list[float] = []
@@ -57,20 +78,23 @@ class Progress:
         self._last = now
         recent = self._seconds[-10:]
         left = (self.num_steps - step) * sum(recent) / len(recent)
-        cells = tuple(form.format(metrics[name]) if name in metrics else "-" for name, _, form in _COLUMNS)
+        cells = tuple(_SHOWN[name][1].format(metrics[name]) if name in metrics else "-" for name in self.columns)
         self._rows.append((f"{step}/{self.num_steps}", *cells, _duration(left)))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         else:
-            headings = ("step", *(heading for _, heading, _ in _COLUMNS), "left")
-            self.say("  ".join(f"{heading} {cell}" for heading, cell in zip(headings, self._rows[-1], strict=True)))
+            pairs = zip(self._headings(), self._rows[-1], strict=True)
+            self.say("  ".join(f"{heading} {cell}" for heading, cell in pairs))
 
     def say(self, text: str) -> None:
         """Print a line; above the table, where there is one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def _headings(self) -> tuple[str, ...]:
+        return ("step", *(_SHOWN[name][0] for name in self.columns), "left")
+
     def _table(self) -> Table:
-        table = Table("step", *(heading for _, heading, _ in _COLUMNS), "left", box=None, pad_edge=False)
+        table = Table(*self._headings(), box=None, pad_edge=False)
         for row in self._rows[-_ROWS:]:
             table.add_row(*row)
         return table

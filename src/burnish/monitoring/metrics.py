@@ -6,15 +6,19 @@ from burnish.records import Metric
 
 
 def reduce_metrics(parts: Iterable[Mapping[str, Metric]]) -> dict[str, float]:
-    """Combine equal names by their declared reduction. The only place where a metric is read from its device."""
+    """Combine equal names by their declared reduction. The only place where a metric is read from its device.
+
+    A mean over nothing (the wanted answers of a step that has none) is left out.
+    """
     by_name: dict[str, list[Metric]] = {}
     for part in parts:
         for name, metric in part.items():
             by_name.setdefault(name, []).append(metric)
-    return {name: _reduce(name, metrics) for name, metrics in by_name.items()}
+    reduced = {name: _reduce(name, metrics) for name, metrics in by_name.items()}
+    return {name: value for name, value in reduced.items() if value is not None}
 
 
-def _reduce(name: str, metrics: list[Metric]) -> float:
+def _reduce(name: str, metrics: list[Metric]) -> float | None:
     reductions = {metric.reduction for metric in metrics}
     if len(reductions) != 1:
         raise ValueError(f"metric {name!r} is declared with different reductions: {sorted(reductions)}")
@@ -25,4 +29,5 @@ def _reduce(name: str, metrics: list[Metric]) -> float:
         case "sum":
             return sum(values)
         case "mean":
-            return sum(values) / sum(float(metric.count) for metric in metrics)
+            count = sum(float(metric.count) for metric in metrics)
+            return sum(values) / count if count else None

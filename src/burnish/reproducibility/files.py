@@ -13,13 +13,16 @@ from burnish.errors import MachineError
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text atomically."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file aside, flush it to disk, then rename it to `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with full_disk_is_a_machine_error(path):
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write(aside)
+            sync_path(aside)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -3,7 +3,22 @@
 from collections.abc import Mapping
 
 from burnish.errors import ConfigError
-from burnish.rewards.scoring import Reward, WeightedReward
+from burnish.rewards.scoring import Reward, WeightedReward, load_reward
+
+
+def reward_of(setting: str | Mapping[str, float]) -> Reward:
+    """The reward that `task.reward` names: one path, or several with their weights, each named by its last part.
+
+    Raises:
+        ConfigError: one cannot be imported, or two have the same name.
+    """
+    if isinstance(setting, str):
+        return load_reward(setting)
+    names = {path: path.rpartition(":")[2] for path in setting}
+    if len(set(names.values())) < len(names):
+        raise ConfigError(f"task.reward: two parts have the same name: {', '.join(names.values())}")
+    rewards = {names[path]: load_reward(path) for path in setting}
+    return weighted(rewards, {names[path]: weight for path, weight in setting.items()})
 
 
 def weighted(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> WeightedReward:

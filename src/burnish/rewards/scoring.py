@@ -1,21 +1,17 @@
 """Calling a reward: by import path, each call with a time limit, a failure kept to its own completion."""
 
 import asyncio
-import importlib
 import inspect
 import math
 import numbers
-import signal
-import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from burnish.errors import ConfigError, DataError
+from burnish.config.imports import import_by_path
+from burnish.errors import DataError
 from burnish.records import Completion, Task
+from burnish.rewards.deadline import TooSlowError, time_limit
 
 RewardValue = float | Mapping[str, float]
 Reward = Callable[[Completion, Task], RewardValue | Awaitable[RewardValue]]
@@ -54,7 +50,7 @@ class WeightedReward:
         scores = {}
         for name, (_, reward) in self.parts.items():
             value = reward(completion, task)
-            scores[name] = _to_score(await value if inspect.isawaitable(value) else value)
+            scores[name] = to_score(await value if inspect.isawaitable(value) else value)
         weighed = self.weigh(scores)
         if isinstance(weighed, ScoreFailure):
             raise DataError(weighed.reason)
@@ -77,20 +73,7 @@ def load_reward(path: str) -> Reward:
     Raises:
         ConfigError: the path is malformed, or leads to nothing that can be called with (completion, task).
     """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ConfigError(f"task.reward: {path!r} is not of the form package.module:name")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        reward = getattr(importlib.import_module(module_name), name)
-        inspect.signature(reward).bind(None, None)
-    except TypeError as error:
-        raise ConfigError(f"task.reward: {path!r} must take (completion, task): {error}") from error
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"task.reward: cannot import {path!r}: {reason}") from error
-    found: Reward = reward
+    found: Reward = import_by_path(path, "task.reward", arguments=("completion", "task"))
     return found
 
 
@@ -118,15 +101,11 @@ def require_scores(scores: Sequence[Score | ScoreFailure]) -> None:
         raise DataError(f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}")
 
 
-class _TooSlowError(BaseException):
-    """Not an Exception, so that a reward's own `except Exception` does not swallow it."""
-
-
 def _score_one(reward: Reward, completion: Completion, task: Task, timeout_seconds: float) -> Score | ScoreFailure:
     try:
-        with _deadline(timeout_seconds):
-            return _to_score(reward(completion, task))
-    except _TooSlowError:
+        with time_limit(timeout_seconds):
+            return to_score(reward(completion, task))
+    except TooSlowError:
         return ScoreFailure(f"no result within {timeout_seconds:g} s")
     except Exception as error:  # a user's code may raise anything; it must cost one completion, not the run
         return ScoreFailure(f"{type(error).__name__}: {error}")
@@ -139,8 +118,8 @@ def _score_concurrently(
 ) -> list[Score | ScoreFailure]:
     async def score(completion: Completion, task: Task) -> Score | ScoreFailure:
         try:
-            return _to_score(await asyncio.wait_for(reward(completion, task), timeout_seconds))
-        except (TimeoutError, _TooSlowError):
+            return to_score(await asyncio.wait_for(reward(completion, task), timeout_seconds))
+        except (TimeoutError, TooSlowError):
             return ScoreFailure(f"no result within {timeout_seconds:g} s")
         except Exception as error:  # as in _score_one
             return ScoreFailure(f"{type(error).__name__}: {error}")
@@ -150,29 +129,16 @@ def _score_concurrently(
 
     try:
         # By then wait_for has ended every call that awaits; the timer ends those that block.
-        with _deadline(2 * timeout_seconds):
+        with time_limit(2 * timeout_seconds):
             return asyncio.run(score_everything())
-    except _TooSlowError:
+    except TooSlowError:
         return [ScoreFailure("an async reward blocks: it must await what it waits for")] * len(pairs)
 
 
-def _to_score(value: Any) -> Score | ScoreFailure:
+def to_score(value: Any) -> Score | ScoreFailure:
+    """What a reward returned as a score, or why it is none."""
     parts = value if isinstance(value, Mapping) else {"": value}
     if not all(isinstance(part, numbers.Real) and math.isfinite(part) for part in parts.values()):
         return ScoreFailure(f"a reward must be a finite number or named numbers, got {value!r}")
     components = {str(name): float(part) for name, part in parts.items()}
     return Score(sum(components.values()), components if isinstance(value, Mapping) else {})
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    def give_up(signum: int, frame: FrameType | None) -> None:
-        raise _TooSlowError
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again and again, should the reward swallow the first
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

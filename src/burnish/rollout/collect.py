@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from burnish.errors import DataError
-from burnish.records import Completion, GenerationRequest, Prompt, Rollout, RolloutGroup, SamplingSettings
+from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Reward, ScoreFailure, require_scores, score_all
-
-Sample = Callable[[Sequence[GenerationRequest]], list[tuple[Completion, ...]]]
+from burnish.rewards.scoring import Score, ScoreFailure, require_scores
+from burnish.rewards.shape import overlong_penalty
+from burnish.rollout.play import Episode, Play, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,53 +28,60 @@ class Collected:
 
     groups: tuple[RolloutGroup, ...]
     failures: tuple[Unscored, ...]
+    prompts_asked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """Samples `group_size` completions per prompt and scores them."""
+    """Samples `group_size` completions per prompt and scores them.
+
+    With `overlong_buffer` a completion that ends in the last so many tokens before the limit loses up to 1.
+    """
 
     group_size: int
     sampling: SamplingSettings
-    reward: Reward
-    reward_timeout_seconds: float
+    play: Play
     seed: int
+    overlong_buffer: int = 0
 
-    def __call__(self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int) -> Collected:
-        """Collect the groups of one step.
+    def __call__(
+        self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int, first: int = 0
+    ) -> Collected:
+        """Collect the groups of one step; `first` counts those that were asked in it before.
 
         Raises:
             DataError: the reward failed for more than half of the completions, or left no group with two scores.
         """
-        requests = []
-        for index, prompt in enumerate(prompts):
-            # The index tells apart a task that an epoch's end puts into one step twice.
-            members = range(self.group_size)
-            seeds = tuple(seed_for(self.seed, "rollout", step, prompt.task.id, index, member) for member in members)
-            requests.append(GenerationRequest(token_ids=prompt.token_ids, sampling=self.sampling, seeds=seeds))
-        completions = sample(requests)
-        pairs = [(each, prompt.task) for prompt, group in zip(prompts, completions, strict=True) for each in group]
-        scores = score_all(self.reward, pairs, timeout_seconds=self.reward_timeout_seconds)
-        require_scores(scores)
-        failures = [
-            Unscored(task_id=task.id, text=completion.text, reason=score.reason)
-            for (completion, task), score in zip(pairs, scores, strict=True)
-            if isinstance(score, ScoreFailure)
-        ]
-        groups = []
-        remaining = iter(scores)
-        for index, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
-            scored = [(each, next(remaining)) for each in group]
-            rollouts = tuple(
-                Rollout(completion=each, reward=score.value, components=score.components)
-                for each, score in scored
-                if not isinstance(score, ScoreFailure)
+        # The index tells apart a task that an epoch's end puts into one step twice.
+        seeds = [
+            tuple(
+                seed_for(self.seed, "rollout", step, prompt.task.id, index, member) for member in range(self.group_size)
             )
+            for index, prompt in enumerate(prompts, start=first)
+        ]
+        played = self.play(sample, prompts, seeds, self.sampling)
+        require_scores([episode.score for group in played for episode in group])
+        groups, failures = [], []
+        for index, (prompt, episodes) in enumerate(zip(prompts, played, strict=True), start=first):
+            rollouts = []
+            for episode in episodes:
+                if isinstance(episode.score, ScoreFailure):
+                    text, reason = episode.completion.text, episode.score.reason
+                    failures.append(Unscored(task_id=prompt.task.id, text=text, reason=reason))
+                else:
+                    rollouts.append(self._rollout(episode, episode.score))
             if len(rollouts) >= 2:
-                group_id = step * len(prompts) + index
                 groups.append(
-                    RolloutGroup(id=group_id, prompt=prompt, rollouts=rollouts, weight_version=weight_version)
+                    RolloutGroup(id=index, prompt=prompt, rollouts=tuple(rollouts), weight_version=weight_version)
                 )
         if not groups:
             raise DataError(f"no group has two completions with a reward; first failure: {failures[0].reason}")
-        return Collected(groups=tuple(groups), failures=tuple(failures))
+        return Collected(groups=tuple(groups), failures=tuple(failures), prompts_asked=len(prompts))
+
+    def _rollout(self, episode: Episode, score: Score) -> Rollout:
+        value, components = score.value, score.components
+        if self.overlong_buffer:
+            num_tokens = len(episode.completion.token_ids)
+            penalty = overlong_penalty(num_tokens, self.sampling.max_tokens, self.overlong_buffer)
+            value, components = value + penalty, {**(components or {"reward": value}), "overlong": penalty}
+        return Rollout(completion=episode.completion, reward=value, components=components, observed=episode.observed)

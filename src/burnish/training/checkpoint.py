@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,11 +14,13 @@ from torch import Tensor
 from burnish.errors import BurnishError, MachineError
 from burnish.models.policy import Policy
 from burnish.reproducibility.files import remove_folder, replace_folder, require_free_space, sha256_of_file, write_text
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.learner import Learner
 
 _MANIFEST = "manifest.json"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_VALUE_HEAD = "own_value_head.weight"
+_VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,16 +31,20 @@ class TrainState:
 
     step: int = 0
     weight_version: int = 0
-    task_position: int = 0
+    data_position: int = 0
+    controllers: dict[str, float] = field(default_factory=dict)
 
 
-def checkpoint_bytes(optimizer: MasterAdamW) -> int:
+def checkpoint_bytes(learners: Mapping[str, Learner]) -> int:
     """Size of a checkpoint: a master weight and two moments for each trained parameter, and a margin for the rest."""
-    return 12 * sum(master.numel() for master in optimizer.masters.values()) + 20_000_000
+    masters = [master for learner in learners.values() for master in learner.optimizer.masters.values()]
+    return 12 * sum(master.numel() for master in masters) + 20_000_000
 
 
-def save_checkpoint(folder: Path, policy: Policy, optimizer: MasterAdamW, state: TrainState, *, keep_last: int) -> Path:
+def save_checkpoint(folder: Path, learners: Mapping[str, Learner], state: TrainState, *, keep_last: int) -> Path:
     """Write `folder`/step-NNNNNN with the float32 master weights, then remove all but the newest `keep_last`.
+
+    The learner named "" is the checkpoint's model; another one stands in the subfolder of its name.
 
     Raises:
         MachineError: the disk is full; earlier checkpoints are untouched.
@@ -48,16 +54,21 @@ def save_checkpoint(folder: Path, policy: Policy, optimizer: MasterAdamW, state:
     if (final / _MANIFEST).is_file():  # the last step may be an interval's end too
         return final
     remove_folder(final)
-    require_free_space(folder, checkpoint_bytes(optimizer), "a checkpoint")
+    require_free_space(folder, checkpoint_bytes(learners), "a checkpoint")
 
     def write(aside: Path) -> None:
-        try:
-            _write_model(aside, policy, {name: master.detach() for name, master in optimizer.masters.items()})
-            save_file(optimizer.state_tensors(), aside / _OPTIMIZER)
-        except SafetensorError as error:
-            raise MachineError(f"cannot write {final}: {error}; free space and resume") from error
+        for name, learner in learners.items():
+            place = aside / name
+            place.mkdir(exist_ok=True)
+            masters = learner.optimizer.masters.items()
+            try:
+                _write_model(place, learner.policy, {name: master.detach() for name, master in masters})
+                save_file(learner.optimizer.state_tensors(), place / _OPTIMIZER)
+            except SafetensorError as error:
+                raise MachineError(f"cannot write {final}: {error}; free space and resume") from error
         write_text(aside / _STATE, json.dumps(asdict(state)))
-        hashes = {path.name: sha256_of_file(path) for path in sorted(aside.iterdir())}
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        hashes = {path.relative_to(aside).as_posix(): sha256_of_file(path) for path in files}
         write_text(aside / _MANIFEST, json.dumps({"step": state.step, "sha256": hashes}, indent=1))
 
     replace_folder(final, write)
@@ -71,8 +82,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / _MANIFEST).is_file())
 
 
-def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) -> TrainState:
-    """Check every file against the manifest and restore weights, optimizer and state.
+def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainState:
+    """Check every file against the manifest and restore weights, optimizers and state.
 
     Raises:
         BurnishError: a file is missing or was changed.
@@ -84,36 +95,41 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: MasterAdamW) ->
             raise BurnishError(
                 f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one"
             )
-    weights = _read_weights(checkpoint, policy)
-    optimizer.load(weights, load_file(checkpoint / _OPTIMIZER))
+    for name, learner in learners.items():
+        weights = _read_weights(checkpoint / name, learner.policy)
+        learner.optimizer.load(weights, load_file(checkpoint / name / _OPTIMIZER))
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
 
 
-def _write_model(folder: Path, policy: Policy, weights: Mapping[str, Tensor]) -> None:
+def _write_model(folder: Path, policy: Policy, weights: dict[str, Tensor]) -> None:
     policy.tokenizer.save_pretrained(folder)
+    if _VALUE_HEAD in weights:  # beside the model, which stays one that others can load
+        save_file({_VALUE_HEAD: weights.pop(_VALUE_HEAD)}, folder / _VALUE_HEAD_FILE)
     if policy.is_adapted:
         policy.module.peft_config["default"].save_pretrained(folder)  # type: ignore[union-attr,index]  # peft
         stored = {_adapter_name(name): weight.contiguous() for name, weight in weights.items()}
         save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         return
-    config = policy.causal_lm.config.to_dict() | {
+    config = policy.model.config.to_dict() | {
         "dtype": "float32",
-        "architectures": [type(policy.causal_lm).__name__],
+        "architectures": [type(policy.model).__name__],
     }
     write_text(folder / "config.json", json.dumps(config, indent=1, sort_keys=True))
-    if policy.causal_lm.generation_config is not None:
-        policy.causal_lm.generation_config.save_pretrained(folder)
+    generation_config = getattr(policy.model, "generation_config", None)  # a value model has none
+    if generation_config is not None:
+        generation_config.save_pretrained(folder)
     stored = {name: weight.contiguous() for name, weight in weights.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _read_weights(folder: Path, policy: Policy) -> dict[str, Tensor]:
     if not policy.is_adapted:
-        return load_file(folder / "model.safetensors")
+        value_head = folder / _VALUE_HEAD_FILE
+        return load_file(folder / "model.safetensors") | (load_file(value_head) if value_head.is_file() else {})
     stored = load_file(folder / "adapter_model.safetensors")
     return {name: stored[_adapter_name(name)] for name in policy.trainable()}
 
 
 def _adapter_name(name: str) -> str:
     """Peft's name of a weight on disk, which leaves out the adapter's own name."""
-    return name.replace(".default.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from burnish.data.packing import split_batch
+from burnish.errors import DataError
+from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
 from burnish.models.attention import SegmentAttention
-from burnish.models.logprobs import scored_logprobs
+from burnish.models.divergence import Divergence, scored_divergence
+from burnish.models.logprobs import log_collisions, scored_logprobs
 from burnish.models.policy import Policy
-from burnish.records import LossOutput, Metric, TokenBatch
+from burnish.records import LossOutput, Metric, Scored, TokenBatch
 from burnish.training.optimizer import MasterAdamW
 
 
-class Loss(Protocol):
-    """From the log-probabilities of the scored tokens to a sum; `normalizer` names the count it is divided by."""
-
-    @property
-    def normalizer(self) -> Literal["scored_tokens", "sequences", "groups"]:
-        """A field of GlobalCounts."""
-        ...
-
-    def __call__(self, logprobs_S: Tensor, batch: TokenBatch) -> LossOutput:
-        """The sum over the scored tokens of a micro-batch."""
-        ...
-
-
 class Learner:
-    """Trains a policy. `temperature` divides the logits, so that it scores the distribution that was sampled."""
+    """Trains a policy. `temperature` divides the logits, so that it scores the distribution that was sampled.
+
+    A batch that names one of the `teachers` is scored with the `divergence` from it too.
+    """
 
     def __init__(
-        self, policy: Policy, optimizer: MasterAdamW, *, micro_batch_tokens: int, temperature: float = 1.0
+        self,
+        policy: Policy,
+        optimizer: MasterAdamW,
+        *,
+        micro_batch_tokens: int,
+        temperature: float = 1.0,
+        teachers: Sequence[Policy] = (),
+        divergence: Divergence | None = None,
     ) -> None:
         self.policy = policy
+        self.teachers = teachers
+        self.divergence = divergence
         self.optimizer = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
@@ -45,21 +48,21 @@ class Learner:
         """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
-        for micro in split_batch(batch, self.micro_batch_tokens):
-            logprobs_S, entropy_S = self._score(micro)
-            output = loss(logprobs_S, micro)
+        for micro in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+            scored = self._score(micro)
+            output = loss(scored, micro)
+            _check(output)
             share = output.total / normalizer
             share.backward()
             self._accumulated_loss = self._accumulated_loss + share.detach()
-            # The sampler's weights are those before the first of several optimizer steps.
-            same_weights_S = logprobs_S if micro.old_logprobs_S is None else micro.old_logprobs_S
-            metrics.append(
-                {
-                    "entropy": Metric(entropy_S.sum(), "mean", len(entropy_S)),
-                    **mismatch_metrics(same_weights_S, micro.sampler_logprobs_S),
-                    **output.metrics,
-                }
-            )
+            found = {}
+            if self.policy.has_language_head:
+                found["entropy"] = Metric(scored.entropy_S.detach().sum(), "mean", len(scored.entropy_S))
+            if micro.sampler_logprobs_S is not None:
+                # The sampler's weights are those before the first of several optimizer steps.
+                same_weights_S = scored.logprobs_S if micro.old_logprobs_S is None else micro.old_logprobs_S
+                found |= mismatch_metrics(same_weights_S, micro.sampler_logprobs_S)
+            metrics.append({**found, **output.metrics})
         return metrics
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
@@ -73,17 +76,58 @@ class Learner:
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probability [S] of every scored token under the current weights."""
-        parts = [self._score(micro)[0] for micro in split_batch(batch, self.micro_batch_tokens)]
-        return torch.cat(parts)
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
+        """What the current weights say of every scored token, without gradient."""
+        micros = split_batch(batch, self.micro_batch_tokens)
+        parts = [self._score(micro, with_collisions=with_collisions) for micro in micros]
+        return Scored(
+            logprobs_S=torch.cat([part.logprobs_S for part in parts]),
+            entropy_S=torch.cat([part.entropy_S for part in parts]),
+            values_S=_joined([part.values_S for part in parts]),
+            log_collision_S=_joined([part.log_collision_S for part in parts]),
+            divergence_S=_joined([part.divergence_S for part in parts]),
+        )
 
-    def _score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        return score(self.policy, batch, self.temperature)
+    def _score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
+        hidden_SH = _hidden_states(self.policy, batch)
+        scored = score(self.policy, batch, hidden_SH, self.temperature)
+        if with_collisions:
+            collisions_S = log_collisions(hidden_SH, self.policy.head_VH, self.temperature)
+            scored = replace(scored, log_collision_S=collisions_S)
+        if batch.teacher is not None and self.divergence is not None:
+            teacher = self.teachers[batch.teacher]
+            with torch.no_grad():
+                teacher_SH = _hidden_states(teacher, batch)
+            sides = (hidden_SH, self.policy.head_VH), (teacher_SH, teacher.head_VH)
+            scored = replace(scored, divergence_S=scored_divergence(self.divergence, *sides, self.temperature))
+        return scored
 
 
-def score(policy: Policy, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities [S], entropies [S]) of a batch's scored tokens."""
-    plan = SegmentAttention(batch.segments)
-    hidden_TH = policy.hidden_states(batch.token_ids_T, batch.position_ids_T, plan)
-    return scored_logprobs(hidden_TH[batch.predictor_S], policy.head_VH, batch.target_ids_S, temperature)
+def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: float) -> Scored:
+    """What a policy's heads say of a batch's scored tokens, from the hidden states of their predictors."""
+    values_S = None if policy.value_head is None else policy.value_head(hidden_SH.float())[:, 0]
+    if not policy.has_language_head:
+        zeros_S = torch.zeros(len(hidden_SH))
+        return Scored(logprobs_S=zeros_S, entropy_S=zeros_S, values_S=values_S)
+    logprobs_S, entropy_S = scored_logprobs(hidden_SH, policy.head_VH, batch.target_ids_S, temperature)
+    return Scored(logprobs_S=logprobs_S, entropy_S=entropy_S, values_S=values_S)
+
+
+def _hidden_states(policy: Policy, batch: TokenBatch) -> Tensor:
+    hidden_TH = policy.hidden_states(batch.token_ids_T, batch.position_ids_T, SegmentAttention(batch.segments))
+    return hidden_TH[batch.predictor_S]
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _check(output: LossOutput) -> None:
+    """What a user's loss can get wrong and no later message would explain."""
+    total = output.total
+    if not isinstance(total, Tensor) or total.dim() != 0:
+        what = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+        raise DataError(f"a loss must return one summed number as a tensor, got {what}: sum it over the batch")
+    if not total.requires_grad:
+        raise DataError("the loss does not depend on the model: compute it from scored.logprobs_S without .detach()")

@@ -16,7 +16,7 @@ class LaneCache:
     """
 
     def __init__(self, policy: Policy, *, num_lanes: int, width: int, max_prompt: int, max_new: int) -> None:
-        config = policy.causal_lm.config
+        config = policy.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
         dtype, device = policy.head_VH.dtype, policy.head_VH.device

@@ -1,0 +1,290 @@
+"""What the algorithms that sample share: questions, a reward, held-out accuracy, a look at a step's rollouts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import model_validator
+
+from burnish.algorithms.hooks import Hooks
+from burnish.config.imports import import_object
+from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
+from burnish.data.chat import Chat, render_prompt
+from burnish.data.order import EndlessOrder
+from burnish.data.tasks import TaskSplit, load_tasks
+from burnish.distributed.roles import Roles
+from burnish.environments.base import MakeEnvironment, load_environment, tools_of
+from burnish.environments.tools import with_described_tools
+from burnish.errors import ConfigError, DataError
+from burnish.evaluation.held_out import HeldOut, Item
+from burnish.losses.advantages import has_signal
+from burnish.models.load import ModelFacts, inspect_model
+from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
+from burnish.reproducibility.record import model_record, source_hash, tasks_record
+from burnish.rewards.combine import reward_of
+from burnish.rollout.collect import Collected, Collector
+from burnish.rollout.play import Conversations, Play, SingleTurn
+from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
+from burnish.training.checkpoint import TrainState
+
+MEASURE = "accuracy"
+COLUMNS = (
+    "reward_mean",
+    "reward_std",
+    "groups_without_signal",
+    "held_out",
+    "kl",
+    "entropy",
+    "completion_tokens_mean",
+    "truncated_share",
+    "mismatch_mean",
+    "tokens_per_second",
+)
+
+
+class AskingConfig(RunConfig):
+    """The sections of an algorithm that samples answers to tasks."""
+
+    task: TaskConfig
+    rollout: RolloutConfig = RolloutConfig()
+    evaluation: TaskEvaluationConfig = TaskEvaluationConfig()
+
+    @model_validator(mode="after")
+    def _refuse_turns_without_an_environment(self) -> AskingConfig:
+        if self.task.environment is None and self.rollout.changes("max_turns"):
+            raise ConfigError("rollout.max_turns would be ignored: only a task.environment has several turns")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInputs:
+    """What a run reads, checked before any weight is loaded."""
+
+    config: AskingConfig
+    model: ModelFacts
+    tasks: TaskSplit
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    play: Play
+
+    def record(self) -> dict[str, Any]:
+        """Fingerprints: a resumed run must find the same ones."""
+        reward, environment = self.config.task.reward, self.config.task.environment
+        named = [reward] if isinstance(reward, str) else list(reward)
+        paths = named if environment is None else [environment]
+        found: dict[str, Any] = {path: self._fingerprint(path) for path in paths}
+        return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "reward": found}
+
+    @staticmethod
+    def _fingerprint(path: str) -> Any:
+        if not is_model(path):
+            return source_hash(import_object(path, "task.reward"))
+        facts = inspect_model(path.removeprefix(PREFIX))
+        return model_record(facts.source, base=facts.base, commit=facts.commit)
+
+    def summary(self) -> str:
+        """What `--dry-run` says."""
+        longest = max(len(prompt.token_ids) for prompt in (*self.train, *self.held_out))
+        return (
+            f"{len(self.train)} questions to train on, {len(self.held_out)} held out, longest prompt {longest} tokens, "
+            f"model {self.model.source}, {self.config.train.num_steps} steps of {self.config.rollout.num_prompts} x "
+            f"{self.config.rollout.group_size} completions\n"
+            f"the first prompt, as the model reads it:\n{self.train[0].text}"
+        )
+
+    def sampling(self) -> SamplingSettings:
+        """A stop string that is a special token is a stop token: texts are decoded without special tokens."""
+        tokenizer, rollout = self.model.tokenizer, self.config.rollout
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        stop_tokens = [special[stop] for stop in rollout.stop if stop in special]
+        return SamplingSettings(
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            stop=tuple(stop for stop in rollout.stop if stop not in special),
+            stop_token_ids=(*self.model.stop_token_ids, *stop_tokens),
+        )
+
+    def collector(self) -> Collector:
+        """What samples and scores a step."""
+        return Collector(
+            group_size=self.config.rollout.group_size,
+            sampling=self.sampling(),
+            play=self.play,
+            overlong_buffer=self.config.rollout.overlong_buffer,
+            seed=self.config.seed,
+        )
+
+    def start(self, roles: Roles, say: Callable[[str], None]) -> None:
+        """See Inputs: nothing is needed of the starting weights."""
+
+    def evaluate(self, roles: Roles) -> list[Item]:
+        """Greedy answers to the held-out questions, each right or wrong."""
+        held_out = HeldOut(
+            prompts=self.held_out,
+            play=self.play,
+            sampling=replace(self.sampling(), temperature=0.0),
+            right_at=self.config.evaluation.right_at,
+        )
+        return held_out.evaluate(roles.sample)
+
+
+def check_tasks(config: AskingConfig) -> TaskInputs:
+    """Find the model, read the tasks, render every prompt, import the reward.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    model = inspect_model(config.model.path)
+    chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
+    make = None if config.task.environment is None else load_environment(config.task.environment)
+    play: Play
+    if make is None and is_model(config.task.reward):
+        play = scored_by_model(str(config.task.reward), config.model, model.tokenizer.get_vocab())
+    elif make is None:
+        play = SingleTurn(reward=reward_of(config.task.reward), timeout_seconds=config.task.reward_timeout_seconds)
+    else:
+        play = Conversations(
+            make=make,
+            chat=chat,
+            timeout_seconds=config.task.reward_timeout_seconds,
+            max_turns=config.rollout.max_turns,
+            context_length=model.context_length,
+        )
+    tasks = load_tasks(config.task)
+    context, max_tokens = model.context_length, config.rollout.max_tokens
+
+    def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
+        if make is None:
+            return tuple(render_prompt(chat, task, context_length=context, max_tokens=max_tokens) for task in side)
+        return tuple(first_prompt(chat, make, task, context_length=context, max_tokens=max_tokens) for task in side)
+
+    train, held_out = render(tasks.train), render(tasks.held_out)
+    return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)
+
+
+def first_prompt(chat: Chat, make: MakeEnvironment, task: Task, *, context_length: int, max_tokens: int) -> Prompt:
+    """A task as its environment begins it; the tools are described where the chat template does not show them.
+
+    Raises:
+        DataError: the environment cannot be reset, or the prompt does not fit.
+    """
+    environment = make()
+    try:
+        messages, tools = tuple(environment.reset(task)), tools_of(environment)
+    except Exception as error:  # a user's code may raise anything
+        raise DataError(f"task.environment: reset raised {type(error).__name__}: {error}") from error
+    if tools and "tools" not in str(chat.tokenizer.chat_template):
+        messages, tools = with_described_tools(messages, tools), None
+    shown = render_prompt(
+        chat, replace(task, messages=messages), context_length=context_length, max_tokens=max_tokens, tools=tools
+    )
+    return replace(shown, task=task)
+
+
+def rollout_steps(
+    config: AskingConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState
+) -> Iterator[Collected]:
+    """The scored groups of each step, from where `state` stands to the end of the run, or until it should stop.
+
+    With `rollout.max_refills`, prompts whose group has no signal are replaced by further ones (dynamic sampling, DAPO,
+    Yu et al. 2025, section 3.2); what then has a signal is the step, and the rest does not count.
+    """
+    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
+    collect = inputs.collector()
+    hooks.before_steps()
+    while state.step < config.train.num_steps and not hooks.should_stop:
+        wanted = config.rollout.num_prompts
+        found = _collect(collect, prompts.next(wanted), roles, state, first=0)
+        asked, refills = wanted, 0
+        while config.rollout.max_refills > refills and (missing := wanted - len(_with_signal(found))) > 0:
+            more = _collect(collect, prompts.next(missing), roles, state, first=asked)
+            asked, refills = asked + missing, refills + 1
+            found = Collected(groups=found.groups + more.groups, failures=found.failures + more.failures)
+        if config.rollout.max_refills:
+            # a step in which nothing has a signal is shown as it is
+            found = replace(found, groups=tuple(_with_signal(found)[:wanted]) or found.groups)
+        state.data_position = prompts.position  # before the step, which saves it
+        found = replace(found, prompts_asked=asked)
+        _report_failures(hooks, state.step + 1, found)
+        yield found
+
+
+def _collect(
+    collect: Collector, prompts: Sequence[Prompt], roles: Roles, state: TrainState, *, first: int
+) -> Collected:
+    return collect(roles.sample, prompts, step=state.step, weight_version=state.weight_version, first=first)
+
+
+def _with_signal(collected: Collected) -> list[RolloutGroup]:
+    return [group for group in collected.groups if has_signal([rollout.reward for rollout in group.rollouts])]
+
+
+def _report_failures(hooks: Hooks, step: int, collected: Collected) -> None:
+    """Say and record which rewards failed in a step, and end the time of sampling."""
+    hooks.after_sampling()
+    if collected.failures:
+        first = collected.failures[0].reason
+        hooks.progress.say(f"step {step}: the reward failed for {len(collected.failures)} completions; {first}")
+    for failure in collected.failures:
+        hooks.run.add_event("reward_failed", step=step, **asdict(failure))
+
+
+def rollout_metrics(collected: Collected) -> dict[str, Any]:
+    """What the samples of a step look like."""
+    groups = collected.groups
+    rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    every_reward = np.concatenate(rewards)
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    parts = [rollout.components for group in groups for rollout in group.rollouts]
+    return {
+        "reward_mean": float(every_reward.mean()),
+        "reward_std": float(every_reward.std()),
+        **{
+            f"reward_mean.{name}": float(np.mean([part[name] for part in parts if name in part]))
+            for name in sorted({name for part in parts for name in part})
+        },
+        "groups_without_signal": sum(not has_signal(rewards_G) for rewards_G in rewards) / len(groups),
+        "reward_failures": len(collected.failures),
+        "prompts_asked": collected.prompts_asked,
+        "tokens": int(lengths.sum()),
+        "completion_tokens_mean": float(lengths.mean()),
+        "truncated_share": float(np.mean([each.finish_reason == "length" for each in completions])),
+        "rollouts_sha256": token_ids_hash(groups),
+    }
+
+
+def rollout_lines(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Groups as they are stored."""
+    return [
+        {
+            "group": group.id,
+            "task_id": group.prompt.task.id,
+            "messages": [asdict(message) for message in group.prompt.task.messages],
+            "answer": group.prompt.task.answer,
+            "weight_version": group.weight_version,
+            "rollouts": [
+                {
+                    "text": rollout.completion.text,
+                    "token_ids": rollout.completion.token_ids,
+                    "finish_reason": rollout.completion.finish_reason,
+                    "reward": rollout.reward,
+                    "components": dict(rollout.components),
+                    "advantage": advantage,
+                }
+                for rollout, advantage in zip(group.rollouts, advantages_G, strict=True)
+            ],
+        }
+        for group, advantages_G in zip(groups, advantages, strict=True)
+    ]
+
+
+def token_ids_hash(groups: Sequence[RolloutGroup]) -> str:
+    """sha256 of every sampled token of a step: two runs that agree here have sampled the same."""
+    ids = [[rollout.completion.token_ids for rollout in group.rollouts] for group in groups]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""Reading the rows of a JSON or JSONL file; a fault names its line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
+    """(place, row) for every row; `key` is the setting that names the file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: a line is not UTF-8, not JSON, or not an object.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"{key}: no file {source}; give a .jsonl file, or a .json file with a list of rows")
+    if path.suffix == ".json":
+        rows = _parse(_decode(path.read_bytes(), str(path)), str(path))
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: must hold a list of rows, got {type(rows).__name__}")
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", _object(row, f"{path}, row {number}")
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{path}, line {number}"
+            if text := _decode(line, place).strip():
+                yield place, _object(_parse(text, place), place)
+
+
+def read_messages(turns: Any, place: str) -> list[Row]:
+    """Check a conversation: a list of messages with a known role and text.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{place}: a conversation must be a list of messages with 'role' and 'content'")
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        has_text = isinstance(content, str) and bool(content.strip())
+        if not isinstance(role, str) or not (has_text or (isinstance(turn, dict) and turn.get("tool_calls"))):
+            raise DataError(f"{place}: every message needs a 'role' and a non-empty text 'content'")
+        if role not in ROLES:
+            raise DataError(f"{place}: role {role!r} is not known; give one of {', '.join(ROLES)}")
+    return list(turns)
+
+
+def with_system_prompt(messages: list[Row], system_prompt: str | None, place: str) -> list[Row]:
+    """Put the configured system message first.
+
+    Raises:
+        DataError: the conversation brings its own.
+    """
+    if system_prompt is None:
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        raise DataError(f"{place}: brings a system message, and system_prompt is set too: keep one")
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8: {error.reason}") from error
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        parsed = json.loads(text)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: holds half a character (a lone surrogate), which no tokenizer can read") from error
+    except (ValueError, RecursionError) as error:  # a syntax error, a number of thousands of digits, endless nesting
+        raise DataError(f"{place}: not valid JSON: {error}") from error
+    return parsed
+
+
+def _object(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: a row must be a JSON object, got {type(row).__name__}")
+    return row
