@@ -1,5 +1,8 @@
+import os
 import re
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +10,7 @@ from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Message, Task
 from burnish.rewards.code import code_tests, code_tests_unconfined, extract_code, passed_tests
 from burnish.rewards.sandbox import run_python
-from burnish.rewards.scoring import Score, load_reward, score_all
+from burnish.rewards.scoring import Score, ScoreFailure, load_reward, score_all
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -271,7 +274,9 @@ def test_no_fake_output_passes(code: str) -> None:
 def test_a_test_that_ends_the_program_fails_alone(end: str) -> None:
     code = f"def f(x):\n  if x == 1:\n    {end}\n  return x"
     tests = ["assert f(0) == 0", "assert f(1) == 1", "assert f(2) == 2", "assert f(1) == 1", "assert f(3) == 4"]
-    assert passed_tests(code, task(tests)) == [True, False, True, False, False]
+    began = time.monotonic()
+    assert passed_tests(code, task(tests), seconds_per_test=30, total_seconds=60) == [True, False, True, False, False]
+    assert time.monotonic() - began < 20  # the end is noticed, not waited for
 
 
 def test_an_endless_test_fails_alone_and_in_time() -> None:
@@ -286,6 +291,24 @@ def test_all_together_end_in_time(code: str, test: object) -> None:
     began = time.monotonic()
     assert passed_tests(code, task([test] * 50), seconds_per_test=0.3, total_seconds=0.8) == [False] * 50
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("test", ["assert f(1) == 1", {"input": "", "output": "1"}])
+def test_the_time_limit_of_rewards_ends_the_program(test: object, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pairs = [(completion("while True: pass"), task([test])), (completion("print(1)"), task(["assert True"]))]
+    failed, scored = score_all(code_tests, pairs, timeout_seconds=1)
+    assert failed == ScoreFailure("no result within 1 s")
+    assert scored == Score(1.0)
+    assert list(tmp_path.iterdir()) == []
+    assert not [link for link in Path("/proc").glob("[0-9]*/cwd") if _leads_into(link, tmp_path)]
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return os.readlink(link).startswith(str(folder))
+    except OSError:  # it ended meanwhile, or is another user's
+        return False
 
 
 def test_statements_after_setup_code() -> None:

@@ -278,8 +278,8 @@ def test_without_langdetect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_language_is_the_same_each_time() -> None:
     pytest.importorskip("langdetect", reason="langdetect is in the extra `instructions`")
-    short = task(*[("language:response_language", {"language": code}) for code in ("en", "de", "nl", "af", "no", "da")])
-    assert len({tuple(followed_instructions("over water", short)) for _ in range(20)}) == 1
+    short = task(*[("language:response_language", {"language": code}) for code in ("af", "da", "et", "cs", "no")])
+    assert len({tuple(followed_instructions("system status", short)) for _ in range(20)}) == 1
 
 
 @pytest.mark.skipif(not IFEVAL.is_file(), reason="the IFEval file is not beside the checkout")

@@ -325,6 +325,7 @@ def test_a_reply_that_is_no_completion(body: bytes) -> None:
         ({"max_attempts": 0}, "max_attempts=0"),
         ({"max_concurrent": 0}, "max_concurrent=0"),
         ({"timeout_seconds": 0.0}, "timeout_seconds"),
+        ({"sampling": {"model": "other", "temperature": 0.0}}, "sampling: model cannot"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(settings: dict, message: str) -> None:

@@ -95,6 +95,8 @@ class Judge:
         for name in ("timeout_seconds", "max_attempts", "max_concurrent"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"judge {name}={getattr(self, name)}: must be above 0")
+        if taken := {"model", "messages", "stream"} & self.sampling.keys():
+            raise ConfigError(f"judge sampling: {', '.join(sorted(taken))} cannot be set there")
         self._headers()
         _httpx()
 

@@ -21,6 +21,11 @@ class Refusal:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with the default of 5, a burst of questions waits a second for the next try
+    daemon_threads = False  # closing waits for those that still answer
+
+
 class ScriptedJudge:
     """An endpoint at `url` that answers each question with what `reply` makes of it; `requests` are the bodies it got.
 
@@ -30,8 +35,7 @@ class ScriptedJudge:
     def __init__(self, reply: Callable[[str], str | Refusal]) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, reply))
-        self._server.daemon_threads = False  # closing waits for those that still answer
+        self._server = _Server(("127.0.0.1", 0), _handler(self, reply))
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
