@@ -62,6 +62,8 @@ class TaskConfig(Section):
 
     source: str = Field(min_length=1)
     """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
+    transform: str | None = None
+    """package.module:name of a function from a row of the file (a dict) to one as above; burnish.data.formats has some."""
     options: dict[str, Any] = {}
     """Arguments of the reasoning-gym dataset."""
     num_generated: int = Field(2000, ge=1)
@@ -76,6 +78,8 @@ class TaskConfig(Section):
     """package.module:name of a function (completion, task) -> number, or named numbers; or several with weights."""
     environment: str | None = None
     """package.module:name of a class that answers the model over several turns and scores it; null asks once."""
+    environment_retries: int = Field(1, ge=0)
+    """Times that a conversation's environment may fail and be taken to the same point again."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
     """A reward, or a turn of the environment, that takes longer fails for that completion."""
     held_out_source: str | None = None
@@ -87,13 +91,15 @@ class TaskConfig(Section):
     def _refuse_what_would_be_ignored(self) -> "TaskConfig":
         if self.environment is not None and self.changes("reward"):
             raise ConfigError("task.reward would be ignored: task.environment scores by itself")
+        if self.environment is None and self.changes("environment_retries"):
+            raise ConfigError("task.environment_retries would be ignored: there is no task.environment")
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
         for key in ("options", "num_generated"):
             if not generated and self.changes(key):
                 raise ConfigError(
                     f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
                 )
-        for key in ("prompt_field", "answer_field"):
+        for key in ("prompt_field", "answer_field", "transform"):
             only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
             if only_generated and self.changes(key):
                 raise ConfigError(f"task.{key} would be ignored: it belongs to JSONL sources, not to {self.source}")
@@ -115,6 +121,8 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
+    curriculum: Literal["uniform", "middle"] = "uniform"
+    """uniform: each prompt once an epoch. middle: more often those that the model sometimes gets right."""
     max_turns: int = Field(8, ge=1)
     """Turns of the model in a conversation with an environment."""
     max_refills: int = Field(0, ge=0)
