@@ -2,7 +2,7 @@
 
     python scripts/algorithm_evidence.py --data DATA --runs runs-evidence [NAME ...]
 
-DATA holds gsm8k/train.jsonl and pref_qa_feedback/dev_feedback.json (QA-Feedback, Wu et al. 2023). The table in
+DATA holds gsm8k/train.jsonl and pref_pandalm/testset-v1.json (people's labels, Wang et al. 2023). The table in
 docs/log.md comes from here. A run that fails, or finds nothing, is a row too.
 """
 
@@ -23,10 +23,11 @@ SUMS = [
     "--rollout.max_tokens=24",
     "--optimizer.warmup_steps=2",
 ]
-FEEDBACK = [
-    "--data.source={data}/pref_qa_feedback/dev_feedback.json",
-    "--data.transform=burnish.data.formats:qa_feedback_questions",
-    "--data.num_held_out=200",
+LABELS = [
+    "--data.source={data}/pref_pandalm/testset-v1.json",
+    "--data.transform=burnish.data.formats:pandalm",
+    "--data.max_tokens=400",
+    "--data.num_held_out=100",
 ]
 RUNS = {
     "grpo": ["quickstart"],
@@ -40,9 +41,9 @@ RUNS = {
         "--optimizer.learning_rate=3e-5",
         '--teachers=[{"path": "{teacher}"}]',
     ],
-    "reward_model": ["reward_model", *FEEDBACK, "--train.num_steps=70", "--optimizer.learning_rate=5e-5"],
-    "dpo": ["dpo", *FEEDBACK, "--train.num_steps=60", "--optimizer.learning_rate=2e-5"],
-    "kto": ["kto", *FEEDBACK, "--train.num_steps=50", "--optimizer.learning_rate=2e-5"],
+    "reward_model": ["reward_model", *LABELS, "--train.num_steps=50", "--optimizer.learning_rate=2e-5"],
+    "dpo": ["dpo", *LABELS, "--train.num_steps=40", "--optimizer.learning_rate=1e-5"],
+    "kto": ["kto", *LABELS, "--train.num_steps=40", "--optimizer.learning_rate=1e-5"],
     "sft": [
         "sft",
         "--data.source={data}/gsm8k/train.jsonl",

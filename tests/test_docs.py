@@ -25,7 +25,9 @@ def test_the_reward_and_the_command_on_data_in_the_format_of_gsm8k(capsys, tiny_
     (tmp_path / "gsm8k").mkdir()
     rows = [{"question": f"What is {i} + 1?", "answer": f"Add them.\n#### {i + 1}"} for i in range(120)]
     (tmp_path / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (command,) = re.findall(r"^    burnish (train grpo .*?--dry-run)$", README, flags=re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(
+        r"^    burnish (train grpo --task.source gsm8k.*?--dry-run)$", README, flags=re.DOTALL | re.MULTILINE
+    )
     arguments = shlex.split(command.replace("\\\n", " "))
     model = ["--model.path", str(tiny_folder), "--model.compute_dtype", "float32"]
     assert run([*arguments, *model]) == 0
@@ -33,6 +35,19 @@ def test_the_reward_and_the_command_on_data_in_the_format_of_gsm8k(capsys, tiny_
     small = ["--train.num_steps", "1", "--task.num_held_out", "4", "--rollout.max_tokens", "4"]
     assert run([*arguments[:-1], *model, *small]) == 0
     assert "exact McNemar p" in capsys.readouterr().out
+
+
+def test_the_command_with_an_environment(capsys, tiny_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(120)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (command,) = re.findall(
+        r"^    burnish (train grpo --task.source questions.jsonl --task.environment .*)$", README, re.M
+    )
+    small = ["--train.num_steps=1", "--task.num_held_out=4", "--rollout.max_tokens=4", "--model.compute_dtype=float32"]
+    monkeypatch.setattr("burnish.models.load.find_model", lambda path: str(tiny_folder))
+    assert run([*shlex.split(command), *small, "--dry-run"]) == 0
+    assert "<tool_call>" in capsys.readouterr().out  # the tiny model's template shows no tools, so a message does
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))

@@ -145,3 +145,35 @@ def test_every_divergence_is_learnt(make_config, quiet, kind: str) -> None:
     lines = train(config, quiet).metrics()
     first, last = (sum(line["divergence"] for line in part) / 4 for part in (lines[:4], lines[-4:]))
     assert last < first
+
+
+def test_a_reward_model_is_a_reward(make_config, quiet, tiny_folder) -> None:
+    """What it says of a rollout is what it says of the same tokens when it is evaluated."""
+    from burnish.data.packing import ends_only, example_of, pack
+    from burnish.distributed.local import build_local_roles
+    from burnish.distributed.roles import RoleNeeds
+    from burnish.records import Completion, Prompt, Rollout, RolloutGroup
+
+    trained = train(make_config("reward_model"), quiet).checkpoints / "step-000006"
+    config = make_config("grpo", task__reward=f"model:{trained}", train__num_steps=2, evaluation__right_at=0.0)
+    run = train(config, quiet)
+    prompts = {prompt.task.id: prompt for prompt in prepare(config).train}
+    judge = build_local_roles(make_config("reward_model", model__path=str(trained)), RoleNeeds(kind="value"))
+    for group in run.read_step("rollouts", 1):
+        prompt: Prompt = prompts[group["task_id"]]
+        rollouts = []
+        for each in group["rollouts"]:
+            zeros = (0.0,) * len(each["token_ids"])
+            completion = Completion(
+                token_ids=tuple(each["token_ids"]),
+                text="",
+                sampling_logprobs=zeros,
+                model_logprobs=zeros,
+                finish_reason="stop",
+            )
+            rollouts.append(Rollout(completion=completion, reward=0.0))
+        example = example_of(RolloutGroup(id=0, prompt=prompt, rollouts=tuple(rollouts), weight_version=0))
+        values = judge.score(ends_only(pack([example]))).values_S.tolist()
+        assert [each["reward"] for each in group["rollouts"]] == pytest.approx(values, abs=1e-5)
+    with pytest.raises(ConfigError, match="is no reward model: train one"):
+        prepare(make_config("grpo", task__reward=f"model:{tiny_folder}"))

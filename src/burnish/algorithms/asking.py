@@ -24,12 +24,13 @@ from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
-from burnish.reproducibility.record import source_hash, tasks_record
+from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
 from burnish.rollout.collect import Collected, Collector
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
 from burnish.rollout.play import Play, SingleTurn, conversation_line
+from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
 from burnish.training.checkpoint import TrainState
 
 MEASURE = "accuracy"
@@ -81,10 +82,15 @@ class TaskInputs:
         reward, environment = self.config.task.reward, self.config.task.environment
         named = [reward] if isinstance(reward, str) else list(reward)
         paths = named if environment is None else [environment]
-        return {
-            "tasks": tasks_record(self.tasks.train, self.tasks.held_out),
-            "reward": {path: source_hash(import_object(path, "task.reward")) for path in paths},
-        }
+        found: dict[str, Any] = {path: self._fingerprint(path) for path in paths}
+        return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "reward": found}
+
+    @staticmethod
+    def _fingerprint(path: str) -> Any:
+        if not is_model(path):
+            return source_hash(import_object(path, "task.reward"))
+        facts = inspect_model(path.removeprefix(PREFIX))
+        return model_record(facts.source, base=facts.base, commit=facts.commit)
 
     def summary(self) -> str:
         """What `--dry-run` says."""
@@ -141,19 +147,21 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     task, max_tokens = config.task, config.rollout.max_tokens
     model = inspect_model(config.model.path)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    if task.environment is None:
-        play: Play = SingleTurn(reward=reward_of(task.reward), timeout_seconds=task.reward_timeout_seconds)
-        render = partial(render_prompt, chat, context_length=model.context_length, max_tokens=max_tokens)
+    render = partial(render_prompt, chat, context_length=model.context_length, max_tokens=max_tokens)
+    play: Play
+    if task.environment is None and is_model(task.reward):
+        play = scored_by_model(str(task.reward), config.model, model.tokenizer.get_vocab())
+    elif task.environment is None:
+        play = SingleTurn(reward=reward_of(task.reward), timeout_seconds=task.reward_timeout_seconds)
     else:
-        play = Conversations(
+        play = conversations = Conversations(
             make=load_environment(task.environment),
             chat=chat,
             timeout_seconds=task.reward_timeout_seconds,
-            max_retries=task.environment_retries,
             max_turns=config.rollout.max_turns,
             context_length=model.context_length,
         )
-        render = partial(play.first_prompt, max_tokens=max_tokens)
+        render = partial(conversations.first_prompt, max_tokens=max_tokens)
     tasks = load_tasks(task)
     train, held_out = (tuple(render(each) for each in side) for side in (tasks.train, tasks.held_out))
     return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)

@@ -155,6 +155,24 @@ def check_reward(path: str, source: str) -> int:
     return check_own_reward(path, source)
 
 
+@check_app.command(name="environment")
+def check_environment(path: str, source: str) -> int:
+    """Try an environment on the reference answers of some tasks, and on garbage, and say what is wrong with it.
+
+    Example: burnish check environment my_games:Chess questions.jsonl
+
+    Parameters
+    ----------
+    path
+        package.module:name of a class with `reset(task)` and `step(said)`.
+    source
+        JSONL file of tasks, or reasoning-gym:<dataset>.
+    """
+    from burnish.cli.check import check_own_environment
+
+    return check_own_environment(path, source)
+
+
 @config_app.command(name="show")
 def config_show(
     recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")

@@ -1,7 +1,9 @@
-"""`burnish check loss | advantage | reward`."""
+"""`burnish check loss | advantage | reward | environment`."""
 
 from burnish.config.schema import TaskConfig
 from burnish.data.tasks import load_tasks
+from burnish.environments.base import load_environment
+from burnish.environments.check import check_environment
 from burnish.losses.advantages import ADVANTAGES, load_advantage
 from burnish.losses.check_advantage import check_advantage
 from burnish.losses.loss import load_loss
@@ -27,6 +29,12 @@ def check_own_reward(path: str, source: str) -> int:
     """Print what is wrong with a reward on the tasks of a source; exit status 1 where something is."""
     tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
     return _print(path, check_reward(load_reward(path), tasks))
+
+
+def check_own_environment(path: str, source: str) -> int:
+    """Print what is wrong with an environment on the tasks of a source; exit status 1 where something is."""
+    tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
+    return _print(path, check_environment(load_environment(path), tasks))
 
 
 def _print(what: str, findings: list[str]) -> int:

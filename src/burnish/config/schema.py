@@ -61,9 +61,8 @@ class TaskConfig(Section):
     """What the model is asked, and how an answer is judged."""
 
     source: str = Field(min_length=1)
-    """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
-    transform: str | None = None
-    """package.module:name of a function from a row of the file (a dict) to one as above; burnish.data.formats has some."""
+    """A JSONL file with a prompt (or messages) and an answer per row; package.module:function:file, where the function
+    makes such rows of the file's; or reasoning-gym:<dataset>."""
     options: dict[str, Any] = {}
     """Arguments of the reasoning-gym dataset."""
     num_generated: int = Field(2000, ge=1)
@@ -75,11 +74,9 @@ class TaskConfig(Section):
     system_prompt: str | None = None
     """A system message put before every question."""
     reward: str | dict[str, float] = "burnish.rewards.answers:last_number"
-    """package.module:name of a function (completion, task) -> number, or named numbers; or several with weights."""
+    """package.module:name of a function (completion, task) -> number(s), several with weights, or model:<folder>."""
     environment: str | None = None
     """package.module:name of a class that answers the model over several turns and scores it; null asks once."""
-    environment_retries: int = Field(1, ge=0)
-    """Times that a conversation's environment may fail and be taken to the same point again."""
     reward_timeout_seconds: float = Field(10.0, gt=0)
     """A reward, or a turn of the environment, that takes longer fails for that completion."""
     held_out_source: str | None = None
@@ -91,15 +88,13 @@ class TaskConfig(Section):
     def _refuse_what_would_be_ignored(self) -> "TaskConfig":
         if self.environment is not None and self.changes("reward"):
             raise ConfigError("task.reward would be ignored: task.environment scores by itself")
-        if self.environment is None and self.changes("environment_retries"):
-            raise ConfigError("task.environment_retries would be ignored: there is no task.environment")
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
         for key in ("options", "num_generated"):
             if not generated and self.changes(key):
                 raise ConfigError(
                     f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
                 )
-        for key in ("prompt_field", "answer_field", "transform"):
+        for key in ("prompt_field", "answer_field"):
             only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
             if only_generated and self.changes(key):
                 raise ConfigError(f"task.{key} would be ignored: it belongs to JSONL sources, not to {self.source}")

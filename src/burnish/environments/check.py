@@ -10,44 +10,49 @@ from dataclasses import dataclass, field
 from burnish.environments.base import MakeEnvironment, StepResult
 from burnish.environments.calling import Caller, Fault, Held
 from burnish.records import Message, Task
-from burnish.rewards.check import as_completion
+from burnish.rewards.check import GARBAGE, as_completion
 
 Say = Callable[[Task, Sequence[Message]], str]
 """What a player says to a task, given the conversation so far, its own turns included."""
 
-WRONG = "I do not know."
-_GARBAGE = {
-    "an empty answer": "",
-    "white space": " \n\t",
-    "an answer of 100,000 characters": "word " * 20_000,
-    "another script and an emoji": "答案是四十二 🙂",
-    "unbalanced brackets": "((((" * 200,
+_WRONG = "I do not know."
+_MAX_TURNS = 8
+_CALLS = {
     "deep nesting": "[" * 20_000,
-    "a null character": "\0",
     "a call that is no JSON": "<tool_call>f(1)</tool_call>",
     "a call of an unknown tool": '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
-    "the word None": "None",
 }
 
 
+def reference_answer(task: Task, messages: Sequence[Message]) -> str:
+    """Says the task's answer."""
+    return task.answer
+
+
 def check_environment(
-    make: MakeEnvironment, tasks: Sequence[Task], gold: Say, *, max_turns: int = 8, timeout_seconds: float = 10.0
+    make: MakeEnvironment, tasks: Sequence[Task], gold: Say = reference_answer, *, timeout_seconds: float = 10.0
 ) -> list[str]:
     """What is wrong with an environment, each in a sentence that names the input; empty where nothing was found.
 
     `gold(task, messages)` plays perfectly: it must earn 1 on every task, or the environment's `best_reward`, and be
-    done within `max_turns`. "I do not know." must earn less. The same task must begin and go on in the same way each
+    done within eight turns. "I do not know." must earn less. The same task must begin and go on in the same way each
     time, also when two conversations take turns, and must not be changed by it. Garbage must get an answer in time.
     """
+    findings = []
     with Caller(timeout_seconds) as caller:
-        table = _Table(caller, make, max_turns)
-        findings = [finding for task in tasks for finding in _check_task(table, task, gold)]
-        findings += _check_repetition(table, tasks[0], gold)
-        findings += _check_independence(table, (tasks[0], gold), (tasks[-1], _always(WRONG)))
-        for what, text in _GARBAGE.items():
+        table = _Table(caller, make)
+        for task in tasks:
+            findings += _check_task(table, task, gold)
+        for what, text in (GARBAGE | _CALLS).items():
             (game,) = table.play((tasks[0], _always(text)))
             if game.fault is not None:
                 findings.append(f"{what} makes it fail: {game.fault}")
+            elif any(not answer.done and not answer.messages for answer in game.answers):
+                findings.append(f"{what} is answered with nothing, and the conversation goes on")
+        # what is not repeatable alone says nothing beside another one
+        findings += _check_repetition(table, tasks[0], gold) or _check_independence(
+            table, (tasks[0], gold), (tasks[-1], _always(_WRONG))
+        )
     return findings
 
 
@@ -80,10 +85,9 @@ class _Table:
 
     caller: Caller
     make: MakeEnvironment
-    max_turns: int
 
     def play(self, *seats: tuple[Task, Say]) -> list[_Game]:
-        games = [_Game(task, say, Held(self.make, self.caller.timeout_seconds * self.max_turns)) for task, say in seats]
+        games = [_Game(task, say, Held(self.make, self.caller.timeout_seconds * _MAX_TURNS)) for task, say in seats]
         for game in games:
             (found,) = self.caller.reset([game.held], [game.task])
             if isinstance(found, Fault):
@@ -91,7 +95,7 @@ class _Table:
             else:
                 game.began, game.messages = found, list(found)
                 game.best = float(getattr(game.held.environment, "best_reward", 1.0))
-        for _ in range(self.max_turns):
+        for _ in range(_MAX_TURNS):
             for game in games:
                 if not game.is_over:
                     self._turn(game)
@@ -116,18 +120,18 @@ def _check_task(table: _Table, task: Task, gold: Say) -> list[str]:
     if game.fault is not None:
         findings.append(f"{name}: the gold answer makes it fail: {game.fault}")
     elif not game.is_over:
-        findings.append(f"{name}: the gold answer is not done after {table.max_turns} turns")
+        findings.append(f"{name}: the gold answer is not done after {_MAX_TURNS} turns")
     elif not math.isclose(game.total, game.best):
         findings.append(
             f"{name}: the gold answer earns {game.total:g}, not {game.best:g} (its best_reward, 1 where it has none)"
         )
     if dict(task.extra) != before:
         findings.append(f"{name}: the environment changes the task's fields")
-    (wrong,) = table.play((task, _always(WRONG)))
+    (wrong,) = table.play((task, _always(_WRONG)))
     if wrong.fault is not None:
-        findings.append(f"{name}: {WRONG!r} makes it fail: {wrong.fault}")
+        findings.append(f"{name}: {_WRONG!r} makes it fail: {wrong.fault}")
     elif wrong.total >= game.best:
-        findings.append(f"{name}: {WRONG!r} earns {wrong.total:g}, no less than the gold answer should")
+        findings.append(f"{name}: {_WRONG!r} earns {wrong.total:g}, no less than the gold answer should")
     return findings
 
 

@@ -54,8 +54,7 @@ class GuessTheNumber:
 
     def reset(self, task: Task) -> Sequence[Message]:
         """See Environment."""
-        digest = hashlib.sha256(task.id.encode()).digest()
-        self._secret = 1 + digest[0] % 20
+        self._secret = secret_of(task)
         rules = f"I think of a whole number from 1 to 20. You have {_GUESSES} guesses. Answer with a number only."
         *before, last = task.messages
         return (*before, Message(role=last.role, content=f"{last.content}\n\n{rules}"))
@@ -71,6 +70,11 @@ class GuessTheNumber:
             return StepResult(done=True)
         hint = "That is no number." if guess is None else ("Higher." if guess < self._secret else "Lower.")
         return StepResult(messages=(Message(role="user", content=hint),))
+
+
+def secret_of(task: Task) -> int:
+    """The number to guess."""
+    return 1 + hashlib.sha256(task.id.encode()).digest()[0] % 20
 
 
 def _value(node: ast.expr) -> float:

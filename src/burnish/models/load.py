@@ -139,6 +139,8 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
         raise ModelError(f"model.path: {facts.source} is a reward model: it has no language head to sample from")
     model = _load_weights(facts, _DTYPES[config.compute_dtype], kind)
     attention.install(model)
+    if kind == "value":
+        model.score.float()
     # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
     embedding: Any = model.get_input_embeddings()
     embedding.padding_idx = None
@@ -167,7 +169,7 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
 def with_value_head(policy: Policy) -> Policy:
     """The policy with a value head of zeros on the same trunk."""
     weight = policy.head_VH
-    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=weight.dtype, device=weight.device)
+    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=torch.float32, device=weight.device)
     nn.init.zeros_(head.weight)
     return replace(policy, own_value_head=head)
 

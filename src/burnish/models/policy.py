@@ -44,7 +44,7 @@ class Policy:
 
     @property
     def value_head(self) -> nn.Module | None:
-        """From hidden states to one value, where there is such a head."""
+        """From hidden states to one value, where there is such a head; float32, as the differences are small."""
         head: nn.Module | None = self.own_value_head or getattr(self.model, "score", None)
         return head
 

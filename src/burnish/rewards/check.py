@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from burnish.records import Completion, Task
 from burnish.rewards.scoring import Reward, Score, ScoreFailure, score_all
 
-_GARBAGE = {
+GARBAGE = {
     "an empty answer": "",
     "white space": " \n\t",
     "a very long answer": "word " * 20_000,
@@ -28,7 +28,7 @@ def check_reward(reward: Reward, tasks: Sequence[Task], *, timeout_seconds: floa
         if isinstance(score, ScoreFailure):
             findings.append(f"the reference answer {task.answer[:40]!r} has no score: {score.reason}")
     values = [score.value for score in gold_scores if isinstance(score, Score)]
-    for what, text in _GARBAGE.items():
+    for what, text in GARBAGE.items():
         (score,) = score_all(reward, [(as_completion(text), tasks[0])], timeout_seconds=timeout_seconds)
         if isinstance(score, ScoreFailure):
             findings.append(f"{what} has no score: {score.reason}")

@@ -99,9 +99,9 @@ class Conversations:
     make: MakeEnvironment
     chat: Chat
     timeout_seconds: float
-    max_retries: int
     max_turns: int
     context_length: int
+    max_retries: int = 1
 
     def __call__(
         self, sample: Sample, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]], sampling: SamplingSettings

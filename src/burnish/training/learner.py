@@ -105,7 +105,7 @@ class Learner:
 
 def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: float) -> Scored:
     """What a policy's heads say of a batch's scored tokens, from the hidden states of their predictors."""
-    values_S = None if policy.value_head is None else policy.value_head(hidden_SH).float()[:, 0]
+    values_S = None if policy.value_head is None else policy.value_head(hidden_SH.float())[:, 0]
     if not policy.has_language_head:
         zeros_S = torch.zeros(len(hidden_SH))
         return Scored(logprobs_S=zeros_S, entropy_S=zeros_S, values_S=values_S)
