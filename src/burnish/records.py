@@ -87,17 +87,38 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What the model said in one turn, the reward of the turn, and what the environment answered."""
+
+    text: str
+    reward: float
+    answer: tuple[Message, ...] = ()
+
+
+Ended = Literal["done", "length", "turns", "context"]
+"""Why a conversation ended: the environment said so, a turn was cut off, the turns or the context were used up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """A scored completion. `components` name the parts of a reward that returned several.
 
-    Where an environment answered, `completion` holds the whole conversation after the prompt, and `observed` the spans
-    [start, end) of its tokens that the environment wrote. Those are never scored.
+    Where an environment answered, `completion` holds the whole conversation after the prompt, `observed` the spans
+    [start, end) of its tokens that the environment wrote (those are never scored), and `turns` what was said. The
+    reward is the sum of the turns'.
     """
 
     completion: Completion
     reward: float
     components: Mapping[str, float] = field(default_factory=dict)
     observed: tuple[tuple[int, int], ...] = ()
+    turns: tuple[Turn, ...] = ()
+    ended: Ended = "done"
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the model said."""
+        return len(self.completion.token_ids) - sum(end - start for start, end in self.observed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,3 +1,4 @@
+import asyncio
 import random
 import time
 
@@ -5,7 +6,7 @@ import pytest
 
 from burnish.environments.base import StepResult
 from burnish.environments.check import check_environment
-from burnish.environments.examples import Calculator
+from burnish.environments.examples import Calculator, GuessTheNumber, secret_of
 from burnish.records import Message, Task
 
 TASKS = [Task(id=f"t{i}", messages=(Message(role="user", content=f"{i}+1?"),), answer=str(i + 1)) for i in range(4)]
@@ -27,13 +28,64 @@ class Good:
         return StepResult(messages=again, reward=float(right), done=right)
 
 
-class Shared(Good):
+class Moody(Good):
+    """Counts the turns of all conversations."""
+
     count = 0
 
     def step(self, said):
-        Shared.count += 1
+        Moody.count += 1
         result = super().step(said)
-        return StepResult(messages=(Message(role="user", content=str(Shared.count % 5)),), reward=result.reward)
+        return StepResult(messages=(Message(role="user", content=str(Moody.count % 5)),), reward=result.reward)
+
+
+class Shared(Good):
+    """The answer of the conversation that began last is every conversation's."""
+
+    last = ""
+
+    def reset(self, task):
+        Shared.last = task.answer
+        return task.messages
+
+    def step(self, said):
+        self.answer = Shared.last
+        return super().step(said)
+
+
+class Endless(Good):
+    def step(self, said):
+        result = super().step(said)
+        return StepResult(messages=(Message(role="user", content="more"),), reward=result.reward if result.done else 0)
+
+
+class Generous(Good):
+    def step(self, said):
+        return StepResult(reward=1.0, done=True)
+
+
+class Meddler(Good):
+    def reset(self, task):
+        task.extra["seen"] = True
+        return super().reset(task)
+
+
+class Hesitant(Good):
+    async def reset(self, task):
+        await asyncio.sleep(0)
+        return super().reset(task)
+
+    async def step(self, said):
+        await asyncio.sleep(0)
+        return super().step(said)
+
+
+class Harder(Good):
+    best_reward = 3.0
+
+    def step(self, said):
+        result = super().step(said)
+        return StepResult(messages=result.messages, reward={"right": 3 * result.reward}, done=result.done)
 
 
 class OtherStart(Good):
@@ -74,22 +126,34 @@ class Slow(Good):
         return super().step(said)
 
 
-@pytest.mark.parametrize("make", [Good, Calculator])
+@pytest.mark.parametrize("make", [Good, Calculator, Hesitant, Harder])
 def test_what_works_passes(make) -> None:
     assert check_environment(make, TASKS) == []
+
+
+def test_a_game_is_played_by_its_own_gold_player() -> None:
+    def knows_the_number(task, messages) -> str:
+        return str(secret_of(task))
+
+    assert check_environment(GuessTheNumber, TASKS, knows_the_number) == []
+    assert any("the gold answer earns" in each for each in check_environment(GuessTheNumber, TASKS, lambda *_: "20"))
 
 
 @pytest.mark.parametrize(
     ("make", "finding"),
     [
-        (Shared, "the same words get other answers the second time"),
-        (OtherStart, "reset is not a function of the task alone: t0"),
-        (Brittle, "an empty answer makes step raise ValueError"),
-        (Stingy, "the reference answers earn 0 and nonsense 0: is '1' what a right answer looks like?"),
+        (Moody, "the same turns on the same task get other answers the second time"),
+        (Shared, "goes on differently when another one takes turns with it"),
+        (OtherStart, "the same task begins with"),
+        (Brittle, "an empty answer makes it fail: ValueError"),
+        (Stingy, "task '0+1?': the gold answer earns 0, not 1"),
+        (Generous, "task '0+1?': 'I do not know.' earns 1, no less than the gold answer should"),
+        (Endless, "task '0+1?': the gold answer is not done after 8 turns"),
+        (Meddler, "the environment changes the task's fields"),
         (Silent, "is answered with nothing, and the conversation goes on"),
-        (Stranger, "a message of role 'robot'; known are system, user, assistant, tool"),
+        (Stranger, "a message's role must be one of system, user, assistant, tool, got 'robot'"),
         (Wordy, "step must return a StepResult, got str"),
-        (Slow, "takes longer than 0.02 s to answer"),
+        (Slow, "took longer than 0.02 s"),
     ],
 )
 def test_what_is_wrong_is_named(make, finding: str) -> None:

@@ -13,8 +13,8 @@ from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Completion, Message, Prompt, Rollout, RolloutGroup, SamplingSettings, Task
 from burnish.rewards.check import as_completion
 from burnish.rewards.scoring import Score, ScoreFailure
+from burnish.rollout.conversations import Conversations
 from burnish.rollout.generators.scripted import ScriptedGenerator
-from burnish.rollout.play import Conversations
 
 TOKENIZER = make_byte_tokenizer()
 CHAT = Chat(tokenizer=TOKENIZER, stop_token_ids=(2,))
@@ -47,7 +47,7 @@ class Counting:
 
 
 def play(make, script, *, seeds=((1, 2),), prompts=None, **changes):
-    settings = {"timeout_seconds": 5, "max_turns": 8, "context_length": 1024, **changes}
+    settings = {"timeout_seconds": 5, "max_retries": 0, "max_turns": 8, "context_length": 1024, **changes}
     generator = ScriptedGenerator(TOKENIZER, script)
     return Conversations(make=make, chat=CHAT, **settings)(
         generator.generate, prompts or [prompt(task())], seeds, SAMPLING

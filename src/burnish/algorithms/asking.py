@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,20 @@ from burnish.algorithms.hooks import Hooks
 from burnish.config.imports import import_object
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
-from burnish.data.order import EndlessOrder
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import Roles
-from burnish.environments.base import MakeEnvironment, load_environment, tools_of
-from burnish.environments.tools import with_described_tools
-from burnish.errors import ConfigError, DataError
+from burnish.environments.base import load_environment
+from burnish.errors import ConfigError
 from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
-from burnish.records import Prompt, RolloutGroup, SamplingSettings, Task
+from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
 from burnish.rollout.collect import Collected, Collector
-from burnish.rollout.play import Conversations, Play, SingleTurn
+from burnish.rollout.conversations import Conversations
+from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
+from burnish.rollout.play import Play, SingleTurn, conversation_line
 from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
 from burnish.training.checkpoint import TrainState
 
@@ -55,9 +56,13 @@ class AskingConfig(RunConfig):
     evaluation: TaskEvaluationConfig = TaskEvaluationConfig()
 
     @model_validator(mode="after")
-    def _refuse_turns_without_an_environment(self) -> AskingConfig:
+    def _refuse_what_would_be_ignored(self) -> AskingConfig:
         if self.task.environment is None and self.rollout.changes("max_turns"):
             raise ConfigError("rollout.max_turns would be ignored: only a task.environment has several turns")
+        if self.task.environment is not None and self.rollout.overlong_buffer:
+            raise ConfigError(
+                "rollout.overlong_buffer is for one answer: with task.environment let the environment judge"
+            )
         return self
 
 
@@ -134,56 +139,32 @@ class TaskInputs:
 
 
 def check_tasks(config: AskingConfig) -> TaskInputs:
-    """Find the model, read the tasks, render every prompt, import the reward.
+    """Find the model, read the tasks, render every prompt, import the reward or the environment.
 
     Raises:
         UserError: one of them cannot be used.
     """
+    task, max_tokens = config.task, config.rollout.max_tokens
     model = inspect_model(config.model.path)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    make = None if config.task.environment is None else load_environment(config.task.environment)
+    render = partial(render_prompt, chat, context_length=model.context_length, max_tokens=max_tokens)
     play: Play
-    if make is None and is_model(config.task.reward):
-        play = scored_by_model(str(config.task.reward), config.model, model.tokenizer.get_vocab())
-    elif make is None:
-        play = SingleTurn(reward=reward_of(config.task.reward), timeout_seconds=config.task.reward_timeout_seconds)
+    if task.environment is None and is_model(task.reward):
+        play = scored_by_model(str(task.reward), config.model, model.tokenizer.get_vocab())
+    elif task.environment is None:
+        play = SingleTurn(reward=reward_of(task.reward), timeout_seconds=task.reward_timeout_seconds)
     else:
-        play = Conversations(
-            make=make,
+        play = conversations = Conversations(
+            make=load_environment(task.environment),
             chat=chat,
-            timeout_seconds=config.task.reward_timeout_seconds,
+            timeout_seconds=task.reward_timeout_seconds,
             max_turns=config.rollout.max_turns,
             context_length=model.context_length,
         )
-    tasks = load_tasks(config.task)
-    context, max_tokens = model.context_length, config.rollout.max_tokens
-
-    def render(side: tuple[Task, ...]) -> tuple[Prompt, ...]:
-        if make is None:
-            return tuple(render_prompt(chat, task, context_length=context, max_tokens=max_tokens) for task in side)
-        return tuple(first_prompt(chat, make, task, context_length=context, max_tokens=max_tokens) for task in side)
-
-    train, held_out = render(tasks.train), render(tasks.held_out)
+        render = partial(conversations.first_prompt, max_tokens=max_tokens)
+    tasks = load_tasks(task)
+    train, held_out = (tuple(render(each) for each in side) for side in (tasks.train, tasks.held_out))
     return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)
-
-
-def first_prompt(chat: Chat, make: MakeEnvironment, task: Task, *, context_length: int, max_tokens: int) -> Prompt:
-    """A task as its environment begins it; the tools are described where the chat template does not show them.
-
-    Raises:
-        DataError: the environment cannot be reset, or the prompt does not fit.
-    """
-    environment = make()
-    try:
-        messages, tools = tuple(environment.reset(task)), tools_of(environment)
-    except Exception as error:  # a user's code may raise anything
-        raise DataError(f"task.environment: reset raised {type(error).__name__}: {error}") from error
-    if tools and "tools" not in str(chat.tokenizer.chat_template):
-        messages, tools = with_described_tools(messages, tools), None
-    shown = render_prompt(
-        chat, replace(task, messages=messages), context_length=context_length, max_tokens=max_tokens, tools=tools
-    )
-    return replace(shown, task=task)
 
 
 def rollout_steps(
@@ -194,24 +175,40 @@ def rollout_steps(
     With `rollout.max_refills`, prompts whose group has no signal are replaced by further ones (dynamic sampling, DAPO,
     Yu et al. 2025, section 3.2); what then has a signal is the step, and the rest does not count.
     """
-    prompts = EndlessOrder(inputs.train, seed=config.seed, position=state.data_position)
+    order = _prompt_order(config, inputs, hooks, state)
     collect = inputs.collector()
     hooks.before_steps()
     while state.step < config.train.num_steps and not hooks.should_stop:
         wanted = config.rollout.num_prompts
-        found = _collect(collect, prompts.next(wanted), roles, state, first=0)
+        found = _collect(collect, order.next(wanted, step=state.step), roles, state, first=0)
         asked, refills = wanted, 0
         while config.rollout.max_refills > refills and (missing := wanted - len(_with_signal(found))) > 0:
-            more = _collect(collect, prompts.next(missing), roles, state, first=asked)
+            more = _collect(collect, order.next(missing, step=state.step), roles, state, first=asked)
             asked, refills = asked + missing, refills + 1
-            found = Collected(groups=found.groups + more.groups, failures=found.failures + more.failures)
+            found = Collected(
+                groups=found.groups + more.groups,
+                failures=found.failures + more.failures,
+                retried=found.retried + more.retried,
+            )
+        order.learn(found.groups, step=state.step)
         if config.rollout.max_refills:
             # a step in which nothing has a signal is shown as it is
             found = replace(found, groups=tuple(_with_signal(found)[:wanted]) or found.groups)
-        state.data_position = prompts.position  # before the step, which saves it
+        state.data_position = order.position  # before the step, which saves it
         found = replace(found, prompts_asked=asked)
         _report_failures(hooks, state.step + 1, found)
         yield found
+
+
+def _prompt_order(config: AskingConfig, inputs: TaskInputs, hooks: Hooks, state: TrainState) -> PromptOrder:
+    if config.rollout.curriculum == "uniform":
+        return Uniform(inputs.train, seed=config.seed, position=state.data_position)
+
+    def log(step: int, choices: list[dict[str, Any]]) -> None:
+        hooks.run.add_event("prompts_chosen", step=step + 1, choices=choices)
+
+    right_at = config.evaluation.right_at
+    return MiddleFirst(inputs.train, seed=config.seed, pass_rates=state.pass_rates, right_at=right_at, log=log)
 
 
 def _collect(
@@ -232,16 +229,18 @@ def _report_failures(hooks: Hooks, step: int, collected: Collected) -> None:
         hooks.progress.say(f"step {step}: the reward failed for {len(collected.failures)} completions; {first}")
     for failure in collected.failures:
         hooks.run.add_event("reward_failed", step=step, **asdict(failure))
+    for retried in collected.retried:
+        hooks.run.add_event("environment_retried", step=step, **asdict(retried))
 
 
 def rollout_metrics(collected: Collected) -> dict[str, Any]:
     """What the samples of a step look like."""
     groups = collected.groups
     rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     every_reward = np.concatenate(rewards)
-    lengths = np.array([len(completion.token_ids) for completion in completions])
-    parts = [rollout.components for group in groups for rollout in group.rollouts]
+    lengths = np.array([rollout.num_sampled for rollout in rollouts])
+    parts = [rollout.components for rollout in rollouts]
     return {
         "reward_mean": float(every_reward.mean()),
         "reward_std": float(every_reward.std()),
@@ -254,8 +253,21 @@ def rollout_metrics(collected: Collected) -> dict[str, Any]:
         "prompts_asked": collected.prompts_asked,
         "tokens": int(lengths.sum()),
         "completion_tokens_mean": float(lengths.mean()),
-        "truncated_share": float(np.mean([each.finish_reason == "length" for each in completions])),
+        "truncated_share": float(np.mean([each.completion.finish_reason == "length" for each in rollouts])),
+        **(_conversation_metrics(collected, rollouts) if any(each.turns for each in rollouts) else {}),
         "rollouts_sha256": token_ids_hash(groups),
+    }
+
+
+def _conversation_metrics(collected: Collected, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    return {
+        "turns_mean": float(np.mean([len(each.turns) for each in rollouts])),
+        "observed_tokens_mean": float(
+            np.mean([len(each.completion.token_ids) - each.num_sampled for each in rollouts])
+        ),
+        "turns_used_up_share": float(np.mean([each.ended == "turns" for each in rollouts])),
+        "context_used_up_share": float(np.mean([each.ended == "context" for each in rollouts])),
+        "environment_retries": len(collected.retried),
     }
 
 
@@ -266,6 +278,7 @@ def rollout_lines(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[
             "group": group.id,
             "task_id": group.prompt.task.id,
             "messages": [asdict(message) for message in group.prompt.task.messages],
+            "prompt": group.prompt.text,
             "answer": group.prompt.task.answer,
             "weight_version": group.weight_version,
             "rollouts": [
@@ -276,6 +289,7 @@ def rollout_lines(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[
                     "reward": rollout.reward,
                     "components": dict(rollout.components),
                     "advantage": advantage,
+                    **conversation_line(rollout.turns, rollout.ended),
                 }
                 for rollout, advantage in zip(group.rollouts, advantages_G, strict=True)
             ],

@@ -61,7 +61,8 @@ class TaskConfig(Section):
     """What the model is asked, and how an answer is judged."""
 
     source: str = Field(min_length=1)
-    """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
+    """A JSONL file with a prompt (or messages) and an answer per row; package.module:function:file, where the function
+    makes such rows of the file's; or reasoning-gym:<dataset>."""
     options: dict[str, Any] = {}
     """Arguments of the reasoning-gym dataset."""
     num_generated: int = Field(2000, ge=1)
@@ -115,6 +116,8 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
+    curriculum: Literal["uniform", "middle"] = "uniform"
+    """uniform: each prompt once an epoch. middle: more often those that the model sometimes gets right."""
     max_turns: int = Field(8, ge=1)
     """Turns of the model in a conversation with an environment."""
     max_refills: int = Field(0, ge=0)

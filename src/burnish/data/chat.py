@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
+_PLACE_HOLDER = "(what the model said)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
@@ -64,8 +66,7 @@ class Chat:
         whole = self.prompt_ids(before + text)
         if whole[: len(before_ids)] == list(before_ids):
             return whole[len(before_ids) :]
-        alone: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return alone
+        return self._piece(text)
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Cut what a template writes after the end of a turn; add the end where a plain text has none."""
@@ -111,20 +112,27 @@ class Chat:
         """(text, token ids) of what stands between a turn that was sampled and the assistant's next one.
 
         The sampled tokens are not looked at but for the last: where it is no end token, the end of the turn is added
-        too. A template adds the same whatever was said, so it is asked with a word in its place.
+        too. A template adds the same whatever was said, so it is asked with a place-holder. (So a template that drops
+        the reasoning of earlier turns drops nothing here: what was sampled stays.)
+
+        Raises:
+            DataError: the template refuses the messages.
         """
-        asked: Messages = [{"role": "user", "content": "x"}]
-        word = "said"
-        open_turn = self.render(asked, asks=True) + word
-        whole = self.render([*asked, {"role": "assistant", "content": word}, *messages], asks=True)
-        if not whole.startswith(open_turn):
-            raise DataError("the model's chat template changes a turn when another one follows")
-        text = whole[len(open_turn) :]
-        if said.token_ids and said.token_ids[-1] in self.stop_token_ids:
-            end = str(self.tokenizer.decode([said.token_ids[-1]]))
-            text = text.removeprefix(end)
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACE_HOLDER}, *messages]
+        _, found, text = self.render(turns, asks=True).partition(_PLACE_HOLDER)
+        if not found:
+            raise DataError("the model's chat template does not show what the assistant said")
+        if not said.token_ids or said.token_ids[-1] not in self.stop_token_ids:
+            return text, self._piece(text)
+        end = str(self.tokenizer.decode([said.token_ids[-1]]))
+        text = text.removeprefix(end)
+        # Tokenised after the token it follows: by itself, some tokenizers would put a space before it.
+        after = self._piece(end + text)
+        return text, after[1:] if after[:1] == [said.token_ids[-1]] else self._piece(text)
+
+    def _piece(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return text, ids
+        return ids
 
     def _added(self, before: str, before_ids: list[int], whole: str) -> list[int]:
         if not whole.startswith(before):

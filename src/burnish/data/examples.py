@@ -12,7 +12,7 @@ from typing import Any
 from burnish.config.imports import import_by_path
 from burnish.config.schema import DataConfig
 from burnish.data.chat import Chat
-from burnish.data.rows import Row, read_messages, read_rows, with_system_prompt
+from burnish.data.rows import Row, read_messages, read_rows, transformed, with_system_prompt
 from burnish.errors import DataError
 from burnish.records import Example
 from burnish.reproducibility.seeds import seed_for
@@ -124,7 +124,10 @@ class _Reader:
     def read(self, key: str, source: str) -> list[Example]:
         examples, faulty = [], 0
         for place, raw in read_rows(key, source):
-            for row in self._transformed(raw, place):
+            rows = transformed(self.transform, raw, place, "data.transform")
+            if not rows:
+                self._leave_out("data.transform left them out")
+            for row in rows:
                 try:
                     example = self.to_example(self.chat, row, place)
                 except SkippedRow as skipped:
@@ -147,21 +150,6 @@ class _Reader:
 
     def _leave_out(self, reason: str) -> None:
         self.left_out[reason] += 1
-
-    def _transformed(self, row: Row, place: str) -> list[Row]:
-        if self.transform is None:
-            return [row]
-        try:
-            transformed = self.transform(row)
-        except Exception as error:  # a user's code may raise anything
-            raise DataError(f"{place}: data.transform raised {type(error).__name__}: {error}") from error
-        if transformed is None:
-            self._leave_out("data.transform left them out")
-            return []
-        rows = transformed if isinstance(transformed, list) else [transformed]
-        if not all(isinstance(each, dict) for each in rows):
-            raise DataError(f"{place}: data.transform must return a dict, a list of them, or None, got {transformed!r}")
-        return rows
 
 
 class SkippedRow(Exception):  # no error: a row that teaches nothing

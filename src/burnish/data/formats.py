@@ -1,4 +1,8 @@
-"""Rows of well-known public datasets to rows that burnish reads: name one as data.transform."""
+"""Rows of well-known public datasets to rows that burnish reads.
+
+Name one as data.transform; those that make questions, `svamp` and `mbpp`, in task.source, say
+burnish.data.formats:svamp:SVAMP.json. GSM8K's questions need none: --task.prompt_field question.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +15,29 @@ _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant", "obs
 def gsm8k(row: Mapping[str, Any]) -> Row:
     """GSM8K (Cobbe et al. 2021): a question and its worked answer, to imitate."""
     return {"prompt": row["question"], "completion": row["answer"]}
+
+
+def svamp(row: Mapping[str, Any]) -> Row:
+    """SVAMP (Patel et al. 2021): a word problem whose answer is a number; its Type can be a baseline's scope."""
+    body = str(row["Body"]).strip()
+    body = body if body.endswith((".", "!", "?")) else f"{body}."
+    return {"prompt": f"{body} {str(row['Question']).strip()}", "answer": row["Answer"], "Type": row["Type"]}
+
+
+def mbpp(row: Mapping[str, Any]) -> Row:
+    """MBPP (Austin et al. 2021): what a function must do, and its tests, for burnish.rewards.code:code_tests.
+
+    The first test stands in the question, as in the paper: it says the function's name. The others are kept from it.
+    """
+    text = row["text"] if "text" in row else row["prompt"]  # the sanitized edition calls it prompt
+    tests = list(row["test_list"])
+    setup = row["test_setup_code"] if "test_setup_code" in row else "\n".join(row["test_imports"])
+    return {
+        "prompt": f"{text}\nYour code must pass this test:\n\n{tests[0]}",
+        "answer": row["code"],
+        "tests": tests,
+        "test_setup_code": setup,
+    }
 
 
 def alpaca(row: Mapping[str, Any]) -> Row:

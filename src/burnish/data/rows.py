@@ -1,7 +1,7 @@
 """Reading the rows of a JSON or JSONL file; a fault names its line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,24 @@ def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
             place = f"{path}, line {number}"
             if text := _decode(line, place).strip():
                 yield place, _object(_parse(text, place), place)
+
+
+def transformed(transform: Callable[[Row], Any] | None, row: Row, place: str, key: str) -> list[Row]:
+    """The rows that a user's function `key` makes of a row of a file: one, several, or none.
+
+    Raises:
+        DataError: it raises, or returns something else than rows.
+    """
+    if transform is None:
+        return [row]
+    try:
+        made = transform(row)
+    except Exception as error:  # a user's code may raise anything
+        raise DataError(f"{place}: {key} raised {type(error).__name__}: {error}") from error
+    rows = [] if made is None else made if isinstance(made, list) else [made]
+    if not all(isinstance(each, dict) for each in rows):
+        raise DataError(f"{place}: {key} must return a dict, a list of them, or None, got {made!r}")
+    return rows
 
 
 def read_messages(turns: Any, place: str) -> list[Row]:

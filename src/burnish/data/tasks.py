@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from burnish.config.imports import import_by_path
 from burnish.config.schema import TaskConfig
-from burnish.data.rows import Row, read_messages, read_rows, with_system_prompt
+from burnish.data.rows import Row, read_messages, read_rows, transformed, with_system_prompt
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for
 
 _REASONING_GYM = "reasoning-gym:"
+_THROUGH = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*):(.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,15 @@ def _unique(tasks: Iterable[Task]) -> list[Task]:
 def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
     if source.startswith(_REASONING_GYM):
         return _read_reasoning_gym(config, source.removeprefix(_REASONING_GYM))
-    return [_parse_row(config, row, place) for place, row in read_rows(f"task.{key}", source)]
+    path, function = source, None
+    if (through := _THROUGH.fullmatch(source)) and not Path(source).exists():
+        function, path = through.groups()
+    transform = None if function is None else import_by_path(function, f"task.{key}", arguments=("row",))
+    return [
+        _parse_row(config, row, place)
+        for place, raw in read_rows(f"task.{key}", path)
+        for row in transformed(transform, raw, place, str(function))
+    ]
 
 
 def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
@@ -87,7 +99,20 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
         raise ConfigError(
             f"task.source: reasoning-gym cannot make {dataset!r} with {dict(config.options)}: {error}"
         ) from error
-    return [_task(config, (Message(role="user", content=item["question"]),), item["answer"], {}) for item in items]
+    tasks = []
+    for item in items:
+        question = (Message(role="user", content=item["question"]),)
+        tasks.append(_task(config, question, str(item["answer"]), {"metadata": _hashable(item["metadata"])}))
+    return tasks
+
+
+def _hashable(metadata: Any) -> Any:
+    """What the dataset's own scoring needs, as it is where it is plain data: a run's fingerprint holds every field."""
+    try:
+        json.dumps(metadata, sort_keys=True)
+    except TypeError:
+        return json.loads(json.dumps(metadata, default=str))
+    return metadata
 
 
 def _parse_row(config: TaskConfig, row: Row, place: str) -> Task:

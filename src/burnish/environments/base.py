@@ -12,7 +12,7 @@ An environment is a class of two methods; one instance lives for one conversatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,13 +33,18 @@ class StepResult:
 
 
 class Environment(Protocol):
-    """One conversation. An environment with `tools`, JSON schemas of functions, has them shown by the chat template."""
+    """One conversation. Either method may be a coroutine function: those of a step's conversations then wait together.
 
-    def reset(self, task: Task) -> Sequence[Message]:
+    Three things may be there beside the methods: `tools`, JSON schemas of functions, which the chat template shows;
+    `close()`, plain or a coroutine function, which is called when the conversation is over; and `best_reward`, what a
+    perfect conversation is worth where that is not 1, for `check_environment`.
+    """
+
+    def reset(self, task: Task) -> Sequence[Message] | Awaitable[Sequence[Message]]:
         """The messages to ask with; a function of the task alone."""
         ...
 
-    def step(self, said: Completion) -> StepResult:
+    def step(self, said: Completion) -> StepResult | Awaitable[StepResult]:
         """Answer a turn of the model."""
         ...
 

@@ -1,118 +1,162 @@
-"""The check of a user's environment: gold answers, garbage, and conversations side by side, said in plain words."""
+"""The check of a user's environment: gold answers and garbage, said in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from burnish.data.rows import ROLES
-from burnish.environments.base import Environment, MakeEnvironment, StepResult
+from burnish.environments.base import MakeEnvironment, StepResult
+from burnish.environments.calling import Caller, Fault, Held
 from burnish.records import Message, Task
 from burnish.rewards.check import GARBAGE, as_completion
-from burnish.rewards.deadline import TooSlowError, time_limit
-from burnish.rewards.scoring import ScoreFailure, to_score
 
-_TURNS = 4
+Say = Callable[[Task, Sequence[Message]], str]
+"""What a player says to a task, given the conversation so far, its own turns included."""
+
+_WRONG = "I do not know."
+_MAX_TURNS = 8
+_CALLS = {
+    "deep nesting": "[" * 20_000,
+    "a call that is no JSON": "<tool_call>f(1)</tool_call>",
+    "a call of an unknown tool": '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
+}
 
 
-def check_environment(make: MakeEnvironment, tasks: Sequence[Task], *, timeout_seconds: float = 10.0) -> list[str]:
+def reference_answer(task: Task, messages: Sequence[Message]) -> str:
+    """Says the task's answer."""
+    return task.answer
+
+
+def check_environment(
+    make: MakeEnvironment, tasks: Sequence[Task], gold: Say = reference_answer, *, timeout_seconds: float = 10.0
+) -> list[str]:
     """What is wrong with an environment, each in a sentence that names the input; empty where nothing was found.
 
-    The reference answer of a task must earn more than garbage does; the same words must get the same answers, in a
-    conversation alone and beside another; garbage must be answered, in time, with finite rewards and known roles.
+    `gold(task, messages)` plays perfectly: it must earn 1 on every task, or the environment's `best_reward`, and be
+    done within eight turns. "I do not know." must earn less. The same task must begin and go on in the same way each
+    time, also when two conversations take turns, and must not be changed by it. Garbage must get an answer in time.
     """
-    findings: list[str] = []
-    try:
-        with time_limit(timeout_seconds * (len(tasks) + len(GARBAGE) + 4)):
-            for check in (_begins_the_same, _answers_garbage, _pays_for_gold, _stands_alone):
-                findings += dict.fromkeys(check(make, tasks))
-    except TooSlowError:
-        findings.append(f"it takes longer than {timeout_seconds:g} s to answer")
+    findings = []
+    with Caller(timeout_seconds) as caller:
+        table = _Table(caller, make)
+        for task in tasks:
+            findings += _check_task(table, task, gold)
+        for what, text in (GARBAGE | _CALLS).items():
+            (game,) = table.play((tasks[0], _always(text)))
+            if game.fault is not None:
+                findings.append(f"{what} makes it fail: {game.fault}")
+            elif any(not answer.done and not answer.messages for answer in game.answers):
+                findings.append(f"{what} is answered with nothing, and the conversation goes on")
+        # what is not repeatable alone says nothing beside another one
+        findings += _check_repetition(table, tasks[0], gold) or _check_independence(
+            table, (tasks[0], gold), (tasks[-1], _always(_WRONG))
+        )
     return findings
 
 
-def _begins_the_same(make: MakeEnvironment, tasks: Sequence[Task]) -> Iterator[str]:
-    for task in tasks:
-        first, second = (tuple(make().reset(task)) for _ in range(2))
-        if first != second:
-            yield f"reset is not a function of the task alone: {task.id} begins with other messages the second time"
-        yield from _faulty_messages("reset", first)
-        if not first:
-            yield "reset returns no message to ask with"
+@dataclass(slots=True)
+class _Game:
+    """A conversation with a player."""
+
+    task: Task
+    say: Say
+    held: Held
+    began: Sequence[Message] = ()
+    messages: list[Message] = field(default_factory=list)
+    answers: list[StepResult] = field(default_factory=list)
+    fault: str | None = None
+    best: float = 1.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.fault is not None or any(answer.done for answer in self.answers)
+
+    @property
+    def total(self) -> float:
+        rewards = [answer.reward for answer in self.answers]
+        return float(sum(sum(each.values()) if isinstance(each, Mapping) else each for each in rewards))
 
 
-def _answers_garbage(make: MakeEnvironment, tasks: Sequence[Task]) -> Iterator[str]:
-    for what, text in GARBAGE.items():
-        environment = _started(make, tasks[0])
-        try:
-            result = environment.step(as_completion(text))
-        except Exception as error:  # a user's code may raise anything
-            yield f"{what} makes step raise {type(error).__name__}: {error}"
-            continue
-        if not isinstance(result, StepResult):
-            yield f"step must return a StepResult, got {type(result).__name__}"
-            return
-        score = to_score(result.reward)
-        if isinstance(score, ScoreFailure):
-            yield f"{what}: {score.reason}"
-        yield from _faulty_messages("step", result.messages)
-        if not result.done and not result.messages:
-            yield f"{what} is answered with nothing, and the conversation goes on: the model would have to speak twice"
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Where games are played, one turn of each after the other."""
+
+    caller: Caller
+    make: MakeEnvironment
+
+    def play(self, *seats: tuple[Task, Say]) -> list[_Game]:
+        games = [_Game(task, say, Held(self.make, self.caller.timeout_seconds * _MAX_TURNS)) for task, say in seats]
+        for game in games:
+            (found,) = self.caller.reset([game.held], [game.task])
+            if isinstance(found, Fault):
+                game.fault = f"reset: {found.reason}"
+            else:
+                game.began, game.messages = found, list(found)
+                game.best = float(getattr(game.held.environment, "best_reward", 1.0))
+        for _ in range(_MAX_TURNS):
+            for game in games:
+                if not game.is_over:
+                    self._turn(game)
+        self.caller.close([game.held for game in games])
+        return games
+
+    def _turn(self, game: _Game) -> None:
+        said = game.say(game.task, tuple(game.messages))
+        (found,) = self.caller.step([game.held], [as_completion(said)])
+        if isinstance(found, Fault):
+            game.fault = found.reason
+        else:
+            game.answers.append(found)
+            game.messages += [Message(role="assistant", content=said), *found.messages]
 
 
-def _pays_for_gold(make: MakeEnvironment, tasks: Sequence[Task]) -> Iterator[str]:
-    earned = [_total(make, task, [task.answer]) for task in tasks]
-    nothing = [_total(make, task, ["", "nonsense"]) for task in tasks]
-    if sum(earned) <= sum(nothing):
-        example = tasks[0].answer[:40]
-        both = f"the reference answers earn {sum(earned):g} and nonsense {sum(nothing):g}"
-        yield f"{both}: is {example!r} what a right answer looks like?"
+def _check_task(table: _Table, task: Task, gold: Say) -> list[str]:
+    name = f"task {task.messages[-1].content[:40]!r}"
+    findings = []
+    before = copy.deepcopy(dict(task.extra))
+    (game,) = table.play((task, gold))
+    if game.fault is not None:
+        findings.append(f"{name}: the gold answer makes it fail: {game.fault}")
+    elif not game.is_over:
+        findings.append(f"{name}: the gold answer is not done after {_MAX_TURNS} turns")
+    elif not math.isclose(game.total, game.best):
+        findings.append(
+            f"{name}: the gold answer earns {game.total:g}, not {game.best:g} (its best_reward, 1 where it has none)"
+        )
+    if dict(task.extra) != before:
+        findings.append(f"{name}: the environment changes the task's fields")
+    (wrong,) = table.play((task, _always(_WRONG)))
+    if wrong.fault is not None:
+        findings.append(f"{name}: {_WRONG!r} makes it fail: {wrong.fault}")
+    elif wrong.total >= game.best:
+        findings.append(f"{name}: {_WRONG!r} earns {wrong.total:g}, no less than the gold answer should")
+    return findings
 
 
-def _stands_alone(make: MakeEnvironment, tasks: Sequence[Task]) -> Iterator[str]:
-    words = ["nonsense", tasks[0].answer, "7", "more"][:_TURNS]
-    alone = _answers(_started(make, tasks[0]), words)
-    again = _answers(_started(make, tasks[0]), words)
-    if alone != again:
-        yield "the same words get other answers the second time"
-        return
-    one, two = _started(make, tasks[0]), _started(make, tasks[-1])
-    beside = []
-    for word in words:
-        beside += _answers(one, [word])
-        _answers(two, ["something else"])
-    if beside[: len(alone)] != alone:
-        yield "two conversations side by side change each other: state is shared between instances"
+def _check_repetition(table: _Table, task: Task, gold: Say) -> list[str]:
+    (first,), (second,) = table.play((task, gold)), table.play((task, gold))
+    if first.began != second.began:
+        return [f"the same task begins with {_shown(first.began)}, then with {_shown(second.began)}"]
+    if first.answers != second.answers:
+        return ["the same turns on the same task get other answers the second time"]
+    return []
 
 
-def _started(make: MakeEnvironment, task: Task) -> Environment:
-    environment = make()
-    environment.reset(task)
-    return environment
+def _check_independence(table: _Table, *seats: tuple[Task, Say]) -> list[str]:
+    alone = [game for seat in seats for game in table.play(seat)]
+    together = table.play(*seats)
+    if [(game.fault, game.began, game.answers) for game in alone] != [
+        (game.fault, game.began, game.answers) for game in together
+    ]:
+        return ["a conversation goes on differently when another one takes turns with it: is something shared?"]
+    return []
 
 
-def _answers(environment: Environment, words: Sequence[str]) -> list[StepResult]:
-    results: list[StepResult] = []
-    for word in words:
-        try:
-            result = environment.step(as_completion(word))
-        except Exception:  # reported by the check of garbage; here only equality matters
-            break
-        if not isinstance(result, StepResult):  # likewise
-            break
-        results.append(result)
-        if result.done:
-            break
-    return results
+def _always(text: str) -> Say:
+    return lambda task, messages: text
 
 
-def _total(make: MakeEnvironment, task: Task, words: Sequence[str]) -> float:
-    scores = [to_score(result.reward) for result in _answers(_started(make, task), words)]
-    return sum(score.value for score in scores if not isinstance(score, ScoreFailure))
-
-
-def _faulty_messages(method: str, messages: Sequence[Message]) -> Iterator[str]:
-    for message in messages:
-        if not isinstance(message, Message):
-            yield f"{method} must return messages, got {type(message).__name__}"
-        elif message.role not in ROLES:
-            yield f"{method} returns a message of role {message.role!r}; known are {', '.join(ROLES)}"
+def _shown(messages: Sequence[Message]) -> str:
+    return repr(messages[-1].content[:60]) if messages else "nothing"

@@ -29,7 +29,10 @@ def calculate(expression: str) -> float:
     Args:
         expression: The expression, say "(2 + 3) * 4".
     """
-    return _value(ast.parse(expression, mode="eval").body)
+    value = _value(ast.parse(expression, mode="eval").body)
+    if not abs(value) <= _LARGEST:
+        raise ValueError("the result is too large")
+    return value
 
 
 class Calculator(ToolEnvironment):
@@ -51,14 +54,10 @@ class GuessTheNumber:
 
     def reset(self, task: Task) -> Sequence[Message]:
         """See Environment."""
-        digest = hashlib.sha256(task.id.encode()).digest()
-        self._secret = 1 + digest[0] % 20
+        self._secret = secret_of(task)
         rules = f"I think of a whole number from 1 to 20. You have {_GUESSES} guesses. Answer with a number only."
-        return (
-            (*task.messages, Message(role="user", content=rules))
-            if not task.messages
-            else (Message(role="user", content=f"{task.messages[-1].content}\n\n{rules}"),)
-        )
+        *before, last = task.messages
+        return (*before, Message(role=last.role, content=f"{last.content}\n\n{rules}"))
 
     def step(self, said: Completion) -> StepResult:
         """See Environment."""
@@ -73,14 +72,16 @@ class GuessTheNumber:
         return StepResult(messages=(Message(role="user", content=hint),))
 
 
+def secret_of(task: Task) -> int:
+    """The number to guess."""
+    return 1 + hashlib.sha256(task.id.encode()).digest()[0] % 20
+
+
 def _value(node: ast.expr) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        value = _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
-        if abs(value) > _LARGEST:
-            raise ValueError("the result is too large")
-        return value
+        return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     raise ValueError("only numbers, + - * / and brackets")

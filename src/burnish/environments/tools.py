@@ -1,15 +1,18 @@
 """Tools: Python functions that a model may call, as an environment.
 
-A call is what models of the Hermes and Qwen families write: <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
-What is wrong with a call is told to the model, and is no fault of the run.
+Two forms of a call are understood: what models of the Hermes and Qwen families write,
+<tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number of them among other text; and what Llama 3 writes,
+{"name": ..., "parameters": {...}} as the whole text, several of them with semicolons between. What is wrong with a
+call is told to the model, and is no fault of the run.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError, validate_call
@@ -22,12 +25,17 @@ from burnish.rewards.deadline import TooSlowError, time_limit
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _SHOWN_CHARACTERS = 2000
+_MAX_CALLS = 8
+_BETWEEN_CALLS = " \n\r\t;"
+_ARGUMENTS = {"arguments", "parameters"}
+_FORM = 'a call must be {"name": ..., "arguments": {...}} as JSON'
 
 
 class ToolEnvironment:
     """A conversation in which the model may call functions until it answers without a call; then it is scored.
 
-    `functions` have type hints and a docstring with their arguments, as transformers' `get_json_schema` reads them.
+    `functions` have type hints and a docstring with their arguments, as transformers' `get_json_schema` reads them;
+    `public_methods` gives those of an object, whose state then lasts as long as the conversation.
     `score(completion, task)` judges the answer. A call that takes longer than `call_timeout_seconds` has failed.
     """
 
@@ -53,33 +61,95 @@ class ToolEnvironment:
         """See Environment."""
         if self._task is None:
             raise RuntimeError("step was called before reset")
-        calls = _CALL.findall(said.text)
+        calls = parse_calls(said.text)
         if not calls:
             return StepResult(reward=self._score(said, self._task), done=True)
-        return StepResult(messages=tuple(Message(role="tool", content=self._call(text)) for text in calls))
+        answers = [self._call(call) if isinstance(call, ToolCall) else f"error: {call}" for call in calls[:_MAX_CALLS]]
+        if len(calls) > _MAX_CALLS:
+            answers.append(f"error: {len(calls)} calls in one turn; only the first {_MAX_CALLS} were made")
+        return StepResult(messages=tuple(Message(role="tool", content=answer) for answer in answers))
 
-    def _call(self, text: str) -> str:
+    def _call(self, call: ToolCall) -> str:
         """The result of a call, or what is wrong with it, for the model to read."""
-        try:
-            call = json.loads(text)
-            name, arguments = call["name"], call.get("arguments", {})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return 'error: a call must be {"name": ..., "arguments": {...}} as JSON'
+        name = call.name
         if name not in self._functions:
             return f"error: there is no tool {name!r}; there are {', '.join(self._functions)}"
-        if not isinstance(arguments, dict):
-            return "error: arguments must be an object"
         try:
             with time_limit(self._call_timeout_seconds):
-                result = self._functions[name](**arguments)
-            return json.dumps(result, ensure_ascii=False)[:_SHOWN_CHARACTERS]
+                result = self._functions[name](**call.arguments)
+                return _readable(json.dumps(result, ensure_ascii=False, default=str))
         except ValidationError as error:
             fault = error.errors()[0]
-            return f"error: {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            return _readable(f"error: {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
         except TooSlowError:
             return f"error: {name} took longer than {self._call_timeout_seconds:g} s"
         except Exception as error:  # a tool may raise anything; the model is told
-            return f"error: {name}: {type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+            return _readable(f"error: {name}: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wrote."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def parse_calls(text: str) -> list[ToolCall | str]:
+    """The calls in what a model said, in order; one that cannot be read is a sentence that says why.
+
+    A <tool_call> that is not closed counts, as far as the text goes.
+    """
+    written = _CALL.findall(text)
+    if written:
+        return [_parse(each) for each in written]
+    if not text.lstrip().startswith("{"):
+        return []
+    objects = _objects(text)
+    if not all(isinstance(each, dict) and "name" in each and _ARGUMENTS & each.keys() for each in objects):
+        return []  # JSON, but no call: an answer
+    return [_as_call(each) for each in objects]
+
+
+def public_methods(owner: object) -> list[Callable[..., Any]]:
+    """The methods of an object that have no leading underscore: tools that share its state."""
+    names = [name for name in dir(type(owner)) if not name.startswith("_")]
+    return [method for name in names if inspect.ismethod(method := getattr(owner, name))]
+
+
+def _parse(text: str) -> ToolCall | str:
+    try:
+        return _as_call(json.loads(text))
+    except (ValueError, RecursionError):
+        return _FORM
+
+
+def _as_call(call: Any) -> ToolCall | str:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return _FORM
+    arguments: Any = next((call[key] for key in ("arguments", "parameters") if key in call), {})
+    if not isinstance(arguments, dict):
+        return "arguments must be an object"
+    return ToolCall(call["name"], arguments)
+
+
+def _objects(text: str) -> list[Any]:
+    """The JSON values of a text that consists of nothing else, but for semicolons; [None] for another text."""
+    found: list[Any] = []
+    rest = text.strip(_BETWEEN_CALLS)
+    try:
+        while rest:
+            value, end = json.JSONDecoder().raw_decode(rest)
+            found.append(value)
+            rest = rest[end:].lstrip(_BETWEEN_CALLS)
+    except (ValueError, RecursionError):
+        return [None]
+    return found
+
+
+def _readable(text: str) -> str:
+    """What fits into a message, without halves of characters."""
+    return text[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def with_described_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:

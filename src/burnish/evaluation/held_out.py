@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.records import Prompt, SamplingSettings
 from burnish.rewards.scoring import ScoreFailure, require_scores
-from burnish.rollout.play import Play, Sample
+from burnish.rollout.play import Play, Sample, conversation_line
 from burnish.stats.paired import PairedComparison, compare_paired, compare_paired_scores
 
 Item = Mapping[str, Any]
@@ -49,6 +49,7 @@ class HeldOut:
                     "finish_reason": completion.finish_reason,
                     "reward": value,
                     "failure": failure,
+                    **conversation_line(episode.turns, episode.ended),
                 }
             )
         return items

@@ -1,6 +1,7 @@
 """A time limit for a user's code that runs in this, the main thread."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,16 +15,23 @@ class TooSlowError(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TooSlowError in the block after `seconds`, and again and again, should the block swallow the first.
 
-    It is a timer signal: code that sets `signal.alarm` itself switches it off.
+    Limits nest: the shorter one comes first, and what is left of the outer one goes on after the block. It is a timer
+    signal: code that sets `signal.alarm` itself switches it off.
     """
 
     def give_up(signum: int, frame: FrameType | None) -> None:
         raise TooSlowError
 
+    began = time.monotonic()
+    outer_seconds, outer_interval = signal.getitimer(signal.ITIMER_REAL)
+    first = min(seconds, outer_seconds) if outer_seconds else seconds
     previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    signal.setitimer(signal.ITIMER_REAL, first, first)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # before the handler goes: without one the signal ends the process
         signal.signal(signal.SIGALRM, previous)
+        if outer_seconds:
+            left = max(outer_seconds - (time.monotonic() - began), 1e-6)
+            signal.setitimer(signal.ITIMER_REAL, left, outer_interval)

@@ -24,10 +24,11 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """Groups of at least two scored rollouts, and the completions without a score."""
+    """Groups of at least two scored rollouts, completions without a score, and faults that a new try made up for."""
 
     groups: tuple[RolloutGroup, ...]
     failures: tuple[Unscored, ...]
+    retried: tuple[Unscored, ...] = ()
     prompts_asked: int = 0
 
 
@@ -61,13 +62,14 @@ class Collector:
         ]
         played = self.play(sample, prompts, seeds, self.sampling)
         require_scores([episode.score for group in played for episode in group])
-        groups, failures = [], []
+        groups, failures, retried = [], [], []
         for index, (prompt, episodes) in enumerate(zip(prompts, played, strict=True), start=first):
             rollouts = []
             for episode in episodes:
+                about = {"task_id": prompt.task.id, "text": episode.completion.text}
+                retried += [Unscored(**about, reason=reason) for reason in episode.retried]
                 if isinstance(episode.score, ScoreFailure):
-                    text, reason = episode.completion.text, episode.score.reason
-                    failures.append(Unscored(task_id=prompt.task.id, text=text, reason=reason))
+                    failures.append(Unscored(**about, reason=episode.score.reason))
                 else:
                     rollouts.append(self._rollout(episode, episode.score))
             if len(rollouts) >= 2:
@@ -76,7 +78,9 @@ class Collector:
                 )
         if not groups:
             raise DataError(f"no group has two completions with a reward; first failure: {failures[0].reason}")
-        return Collected(groups=tuple(groups), failures=tuple(failures), prompts_asked=len(prompts))
+        return Collected(
+            groups=tuple(groups), failures=tuple(failures), retried=tuple(retried), prompts_asked=len(prompts)
+        )
 
     def _rollout(self, episode: Episode, score: Score) -> Rollout:
         value, components = score.value, score.components
@@ -84,4 +88,11 @@ class Collector:
             num_tokens = len(episode.completion.token_ids)
             penalty = overlong_penalty(num_tokens, self.sampling.max_tokens, self.overlong_buffer)
             value, components = value + penalty, {**(components or {"reward": value}), "overlong": penalty}
-        return Rollout(completion=episode.completion, reward=value, components=components, observed=episode.observed)
+        return Rollout(
+            completion=episode.completion,
+            reward=value,
+            components=components,
+            observed=episode.observed,
+            turns=episode.turns,
+            ended=episode.ended,
+        )

@@ -26,13 +26,14 @@ _VALUE_HEAD_FILE = "value_head.safetensors"
 @dataclass(slots=True, kw_only=True)
 class TrainState:
     """Everything that a run must remember besides weights and optimizer. Random draws need no entry: they are
-    functions of the root seed and of these numbers.
+    functions of the root seed and of these numbers. `pass_rates` are the curriculum's, by task.
     """
 
     step: int = 0
     weight_version: int = 0
     data_position: int = 0
     controllers: dict[str, float] = field(default_factory=dict)
+    pass_rates: dict[str, list[float]] = field(default_factory=dict)
 
 
 def checkpoint_bytes(learners: Mapping[str, Learner]) -> int:
