@@ -160,6 +160,19 @@ def _change_state(checkpoint: Path, **changes: int) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_a_curriculum_goes_on_where_it_was(make_config, quiet, monkeypatch) -> None:
+    config = make_config(
+        "grpo", rollout__curriculum="middle", rollout__max_refills=1, evaluation__right_at=0.8, rollout__num_prompts=2
+    )
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    unbroken = train(config, quiet)
+    assert outcome(run) == outcome(unbroken)
+    chosen = [each for each in unbroken.events() if each["event"] == "prompts_chosen"]
+    assert {each["step"] for each in chosen} == set(range(1, 7))
+    assert {choice["why"] for each in chosen for choice in each["choices"]} > {"new"}  # rates had a say
+
+
 @pytest.mark.parametrize(
     ("damage", "must_differ"),
     [
@@ -203,7 +216,7 @@ def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -
 def test_a_changed_configuration_is_refused(tiny_config, quiet, monkeypatch) -> None:
     run = interrupted(tiny_config(), quiet, monkeypatch, 3)
     with pytest.raises(UserError, match="cannot be resumed: its config changed since it started"):
-        resume(run, tiny_config(optimizer__beta2=0.9), quiet)
+        resume(run, tiny_config(optimizer__betas=(0.9, 0.9)), quiet)
 
 
 def test_adapters_resume(tiny_config, quiet, monkeypatch) -> None:

@@ -9,8 +9,14 @@ from burnish.data.order import EndlessOrder
 from burnish.data.tasks import load_tasks
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Prompt, Task
+from burnish.rewards.answers import last_number
+from burnish.rewards.check import as_completion
+from burnish.rewards.code import code_tests
+from burnish.rewards.reasoning_gym import score_answer
 
-GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+GSM8K = DATA / "gsm8k" / "train.jsonl"
+SVAMP = DATA / "svamp" / "SVAMP.json"
 
 
 def write(path: Path, *rows: object) -> str:
@@ -169,3 +175,67 @@ def test_one_question_has_one_answer(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", row(1), row(2), row(3), {"prompt": "question 2", "answer": "two"})
     with pytest.raises(DataError, match="'question 2' stands twice, with the answers '2' and 'two'"):
         load_tasks(config(source))
+
+
+def test_a_transform_makes_the_questions(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my_rows.py").write_text(
+        "def two(row):\n"
+        "    return None if row['n'] == 1 else [{'prompt': f'{row[\"n\"]}{s}?', 'answer': s} for s in 'ab']\n"
+        "def one(row):\n    return 'text'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "rows.jsonl", *[{"n": index} for index in range(4)])
+    split = load_tasks(config(source, transform="my_rows:two"))
+    asked = {task.messages[0].content for task in (*split.train, *split.held_out)}
+    assert asked == {"0a?", "0b?", "2a?", "2b?", "3a?", "3b?"}
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: task\.transform must return a dict"):
+        load_tasks(config(source, transform="my_rows:one"))
+    with pytest.raises(ConfigError, match=r"task\.transform"):
+        load_tasks(config(source, transform="my_rows:three"))
+    with pytest.raises(ConfigError, match=r"task\.transform would be ignored"):
+        TaskConfig(source="reasoning-gym:chain_sum", transform="my_rows:one")
+
+
+@pytest.mark.skipif(not SVAMP.is_file(), reason="the public SVAMP data are not beside the checkout")
+def test_svamp_is_a_ready_task() -> None:
+    split = load_tasks(TaskConfig(source=str(SVAMP), transform="burnish.data.formats:svamp", num_held_out=100))
+    assert len(split.train) + len(split.held_out) > 650
+    for task in split.train:
+        right = as_completion(f"So it is {task.answer}.")
+        assert last_number(right, task) == 1.0 and last_number(as_completion("none"), task) == 0.0
+    assert {"Subtraction", "Addition"} <= {task.extra["Type"] for task in split.train}
+
+
+MBPP = {
+    "task_id": 11,
+    "text": "Write a python function to remove first and last occurrence of a given character from the string.",
+    "code": "def remove_Occ(s,ch):\n    i, j = s.index(ch), s.rindex(ch)\n    return s[:i] + s[i+1:j] + s[j+1:]",
+    "test_list": ['assert remove_Occ("hello","l") == "heo"', 'assert remove_Occ("PHP","P") == "H"'],
+    "test_setup_code": "",
+    "challenge_test_list": [],
+}
+
+
+def test_mbpp_is_a_ready_task_that_its_own_code_solves(tmp_path: Path) -> None:
+    rows = [{**MBPP, "task_id": index, "text": f"{MBPP['text']} ({index})"} for index in range(3)]
+    split = load_tasks(config(write(tmp_path / "mbpp.jsonl", *rows), transform="burnish.data.formats:mbpp"))
+    (task,) = split.train
+    assert 'pass this test:\n\nassert remove_Occ("hello","l") == "heo"' in task.messages[0].content
+    assert "PHP" not in task.messages[0].content
+    assert code_tests(as_completion(f"```python\n{task.answer}\n```"), task) == 1.0
+    assert code_tests(as_completion("```python\ndef remove_Occ(s, ch): return 'heo'\n```"), task) == 0.5
+
+
+def test_reasoning_gym_scores_its_own_answers() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
+    # a countdown has many right answers; the dataset's own scorer knows them
+    split = load_tasks(config("reasoning-gym:countdown", num_generated=6, num_held_out=1))
+    for task in split.train:
+        assert score_answer(as_completion(f"I think <answer>{task.answer}</answer>"), task) == 1.0
+        turned = task.extra["metadata"]["expression"]
+        assert score_answer(as_completion(f"<answer>({turned})</answer>"), task) == 1.0
+        assert score_answer(as_completion("<answer>1</answer>"), task) < 1.0
+    plain = load_tasks(config("reasoning-gym:chain_sum", num_generated=6, num_held_out=1)).train[0]
+    assert score_answer(as_completion(plain.answer), plain) == 1.0
+    with pytest.raises(DataError, match="not from reasoning-gym"):
+        score_answer(as_completion("1"), Task(id="t", messages=plain.messages, answer="1"))

@@ -124,18 +124,18 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
-    return _algorithm(config).prepare(config)
+    return algorithm_of(config).prepare(config)
 
 
 def train(config: RunConfig, console: Console) -> RunFolder:
     """Make a run folder and train in it. Returns the folder; its record says whether the run finished."""
     inputs = prepare(config)
-    roles = _load(config)
+    roles = load_roles(config)
     record = {
         "created": utc_now(),
         "status": "running",
         "seed": config.seed,
-        "measure": _algorithm(config).MEASURE,
+        "measure": algorithm_of(config).MEASURE,
         "code": code_record(),
         "environment": environment_record(config.model.num_threads),
         **_fingerprints(config, inputs),
@@ -172,7 +172,7 @@ def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
         if not is_exact:
             console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
         run.update_record(status="running")
-        _train(config, inputs, _load(config), run, console, event="resumed" if is_exact else "resumed_not_exact")
+        _train(config, inputs, load_roles(config), run, console, event="resumed" if is_exact else "resumed_not_exact")
     return run
 
 
@@ -188,7 +188,8 @@ def report(run: RunFolder) -> str:
     return f"{result}; training wall time {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
 
 
-def _algorithm(config: RunConfig) -> Algorithm:
+def algorithm_of(config: RunConfig) -> Algorithm:
+    """What a configuration's algorithm offers."""
     return next(algorithm for schema, algorithm in _ALGORITHMS.values() if isinstance(config, schema))
 
 
@@ -201,18 +202,19 @@ def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _load(config: RunConfig) -> LocalRoles:
+def load_roles(config: RunConfig) -> LocalRoles:
+    """Load the weights that a run starts from."""
     torch.set_num_threads(config.model.num_threads)
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
-    return build_local_roles(config, _algorithm(config).needs(config))
+    return build_local_roles(config, algorithm_of(config).needs(config))
 
 
 def _train(
     config: RunConfig, inputs: Inputs, roles: LocalRoles, run: RunFolder, console: Console, *, event: str
 ) -> None:
-    algorithm, num_steps = _algorithm(config), config.train.num_steps
+    algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
     inputs.start(roles, progress.say)
     state, recorded = TrainState(), len(run.metrics())

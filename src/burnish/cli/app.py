@@ -173,6 +173,27 @@ def check_environment(path: str, source: str) -> int:
     return check_own_environment(path, source)
 
 
+@check_app.command(name="gradients")
+def check_gradients(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    batches: Annotated[int, Parameter(help="Batches to look at, from the next one on.")] = 4,
+) -> int:
+    """Say whether the parts of a run's loss and reward pull the same way, at its newest weights. Trains nothing.
+
+    Example: burnish check gradients last
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.check import check_run_gradients
+
+    return check_run_gradients(run, runs_folder, num_batches=batches)
+
+
 @config_app.command(name="show")
 def config_show(
     recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")

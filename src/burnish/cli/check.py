@@ -1,17 +1,29 @@
-"""`burnish check loss | advantage | reward | environment`."""
+"""`burnish check loss | advantage | reward | environment | gradients`."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from burnish.algorithms.conflicts import part_gradients
+from burnish.cli.train import run_config
 from burnish.config.schema import TaskConfig
 from burnish.data.tasks import load_tasks
 from burnish.environments.base import load_environment
 from burnish.environments.check import check_environment
+from burnish.errors import UserError
 from burnish.losses.advantages import ADVANTAGES, load_advantage
 from burnish.losses.check_advantage import check_advantage
 from burnish.losses.loss import load_loss
+from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.check import check_reward
 from burnish.rewards.scoring import load_reward
 from burnish.training.check_loss import check_loss
 
 _TASKS = 20
+_AGREE = 0.1  # a cosine nearer to 0 than this is called neither agreement nor conflict
 
 
 def check_own_loss(path: str, *, at_ends: bool) -> int:
@@ -35,6 +47,35 @@ def check_own_environment(path: str, source: str) -> int:
     """Print what is wrong with an environment on the tasks of a source; exit status 1 where something is."""
     tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
     return _print(path, check_environment(load_environment(path), tasks))
+
+
+def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int) -> int:
+    """Print norms and cosines of the gradients of a run's parts."""
+    if num_batches < 1:
+        raise UserError(f"--batches {num_batches}: must be at least 1")
+    folder = RunFolder.find(run, runs_folder)
+    step, found = part_gradients(folder, run_config(folder), num_batches=num_batches)
+    console = Console()
+    table = Table("part", "gradient norm", title=f"{folder.path.name}, step {step}, {num_batches} batches")
+    for name, norms in found.norms.items():
+        table.add_row(name, f"{fmean(norms):.3g}")
+    console.print(table)
+    if not found.cosines:
+        console.print("one part only: there is nothing to compare it with")
+        return 0
+    table = Table("part", "and", "cosine, mean", "lowest", "highest", "they")
+    for (one, other), cosines in found.cosines.items():
+        table.add_row(one, other, *_compared([each for each in cosines if each is not None]))
+    console.print(table)
+    return 0
+
+
+def _compared(cosines: Sequence[float]) -> tuple[str, ...]:
+    if not cosines:
+        return "-", "-", "-", "cannot be compared: one has no gradient"
+    mean = fmean(cosines)
+    they = "conflict" if mean < -_AGREE else "agree" if mean > _AGREE else "hardly matter to each other"
+    return f"{mean:+.2f}", f"{min(cosines):+.2f}", f"{max(cosines):+.2f}", they
 
 
 def _print(what: str, findings: list[str]) -> int:

@@ -61,8 +61,9 @@ class TaskConfig(Section):
     """What the model is asked, and how an answer is judged."""
 
     source: str = Field(min_length=1)
-    """A JSONL file with a prompt (or messages) and an answer per row; package.module:function:file, where the function
-    makes such rows of the file's; or reasoning-gym:<dataset>."""
+    """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
+    transform: str | None = None
+    """package.module:name of a function from a row (a dict) to rows of that shape: one, a list, or None."""
     options: dict[str, Any] = {}
     """Arguments of the reasoning-gym dataset."""
     num_generated: int = Field(2000, ge=1)
@@ -94,7 +95,7 @@ class TaskConfig(Section):
                 raise ConfigError(
                     f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
                 )
-        for key in ("prompt_field", "answer_field"):
+        for key in ("transform", "prompt_field", "answer_field"):
             only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
             if only_generated and self.changes(key):
                 raise ConfigError(f"task.{key} would be ignored: it belongs to JSONL sources, not to {self.source}")
@@ -139,6 +140,9 @@ class RolloutConfig(Section):
         return self
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019) and its schedule."""
 
@@ -148,10 +152,8 @@ class OptimizerConfig(Section):
     """Optimizer steps over which the rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up: towards 0, which it would reach one step after the last."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """Decay of the second moment."""
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
     epsilon: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)

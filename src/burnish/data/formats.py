@@ -1,7 +1,7 @@
 """Rows of well-known public datasets to rows that burnish reads.
 
-Name one as data.transform; those that make questions, `svamp` and `mbpp`, in task.source, say
-burnish.data.formats:svamp:SVAMP.json. GSM8K's questions need none: --task.prompt_field question.
+Name one as data.transform, and those that make questions, `svamp` and `mbpp`, as task.transform. GSM8K's questions need
+none: --task.prompt_field question.
 """
 
 from collections.abc import Mapping

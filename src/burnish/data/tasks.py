@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from burnish.config.imports import import_by_path
@@ -16,7 +14,6 @@ from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for
 
 _REASONING_GYM = "reasoning-gym:"
-_THROUGH = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*):(.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +72,13 @@ def _unique(tasks: Iterable[Task]) -> list[Task]:
 def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
     if source.startswith(_REASONING_GYM):
         return _read_reasoning_gym(config, source.removeprefix(_REASONING_GYM))
-    path, function = source, None
-    if (through := _THROUGH.fullmatch(source)) and not Path(source).exists():
-        function, path = through.groups()
-    transform = None if function is None else import_by_path(function, f"task.{key}", arguments=("row",))
+    transform = None
+    if config.transform is not None:
+        transform = import_by_path(config.transform, "task.transform", arguments=("row",))
     return [
         _parse_row(config, row, place)
-        for place, raw in read_rows(f"task.{key}", path)
-        for row in transformed(transform, raw, place, str(function))
+        for place, raw in read_rows(f"task.{key}", source)
+        for row in transformed(transform, raw, place, "task.transform")
     ]
 
 

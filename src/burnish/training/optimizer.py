@@ -49,7 +49,7 @@ class MasterAdamW:
         self._adamw = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
+            betas=config.betas,
             eps=config.epsilon,
             fused=True,
         )

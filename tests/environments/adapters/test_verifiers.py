@@ -52,10 +52,8 @@ class Boxes(vf.Taskset[BoxTask, vf.TasksetConfig]):
 def test_rows_become_tasks_that_the_taskset_scores(tmp_path: Path) -> None:
     taskset = Sums(vf.TasksetConfig())
     write_rows(taskset, tmp_path / "rows.jsonl")
-    assert [json.loads(line)["messages"][1]["content"] for line in (tmp_path / "rows.jsonl").open()][:2] == [
-        "0+1?",
-        "1+1?",
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["messages"][1]["content"] for row in rows][:2] == ["0+1?", "1+1?"]
     split = load_tasks(TaskConfig(source=str(tmp_path / "rows.jsonl"), num_held_out=1))
     tasks = [*split.train, *split.held_out]
     assert len(tasks) == 5 and tasks[0].messages[0] == Message(role="system", content="Add.")
