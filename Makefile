@@ -20,11 +20,11 @@ demo: setup ## Get a small model and train it to add: a few minutes on two cores
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/burnish train quickstart
 
-check: setup ## Lint, types and fast tests: under a minute
+check: setup ## Lint, types and fast tests: a minute and a half
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/python -m pytest --quiet -m 'not slow'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --quiet -n 2 -m 'not slow'
 
 test: setup ## Everything, the real model included
 	$(BIN)/ruff format --check --quiet .

@@ -33,7 +33,7 @@ RUNS = {
     "grpo": ["quickstart"],
     "ppo": ["ppo", *SUMS, "--train.num_steps=25", "--optimizer.learning_rate=2e-5", "--critic.learning_rate=5e-5"],
     "rejection_sampling": ["rejection_sampling", *SUMS, "--train.num_steps=20", "--optimizer.learning_rate=2e-5"],
-    "online_dpo": ["online_dpo", *SUMS, "--train.num_steps=20", "--optimizer.learning_rate=1e-5"],
+    "online_dpo": ["online_dpo", *SUMS, "--train.num_steps=40", "--optimizer.learning_rate=3e-5"],
     "distillation": [
         "distillation",
         *SUMS,

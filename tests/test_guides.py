@@ -1,48 +1,84 @@
-"""Every block of every guide runs as it is written, on the tiny model and two steps."""
+"""Every block of every guide runs as written, in two steps: all on the tiny model, the first training on SmolLM2."""
 
 import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from burnish.cli.app import run
+from burnish.models.fetch import cache_folder
 
 GUIDES = sorted((Path(__file__).parents[1] / "docs" / "guides").glob("*.md"))
+REAL_MODEL = cache_folder() / "models" / "smollm2-135m"
 BLOCK = re.compile(r"```(\w+)( fails)?\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., None]]:
+    """Sets what keeps a guide short, and forgets the modules that it made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def set_them(**values: object) -> None:
+        for name, value in {"TRAIN__NUM_STEPS": 2, **values}.items():
+            monkeypatch.setenv(f"BURNISH_{name}", str(value))
+
+    before = set(sys.modules)
+    yield set_them
+    for name in set(sys.modules) - before:
+        if (tmp_path / f"{name}.py").is_file():
+            del sys.modules[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_a_guide(guide: Path, tiny_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    settings = {"MODEL__PATH": tiny_folder, "MODEL__COMPUTE_DTYPE": "float32", "TRAIN__NUM_STEPS": 2}
-    for name, value in {**settings, "CACHE": tmp_path / "cache"}.items():
-        monkeypatch.setenv(f"BURNISH_{name}", str(value))
+def test_a_guide(guide: Path, tiny_folder: Path, tmp_path: Path, settings, capsys) -> None:
+    settings(MODEL__PATH=tiny_folder, MODEL__COMPUTE_DTYPE="float32", CACHE=tmp_path / "cache")
     commands = 0
-    before = set(sys.modules)
+    for line, fails in lines_of(guide, tmp_path):
+        commands += 1
+        status = follow(line)
+        shown = capsys.readouterr()
+        assert (status != 0) == fails, f"{line}\n{shown.out}{shown.err}"
+        assert status in (0, 1), f"{line}\n{shown.err}"
+    assert commands >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_MODEL.is_dir(), reason="the model is not here: burnish model get smollm2-135m")
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_first_training_of_a_guide_on_the_real_model(guide: Path, tmp_path: Path, settings, capsys) -> None:
+    settings()
+    for line, _ in lines_of(guide, tmp_path):
+        assert follow(line) == 0, line
+        if line.startswith("burnish train") and "--dry-run" not in line:
+            assert "held-out" in capsys.readouterr().out
+            return
+    pytest.fail("the guide trains nothing")
+
+
+def lines_of(guide: Path, folder: Path) -> Iterator[tuple[str, bool]]:
+    """The commands of a guide, and whether they must fail; files are written when their block is met."""
     for language, fails, text in BLOCK.findall(guide.read_text()):
         if language == "python":
             name = re.match(r"# (\w+\.py)\n", text)
             assert name, f"{guide.name}: a block names no file"
-            (tmp_path / name[1]).write_text(text)
+            (folder / name[1]).write_text(text)
             continue
         assert language == "sh", language
         for line in text.strip().splitlines():
-            program, *arguments = shlex.split(line)
-            commands += 1
-            if program == "python":
-                runpy.run_path(arguments[0], run_name="__main__")
-                continue
-            assert program == "burnish", line
-            status = run(arguments)
-            shown = capsys.readouterr()
-            assert (status != 0) == bool(fails), f"{line}\n{shown.out}{shown.err}"
-            assert status in (0, 1), f"{line}\n{shown.err}"
-    assert commands >= 4
-    for name in set(sys.modules) - before:
-        if (tmp_path / f"{name}.py").is_file():
-            del sys.modules[name]
+            yield line, bool(fails)
+
+
+def follow(line: str) -> int:
+    """Run a command; its exit status."""
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        runpy.run_path(arguments[0], run_name="__main__")
+        return 0
+    assert program == "burnish", line
+    return run(arguments)

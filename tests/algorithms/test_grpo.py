@@ -4,12 +4,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from burnish.algorithms.asking import with_signal
 from burnish.algorithms.grpo import minibatches, scored
-from burnish.algorithms.session import report, resume, train
+from burnish.algorithms.session import prepare, report, resume, train
 from burnish.errors import ConfigError, DataError, UserError
 from burnish.records import RolloutGroup
+from burnish.rollout.collect import Collected
 from burnish.training.checkpoint import TrainState
 from burnish.training.coefficients import Coefficients
+
+WITHOUT_SPREAD = {"loss__advantage": "dr_grpo", "optimizer__learning_rate": 1e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -122,11 +126,13 @@ def test_an_adapter_checkpoint_is_a_model(tiny_config, quiet) -> None:
     assert before != run.read_step("evaluations", 0)
 
 
-def test_an_adapter_has_no_reference_to_hold_on_to(tiny_config, quiet) -> None:
+def test_an_adapter_has_no_reference_to_hold_on_to(tiny_config, make_config, quiet) -> None:
     run = train(tiny_config(model__lora={"rank": 2}, train__num_steps=1), quiet)
     config = tiny_config(model__path=str(run.checkpoints / "step-000001"), loss__kl_coefficient=0.1)
-    with pytest.raises(ConfigError, match=r"loss\.kl_coefficient cannot be used when model\.path is an adapter"):
+    with pytest.raises(ConfigError, match=r"is an adapter, and this loss compares with the starting model"):
         train(config, quiet)
+    with pytest.raises(ConfigError, match=r"is an adapter, and this loss compares with the starting model"):
+        train(make_config("online_dpo", model__path=str(run.checkpoints / "step-000001")), quiet)
 
 
 def test_a_special_token_can_be_a_stop_string(tiny_config, quiet, tiny_policy) -> None:
@@ -201,7 +207,7 @@ def test_truncated_completions_can_be_silenced(tiny_config, quiet) -> None:
 
 def test_a_multiplier_rises_until_the_bound_is_kept(tiny_config, quiet) -> None:
     constraint = {"on": "length", "below": 4.0, "rate": 0.5}
-    config = tiny_config(train__num_steps=12, loss__constraints=[constraint], optimizer__learning_rate=1e-2)
+    config = tiny_config(train__num_steps=12, loss__constraints=[constraint], **WITHOUT_SPREAD)
     metrics = train(config, quiet).metrics()
     multipliers = [line["multiplier.length"] for line in metrics]
     assert multipliers[0] == 0.0
@@ -215,13 +221,16 @@ def test_a_constraint_on_a_part_takes_it_out_of_the_reward(tiny_config, quiet, t
         "def score(completion, task):\n    return {'good': 1.0, 'bad': float(completion.token_ids[0] % 7)}\n"
     )
     constraint = {"on": "bad", "below": 0.0, "rate": 0.1}
-    run = train(tiny_config(train__num_steps=2, task__reward="two_parts:score", loss__constraints=[constraint]), quiet)
+    config = tiny_config(
+        train__num_steps=2, task__reward="two_parts:score", loss__constraints=[constraint], **WITHOUT_SPREAD
+    )
+    run = train(config, quiet)
     first = run.read_step("rollouts", 1)
     assert all(rollout["advantage"] == 0.0 for group in first for rollout in group["rollouts"])
     second = run.read_step("rollouts", 2)
     pairs = [(rollout["components"]["bad"], rollout["advantage"]) for group in second for rollout in group["rollouts"]]
     assert any(advantage < 0 for _, advantage in pairs)
-    unknown = tiny_config(loss__constraints=[{"on": "nothing", "below": 1.0}])
+    unknown = tiny_config(loss__constraints=[{"on": "nothing", "below": 1.0}], **WITHOUT_SPREAD)
     with pytest.raises(DataError, match="the reward has no component 'nothing'; it has none"):
         train(unknown, quiet)
 
@@ -241,7 +250,9 @@ def test_a_baseline_of_a_family(tiny_config, quiet, tmp_path) -> None:
 
 
 def test_kl_in_the_reward(tiny_config, quiet) -> None:
-    run = train(tiny_config(train__num_steps=3, loss__kl_coefficient=0.5, loss__kl_in="reward"), quiet)
+    run = train(
+        tiny_config(train__num_steps=3, loss__kl_coefficient=0.5, loss__kl_in="reward", **WITHOUT_SPREAD), quiet
+    )
     first, *_, last = run.metrics()
     assert abs(first["kl_per_completion"]) < 1e-4 < abs(last["kl_per_completion"])
     assert "kl" not in first
@@ -278,3 +289,73 @@ def test_ppo_learns_values_and_resumes_its_critic(make_config, quiet, critic) ->
     checkpoint = run.checkpoints / "step-000014"
     where = "critic/model.safetensors" if critic["kind"] == "own" else "value_head.safetensors"
     assert (checkpoint / where).is_file()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "message"),
+    [
+        (
+            "grpo",
+            {"loss__advantage": "reinforce_pp", "loss__baseline_scope": "family"},
+            r"baseline_scope would be ignored",
+        ),
+        ("grpo", {"loss__constraints": [{"on": "length", "below": 4.0}]}, r"constraints cannot be used with .*=grpo"),
+        ("grpo", {"loss__kl_coefficient": 0.1, "loss__kl_in": "reward"}, r"loss.kl_in cannot be used with .*=grpo"),
+        (
+            "grpo",
+            {"loss__advantage": "maxrl", "rollout__overlong_buffer": 4},
+            r"overlong_buffer makes rewards negative",
+        ),
+        ("grpo", {"loss__kl_coefficient": -1.0}, r"loss.kl_coefficient must be at least 0, got -1"),
+        ("dpo", {"loss__beta": 0.0}, r"loss.beta must be above 0, got 0"),
+        ("kto", {"loss__beta": {"kind": "linear", "start": 0.1, "end": -0.1}}, r"loss.beta must be above 0, got -0.1"),
+        ("ppo", {"loss__surrogate": "gmpo"}, r"loss.surrogate=gmpo has one ratio a sequence"),
+        ("ppo", {"critic__path": "no/such/folder"}, r"no/such/folder"),
+        ("reward_model", {"loss__own": "x:y", "loss__centering": 0.1}, r"leave margin_scale and centering out"),
+        ("distillation", {"loss__kind": "jsd", "loss__top_k": 10_000}, r"loss.top_k=10000 is no less than the"),
+        ("sft", {"loss__own": "no_such_module:loss"}, r"cannot import 'no_such_module:loss'"),
+        ("dpo", {"loss__beta": {"kind": "function", "path": "no_such:f"}}, r"cannot import 'no_such:f'"),
+    ],
+    ids=str,
+)
+def test_refused_before_weights_are_loaded(make_config, algorithm: str, changes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(make_config(algorithm, **changes))
+
+
+def test_teachers_that_teach_nothing_are_refused(make_config, tiny_teacher_folder) -> None:
+    teachers = [{"path": str(tiny_teacher_folder), "where": {"answer": "nobody"}}]
+    with pytest.raises(ConfigError, match=r"teaches no task: none has {'answer': 'nobody'}"):
+        prepare(make_config("distillation", teachers=teachers))
+    with pytest.raises(ConfigError, match=r"teachers\.where would be ignored"):
+        prepare(make_config("off_policy_distillation", teachers=teachers))
+
+
+def test_ppo_goes_on_when_groups_are_lost(make_config, quiet, tmp_path) -> None:
+    """A share of a step that no group is left for is no optimizer step."""
+    (tmp_path / "lost.py").write_text(
+        "def score(completion, task):\n    return completion.token_ids[0] % 3 / (int(task.answer) % 5 and 1)\n"
+    )
+    config = make_config("ppo", task__reward="lost:score", train__num_steps=4, train__minibatches_per_step=3)
+    run = train(config, quiet)
+    groups = [len(run.read_step("rollouts", step)) for step in range(1, 5)]
+    assert min(groups) < 3  # some step lost one
+    versions = [run.read_step("rollouts", step)[0]["weight_version"] for step in range(1, 5)]
+    assert versions == [0, groups[0], sum(groups[:2]), sum(groups[:3])]
+
+
+def test_the_length_of_an_answer_is_no_signal(make_groups) -> None:
+    """Two wrong answers, one of them penalised for its length: dynamic sampling replaces them."""
+    (group,) = make_groups([[2, 3]])
+    rollouts = [
+        replace(each, reward=reward, components=parts)
+        for each, reward, parts in zip(
+            group.rollouts,
+            (0.0, -0.5),
+            ({"reward": 0.0, "overlong": 0.0}, {"reward": 0.0, "overlong": -0.5}),
+            strict=True,
+        )
+    ]
+    unlike = replace(group, rollouts=(rollouts[0], replace(rollouts[1], reward=0.5, components={})))
+    found = Collected(groups=(replace(group, rollouts=tuple(rollouts)), unlike), failures=())
+    assert with_signal(found) == [unlike]

@@ -99,7 +99,7 @@ def test_interrupted_and_resumed_equals_unbroken(tiny_config, quiet, monkeypatch
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "grpo"])
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 2}, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_every_algorithm_resumes_bit_exactly(make_config, quiet, monkeypatch, algorithm: str, lora) -> None:
     config = make_config(algorithm, model__lora=lora)
     run = interrupted(config, quiet, monkeypatch, 3)
@@ -158,6 +158,15 @@ def _without_master_weights(checkpoint: Path) -> None:
 def _change_state(checkpoint: Path, **changes: int) -> None:
     path = checkpoint / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_changed_loss_is_not_resumed(make_config, quiet, tmp_path, monkeypatch) -> None:
+    own = tmp_path / "changing.py"
+    own.write_text("def mine(scored, batch):\n    return -scored.logprobs_S.sum()\n")
+    run = interrupted(make_config("sft", loss__own="changing:mine"), quiet, monkeypatch, 3)
+    own.write_text("def mine(scored, batch):\n    return -2 * scored.logprobs_S.sum()\n")
+    with pytest.raises(UserError, match="its loss changed since it started"):
+        resume(run, make_config("sft", loss__own="changing:mine"), quiet)
 
 
 def test_a_curriculum_goes_on_where_it_was(make_config, quiet, monkeypatch) -> None:

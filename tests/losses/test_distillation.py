@@ -43,6 +43,8 @@ def test_sampled_reverse_kl_by_hand() -> None:
     moved = scored([-1.0 + math.log(1.5), 0.0])
     output = SampledReverseKL()(moved, batch)
     assert output.total.item() == pytest.approx(-1.5 * 0.5 + 2 * 1.5)
+    output.total.backward()
+    assert moved.logprobs_S.grad.tolist() == pytest.approx([-1.5 * 0.5, 2 * 1.5])  # cut, not masked
     assert reduce_metrics([output.metrics])["divergence"] == pytest.approx(0.5)
 
 

@@ -402,3 +402,13 @@ def test_what_is_no_pair_is_refused() -> None:
     scored, batch = batch_of([Example(id="0", prompt_ids=(1,), branches=(branch, branch, branch))])
     with pytest.raises(DataError, match="needs pairs"):
         PreferenceLoss()(scored, batch)
+
+
+def test_discopop_of_a_pair_that_is_far_behind_is_finite() -> None:
+    scored, batch = batch_of(examples(1))
+    behind_S = torch.where(batch.sequence_S == 0, -100.0, 100.0)
+    scored = Scored(logprobs_S=(batch.reference_logprobs_S + behind_S).requires_grad_(), entropy_S=scored.entropy_S)
+    value, gradient = value_and_gradient(PreferenceLoss(weights={"discopop": 1.0}, beta=1.0), scored, batch)
+    # what is left of it is -log sigmoid(x) = -x, with x the sum over the tokens of both answers
+    assert value == pytest.approx(100.0 * len(behind_S))
+    assert gradient.tolist() == pytest.approx((behind_S / 100.0).tolist())

@@ -59,7 +59,7 @@ def test_a_controller_by_hand() -> None:
     loop = coefficients(CONTROL, controllers=state)
     assert loop.at(0)["beta"] == 1.0
     assert loop.after_step({"kl": 0.2}) == []
-    assert state == {"coefficient.beta": pytest.approx(1.1)}
+    assert state == {"coefficient.beta": pytest.approx(1.1), "coefficient.beta.steps_at_bound": 0}
     loop.after_step({"kl": 0.09})
     assert state["coefficient.beta"] == pytest.approx(1.1 * (1 - 0.5 * 0.1))
     opposite = coefficients({**CONTROL, "raises_metric": True}, controllers={})

@@ -17,7 +17,7 @@ from burnish.config.imports import import_object
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
 from burnish.data.tasks import TaskSplit, load_tasks
-from burnish.distributed.roles import Roles
+from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.environments.base import load_environment
 from burnish.errors import ConfigError
 from burnish.evaluation.held_out import HeldOut, Item
@@ -26,7 +26,7 @@ from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
-from burnish.rollout.collect import Collected, Collector
+from burnish.rollout.collect import OVERLONG, Collected, Collector
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
 from burnish.rollout.play import Play, SingleTurn, conversation_line
@@ -167,6 +167,19 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)
 
 
+def refuse_adapter(model: ModelFacts, needs: RoleNeeds) -> None:
+    """Refuse to train an adapter where the weights that the run starts from are needed.
+
+    Raises:
+        ConfigError: they are needed.
+    """
+    if model.base is not None and needs.reference:
+        raise ConfigError(
+            f"model.path={model.source} is an adapter, and this loss compares with the starting model, which could "
+            "only be had by switching the adapter off and would be its base: merge the adapter into its base first"
+        )
+
+
 def rollout_steps(
     config: AskingConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState
 ) -> Iterator[Collected]:
@@ -182,7 +195,7 @@ def rollout_steps(
         wanted = config.rollout.num_prompts
         found = _collect(collect, order.next(wanted, step=state.step), roles, state, first=0)
         asked, refills = wanted, 0
-        while config.rollout.max_refills > refills and (missing := wanted - len(_with_signal(found))) > 0:
+        while config.rollout.max_refills > refills and (missing := wanted - len(with_signal(found))) > 0:
             more = _collect(collect, order.next(missing, step=state.step), roles, state, first=asked)
             asked, refills = asked + missing, refills + 1
             found = Collected(
@@ -193,7 +206,7 @@ def rollout_steps(
         order.learn(found.groups, step=state.step)
         if config.rollout.max_refills:
             # a step in which nothing has a signal is shown as it is
-            found = replace(found, groups=tuple(_with_signal(found)[:wanted]) or found.groups)
+            found = replace(found, groups=tuple(with_signal(found)[:wanted]) or found.groups)
         state.data_position = order.position  # before the step, which saves it
         found = replace(found, prompts_asked=asked)
         _report_failures(hooks, state.step + 1, found)
@@ -217,8 +230,13 @@ def _collect(
     return collect(roles.sample, prompts, step=state.step, weight_version=state.weight_version, first=first)
 
 
-def _with_signal(collected: Collected) -> list[RolloutGroup]:
-    return [group for group in collected.groups if has_signal([rollout.reward for rollout in group.rollouts])]
+def with_signal(collected: Collected) -> list[RolloutGroup]:
+    """Groups whose rewards differ; how long an answer is has no say (DAPO looks at correctness alone)."""
+    return [
+        group
+        for group in collected.groups
+        if has_signal([rollout.reward - rollout.components.get(OVERLONG, 0.0) for rollout in group.rollouts])
+    ]
 
 
 def _report_failures(hooks: Hooks, step: int, collected: Collected) -> None:

@@ -27,7 +27,7 @@ from burnish.records import Completion, GenerationRequest, Metric, Prompt, Sampl
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.scoring import Score
 from burnish.rollout.play import Episode, Play, Sample
-from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint
+from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint, step_of
 
 _SURROGATE = "surrogate"
 
@@ -49,11 +49,14 @@ def part_gradients(run: RunFolder, config: RunConfig, *, num_batches: int) -> tu
     Raises:
         UserError: something that the run reads cannot be used.
     """
+    saved = checkpoints(run.checkpoints)
+    num_steps = max(config.train.num_steps, (step_of(saved[-1]) if saved else 0) + num_batches)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"num_steps": num_steps})})
     inputs = prepare(config)
     roles = load_roles(config)
     inputs.start(roles, lambda text: None)
     state = TrainState()
-    if saved := checkpoints(run.checkpoints):
+    if saved:
         state = load_checkpoint(saved[-1], roles.learners)
     step, found = state.step, []
     for _ in range(num_batches):
@@ -101,8 +104,7 @@ def _gradients(
             evaluate=lambda step: 0.0,
             save=stop,
         )
-        longer = config.train.model_copy(update={"num_steps": max(config.train.num_steps, state.step + 1)})
-        algorithm_of(config).train(config.model_copy(update={"train": longer}), inputs, measuring, hooks, after)
+        algorithm_of(config).train(config, inputs, measuring, hooks, after)
     return measuring.gradients, after
 
 

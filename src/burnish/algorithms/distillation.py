@@ -26,7 +26,7 @@ from burnish.algorithms.teaching import SampledDivergenceConfig, TeacherConfig, 
 from burnish.config.schema import NAME_PATTERN
 from burnish.data.packing import count_examples, example_of, pack_groups
 from burnish.distributed.roles import RoleNeeds, Roles
-from burnish.errors import DataError
+from burnish.errors import ConfigError, DataError
 from burnish.losses.distillation import DistillationLoss, SampledReverseKL
 from burnish.models.load import ModelFacts
 from burnish.records import Metric, RolloutGroup, Task, TokenBatch
@@ -75,9 +75,13 @@ class DistillationInputs(TaskInputs):
 def prepare(config: DistillationConfig) -> DistillationInputs:
     """Check what the run reads. Raises a UserError."""
     tasks = check_tasks(config)
-    teachers = check_teachers(tasks.model, config.teachers, "teachers")
+    teachers = check_teachers(tasks.model, config.teachers, config.loss.top_k)
     parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "play")}
     inputs = DistillationInputs(config=config, teachers=teachers, **parts)
+    taught = [inputs.shares(prompt.task) for prompt in inputs.train]
+    for index, teacher in enumerate(config.teachers):
+        if not any(index in shares for shares in taught):
+            raise ConfigError(f"teachers: {teacher.path} teaches no task: none has {teacher.where}")
     for prompt in inputs.train:
         if not inputs.shares(prompt.task):
             raise DataError(f"teachers: none of them teaches the task {prompt.task.messages[-1].content[:60]!r}")

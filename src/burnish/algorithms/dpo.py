@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.learning import Learning, LearningConfig, batches, check_examples, learn, seen
-from burnish.config.coefficients import Coefficient
+from burnish.config.coefficients import Coefficient, check_lowest
 from burnish.config.schema import NAME_PATTERN, Section
 from burnish.data.preferences import PreferenceReader
 from burnish.distributed.roles import RoleNeeds, Roles
@@ -62,6 +62,7 @@ class DPOLossConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self) -> DPOLossConfig:
+        check_lowest(self.beta, "loss.beta", 0.0, may_equal=False)
         names = set(self.weights)
         if unknown := names - set(NAMED):
             raise ConfigError(f"loss.weights: no loss is named {sorted(unknown)[0]!r}; known: {', '.join(NAMED)}")

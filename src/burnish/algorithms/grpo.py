@@ -21,13 +21,14 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
+    refuse_adapter,
     rollout_lines,
     rollout_metrics,
     rollout_steps,
 )
 from burnish.algorithms.constraints import Constraint, constrained
 from burnish.algorithms.hooks import Hooks
-from burnish.config.coefficients import Coefficient
+from burnish.config.coefficients import Coefficient, check_lowest
 from burnish.config.schema import NAME_PATTERN, RolloutTrainConfig, Section
 from burnish.config.surrogates import AnySurrogate, Clip, Importance, Truncate
 from burnish.data.packing import count_examples, example_of, pack_groups, take_groups
@@ -78,6 +79,7 @@ class GRPOLossConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self) -> GRPOLossConfig:
+        check_lowest(self.kl_coefficient, "loss.kl_coefficient", 0.0)
         kind = self.surrogate.kind
         if kind in ("gmpo", "dppo") and self.ratio != "token":
             raise ConfigError(f"loss.ratio={self.ratio} would be ignored: loss.surrogate={kind} brings its own")
@@ -86,6 +88,19 @@ class GRPOLossConfig(Section):
         if self.kl_coefficient == 0 and (self.changes("kl_estimator") or self.changes("kl_in")):
             key = "kl_estimator" if self.changes("kl_estimator") else "kl_in"
             raise ConfigError(f"loss.{key} would be ignored while loss.kl_coefficient is 0: set both or neither")
+        if self.advantage == "reinforce_pp" and self.changes("baseline_scope"):
+            raise ConfigError(
+                "loss.baseline_scope would be ignored: loss.advantage=reinforce_pp has one for the whole step"
+            )
+        for key in ("constraints", "kl_in"):
+            if self.changes(key) and self.advantage in ("grpo", "maxrl"):
+                why = "divides by the spread of a group, so in one of equal rewards a price of any size weighs the same"
+                if self.advantage == "maxrl":
+                    why = "divides by a mean of rewards that must not be negative, and a price makes them so"
+                raise ConfigError(
+                    f"loss.{key} cannot be used with loss.advantage={self.advantage}, which {why}; "
+                    "take dr_grpo, rloo or reinforce_pp_baseline"
+                )
         if self.kl_in == "reward" and self.changes("kl_estimator"):
             raise ConfigError("loss.kl_estimator would be ignored: a KL in the reward is estimated by k1")
         return self
@@ -114,6 +129,10 @@ class GRPOConfig(AskingConfig):
                 f"train.minibatches_per_step={train.minibatches_per_step} exceeds rollout.num_prompts="
                 f"{self.rollout.num_prompts}: a group is never divided between optimizer steps"
             )
+        if loss.advantage == "maxrl" and self.rollout.overlong_buffer:
+            raise ConfigError(
+                "rollout.overlong_buffer makes rewards negative, and loss.advantage=maxrl divides by their mean"
+            )
         for key in ("surrogate", "ratio"):
             if train.minibatches_per_step == 1 and loss.changes(key) and loss.ratio != "none":
                 raise ConfigError(
@@ -130,11 +149,7 @@ def prepare(config: GRPOConfig) -> TaskInputs:
     for path in config.loss.also:
         load_loss(path, "loss.also")
     inputs = check_tasks(config)
-    if inputs.model.base is not None and config.loss.has_reference:
-        raise ConfigError(
-            "loss.kl_coefficient cannot be used when model.path is an adapter: the starting model could only be had by "
-            "switching the adapter off, and would be its base; merge the adapter into its base first"
-        )
+    refuse_adapter(inputs.model, needs(config))
     if config.loss.baseline_scope != "prompt":
         scopes_of([prompt.task.extra for prompt in inputs.train], config.loss.baseline_scope)
     return inputs
@@ -254,13 +269,13 @@ def minibatches(batch: TokenBatch, groups: Sequence[RolloutGroup], config: GRPOC
     the groups that teach. A share that teaches nothing makes no optimizer step.
     """
     loss = config.loss
-    has_other_terms = batch.reference_logprobs_S is not None or loss.entropy_coefficient != 0 or bool(loss.also)
+    has_kl = loss.kl_coefficient != 0 and loss.kl_in == "loss"
+    has_other_terms = has_kl or loss.entropy_coefficient != 0 or bool(loss.also)
     examples = [example_of(group) for group in groups]
-    advantages_S = torch.as_tensor(batch.advantages_S)
+    pull_S = torch.as_tensor(batch.advantages_S) * batch.weights_S
     for indices in np.array_split(np.arange(len(groups)), config.train.minibatches_per_step):
         teaches = [
-            has_other_terms or bool((advantages_S[batch.group_B[batch.sequence_S] == index] != 0).any())
-            for index in indices
+            has_other_terms or bool((pull_S[batch.group_B[batch.sequence_S] == index] != 0).any()) for index in indices
         ]
         kept = [int(index) for index, does in zip(indices, teaches, strict=True) if does]
         if kept:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.learning import Learning, LearningConfig, batches, check_examples, learn, seen
-from burnish.config.coefficients import Coefficient
+from burnish.config.coefficients import Coefficient, check_lowest
 from burnish.config.schema import NAME_PATTERN, Section
 from burnish.data.packing import pack
 from burnish.data.preferences import PreferenceReader
@@ -39,6 +38,11 @@ class KTOLossConfig(Section):
     """Weight of good answers."""
     undesirable_weight: float = Field(1.0, gt=0)
     """Weight of bad answers; the paper keeps weight x count of the two sides within a factor of 4/3."""
+
+    @model_validator(mode="after")
+    def _refuse_no_reward(self) -> KTOLossConfig:
+        check_lowest(self.beta, "loss.beta", 0.0, may_equal=False)
+        return self
 
 
 class KTOConfig(LearningConfig):
@@ -76,7 +80,8 @@ class KTOInputs(Learning):
         """The mismatched examples of a step, with the reference's log-probabilities."""
         visited = self.visited()
         first = len(visited) + len(self.examples.held_out)
-        places = [first + bisect_left(visited, index) for index in indices]
+        place_of = {index: place for place, index in enumerate(visited, start=first)}
+        places = [place_of[index] for index in indices]
         batch = pack([self.mismatched(index) for index in indices])
         return replace(batch, reference_logprobs_S=self.kept_reference.of(places))
 

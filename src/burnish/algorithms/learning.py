@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,8 +86,8 @@ class Learning:
         batch = pack([self.examples.train[index] for index in indices])
         if self.reference is None:
             return batch
-        visited = self.visited()
-        places = [bisect_left(visited, index) for index in indices]
+        place_of = {index: place for place, index in enumerate(self.visited())}
+        places = [place_of[index] for index in indices]
         return replace(batch, reference_logprobs_S=self.reference.of(places))
 
     def held_out_batch(self) -> TokenBatch:

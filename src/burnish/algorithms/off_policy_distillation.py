@@ -15,6 +15,7 @@ from burnish.algorithms.sft import conversation_example
 from burnish.algorithms.teaching import DivergenceConfig, TeacherConfig, check_teachers, teachers_record
 from burnish.config.schema import NAME_PATTERN
 from burnish.distributed.roles import RoleNeeds, Roles
+from burnish.errors import ConfigError
 from burnish.evaluation.held_out import Item
 from burnish.losses.distillation import DistillationLoss
 from burnish.losses.loss import need
@@ -86,7 +87,9 @@ def prepare(config: OffPolicyDistillationConfig) -> OffPolicyDistillationInputs:
             chat, row, place, only_last=only_last, system_prompt=system_prompt
         ),
     )
-    teachers = check_teachers(model, config.teachers, "teachers")
+    if any(teacher.where for teacher in config.teachers):
+        raise ConfigError("teachers.where would be ignored: here every teacher teaches every conversation")
+    teachers = check_teachers(model, config.teachers, config.loss.top_k)
     return OffPolicyDistillationInputs(config=config, model=model, examples=examples, teachers=teachers)
 
 

@@ -16,6 +16,7 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
+    refuse_adapter,
     rollout_lines,
     rollout_metrics,
     rollout_steps,
@@ -60,7 +61,9 @@ def prepare(config: OnlineDPOConfig) -> TaskInputs:
     """Check what the run reads. Raises a UserError."""
     if config.loss.own is not None:
         raise ConfigError("loss.own cannot be used with on-policy pairs yet: name losses in loss.weights")
-    return check_tasks(config)
+    inputs = check_tasks(config)
+    refuse_adapter(inputs.model, needs(config))
+    return inputs
 
 
 def needs(config: OnlineDPOConfig) -> RoleNeeds:
@@ -76,7 +79,10 @@ def train(config: OnlineDPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hook
     for collected in rollout_steps(config, inputs, roles, hooks, state):
         values = coefficients.at(state.step)
         parts: list[dict[str, Metric]] = []
-        if pairs := best_against_worst(collected.groups):
+        pairs = best_against_worst(collected.groups)
+        if not pairs:
+            hooks.progress.say(f"nothing learned in step {state.step + 1}: the rewards of every group are equal")
+        else:
             batch = pack(pairs)
             if set(config.loss.weights) - REFERENCE_FREE:
                 batch = replace(batch, reference_logprobs_S=roles.reference_logprobs(batch))

@@ -7,7 +7,7 @@ every token (Ziegler et al. 2019). Advantages are generalised advantage estimate
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,22 +19,25 @@ from burnish.algorithms.asking import (
     AskingConfig,
     TaskInputs,
     check_tasks,
+    refuse_adapter,
     rollout_lines,
     rollout_metrics,
     rollout_steps,
 )
 from burnish.algorithms.hooks import Hooks
-from burnish.config.coefficients import Coefficient
+from burnish.config.coefficients import Coefficient, check_lowest
 from burnish.config.schema import NAME_PATTERN, RolloutTrainConfig, Section
 from burnish.config.surrogates import AnySurrogate, Clip, Importance, Truncate
 from burnish.data.packing import count_examples, example_of, pack_groups, take_groups
-from burnish.distributed.roles import CriticNeeds, RoleNeeds, Roles, Trainable
+from burnish.distributed.roles import CriticNeeds, RoleNeeds, Roles
 from burnish.errors import ConfigError
 from burnish.losses.loss import Loss, WeightedLosses, need
 from burnish.losses.policy_gradient import Aggregation, ImportanceCorrection, PolicyLoss
 from burnish.losses.preference import sequence_sums
 from burnish.losses.value import ValueLoss, gae, whiten
+from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Metric, TokenBatch
+from burnish.reproducibility.record import model_record
 from burnish.rollout.collect import Collected
 from burnish.training.checkpoint import TrainState
 from burnish.training.coefficients import Coefficients
@@ -77,6 +80,11 @@ class PPOLossConfig(Section):
     """Weight of the entropy, which is added to what is to grow."""
     importance: Importance | None = Truncate()
     """Correction for a sampler that differs from the learner, {"mode": "truncate" | "mask"}; null leaves it out."""
+
+    @model_validator(mode="after")
+    def _refuse_a_reward_for_kl(self) -> PPOLossConfig:
+        check_lowest(self.kl_coefficient, "loss.kl_coefficient", 0.0)
+        return self
 
 
 class CriticConfig(Section):
@@ -125,6 +133,10 @@ class PPOConfig(AskingConfig):
                 f"train.minibatches_per_step={train.minibatches_per_step} exceeds rollout.num_prompts="
                 f"{self.rollout.num_prompts}: a group is never divided between optimizer steps"
             )
+        if self.loss.surrogate.kind == "gmpo":
+            raise ConfigError(
+                "loss.surrogate=gmpo has one ratio a sequence, and a critic gives each token its own advantage"
+            )
         if train.minibatches_per_step * train.epochs_per_step == 1 and self.loss.changes("surrogate"):
             raise ConfigError("loss.surrogate would be ignored: with one optimizer step per rollout the ratio is 1")
         if self.critic.kind == "shared" and self.model.lora is not None:
@@ -132,14 +144,32 @@ class PPOConfig(AskingConfig):
         return self
 
 
-def prepare(config: PPOConfig) -> TaskInputs:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOInputs(TaskInputs):
+    """What a run reads. `critic` is the model that a critic of another origin than the policy starts from."""
+
+    critic: ModelFacts | None
+
+    def record(self) -> dict[str, Any]:
+        """Fingerprints."""
+        # not super(): a dataclass with slots is another class than the one that its methods were made in
+        found = TaskInputs.record(self)
+        if self.critic is not None:
+            found["critic"] = model_record(self.critic.source, base=self.critic.base, commit=self.critic.commit)
+        return found
+
+
+def prepare(config: PPOConfig) -> PPOInputs:
     """Check what the run reads. Raises a UserError."""
-    inputs = check_tasks(config)
-    if inputs.model.base is not None and config.loss.kl_coefficient != 0:
-        raise ConfigError(
-            "loss.kl_coefficient cannot be used when model.path is an adapter: merge the adapter into its base first"
-        )
-    return inputs
+    tasks = check_tasks(config)
+    refuse_adapter(tasks.model, needs(config))
+    critic = None
+    if config.critic.path is not None:
+        critic = inspect_model(config.critic.path)
+        if critic.tokenizer.get_vocab() != tasks.model.tokenizer.get_vocab():
+            raise ConfigError(f"critic.path={critic.source} has another vocabulary than {tasks.model.source}")
+    parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "play")}
+    return PPOInputs(config=config, critic=critic, **parts)
 
 
 def needs(config: PPOConfig) -> RoleNeeds:
@@ -153,7 +183,7 @@ def needs(config: PPOConfig) -> RoleNeeds:
     )
 
 
-def train(config: PPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, state: TrainState) -> None:
+def train(config: PPOConfig, inputs: PPOInputs, roles: Roles, hooks: Hooks, state: TrainState) -> None:
     """The loop. `state` says where to begin and is kept up to date; `hooks` log, evaluate, save and may stop."""
     coefficients = Coefficients(config.loss, num_steps=config.train.num_steps, controllers=state.controllers)
     steps_per_rollout = config.train.minibatches_per_step * config.train.epochs_per_step
@@ -162,12 +192,16 @@ def train(config: PPOConfig, inputs: TaskInputs, roles: Roles, hooks: Hooks, sta
         values = coefficients.at(state.step)
         batch, observed = scored(collected, roles, config, values)
         parts: list[dict[str, Metric]] = []
+        steps_taken = 0
         for index in range(steps_per_rollout):
             share = minibatch(batch, collected, index % config.train.minibatches_per_step, config)
+            if share is None:
+                continue
+            steps_taken += 1
             rate = learning_rate_at(config.optimizer, state.step * steps_per_rollout + index, total)
             parts += learn(share, roles, config, values, rate)
         state.step += 1
-        state.weight_version += steps_per_rollout
+        state.weight_version += steps_taken
         roles.publish_weights(state.weight_version)
         observed = {**rollout_metrics(collected), **coefficients.logged(state.step - 1), **observed}
         advantages_B = sequence_sums(torch.as_tensor(batch.advantages_S), batch) / torch.bincount(batch.sequence_S)
@@ -191,31 +225,32 @@ def scored(
         observed["kl_per_completion"] = float(sequence_sums(differences_S, batch).mean())
     ends_B = torch.bincount(batch.sequence_S).cumsum(0) - 1
     rewards_S[ends_B] += torch.tensor([rollout.reward for group in groups for rollout in group.rollouts])
-    said = roles.score(batch)
-    old_values_S = need(critic_of(roles, config).score(batch).values_S, "values_S")
+    is_shared = config.critic.kind == "shared"
+    is_single_step = config.train.minibatches_per_step * config.train.epochs_per_step == 1
+    said = roles.score(batch) if is_shared or not is_single_step else None
+    values_S = roles.critic.score(batch).values_S if said is None or not is_shared else said.values_S
+    old_values_S = need(values_S, "values_S")
     advantages_S, returns_S = gae(
         rewards_S, old_values_S, batch.sequence_S, discount=config.loss.discount, decay=config.loss.decay
     )
+    unexplained, variance = (returns_S - old_values_S).var(), returns_S.var()
+    observed["explained_variance"] = float(1 - unexplained / variance) if variance > 0 else None
     if config.loss.whiten:
         advantages_S = whiten(advantages_S)
-    single_step = config.train.minibatches_per_step * config.train.epochs_per_step == 1
     return replace(
         batch,
-        old_logprobs_S=None if single_step else said.logprobs_S,
+        old_logprobs_S=None if said is None or is_single_step else said.logprobs_S,
         old_values_S=old_values_S,
         returns_S=returns_S,
         advantages_S=advantages_S,
     ), observed
 
 
-def critic_of(roles: Roles, config: PPOConfig) -> Trainable:
-    """Who holds the values."""
-    return roles if config.critic.kind == "shared" else roles.critic
-
-
-def minibatch(batch: TokenBatch, collected: Collected, index: int, config: PPOConfig) -> TokenBatch:
-    """The groups of one optimizer step."""
+def minibatch(batch: TokenBatch, collected: Collected, index: int, config: PPOConfig) -> TokenBatch | None:
+    """The groups of one optimizer step; None where so many groups were lost that none is left for it."""
     indices = np.array_split(np.arange(len(collected.groups)), config.train.minibatches_per_step)[index].tolist()
+    if not indices:
+        return None
     counts = count_examples([example_of(collected.groups[each]) for each in indices])
     return replace(take_groups(batch, indices), counts=counts)
 
@@ -241,7 +276,7 @@ def learn(
     parts = [*roles.forward_backward(share, policy), roles.optim_step(learning_rate)]
     critic_rate = learning_rate / config.optimizer.learning_rate * config.critic.learning_rate  # the same schedule
     of_critic = [*roles.critic.forward_backward(share, value), roles.critic.optim_step(critic_rate)]
-    own = ("value_mean", "value_clip_fraction", "value_error", "return_variance")
+    own = ("value_mean", "value_clip_fraction", "value_error")
     return parts + [
         {name if name in own else f"critic.{name}": metric for name, metric in part.items()} for part in of_critic
     ]

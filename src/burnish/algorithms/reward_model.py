@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.learning import Learning, LearningConfig, batches, check_examples, learn, seen
@@ -17,6 +17,7 @@ from burnish.config.schema import NAME_PATTERN, Section
 from burnish.data.packing import ends_only
 from burnish.data.preferences import PreferenceReader
 from burnish.distributed.roles import RoleNeeds, Roles
+from burnish.errors import ConfigError
 from burnish.evaluation.held_out import Item
 from burnish.losses.loss import Loss, load_loss, need
 from burnish.losses.preference import RewardModelLoss
@@ -35,6 +36,12 @@ class RewardModelLossConfig(Section):
     """Weight of the squared sum of a pair's rewards, which keeps rewards around 0; 0.01 is usual."""
     own: str | None = None
     """package.module:name of a loss to use instead."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> RewardModelLossConfig:
+        if self.own is not None and (self.changes("margin_scale") or self.changes("centering")):
+            raise ConfigError("loss.own is used instead: leave margin_scale and centering out")
+        return self
 
 
 class RewardModelConfig(LearningConfig):

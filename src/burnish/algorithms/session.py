@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
+from pydantic import BaseModel
 from rich.console import Console
 
 from burnish.algorithms import (
@@ -25,6 +26,7 @@ from burnish.algorithms import (
     sft,
 )
 from burnish.algorithms.hooks import Hooks
+from burnish.config.imports import import_object
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles
@@ -34,7 +36,7 @@ from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.models.load import ModelFacts
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import write_text
-from burnish.reproducibility.record import code_record, environment_record, model_record
+from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
 from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 
@@ -124,6 +126,7 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
+    _own_code(config)
     return algorithm_of(config).prepare(config)
 
 
@@ -160,7 +163,7 @@ def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
         inputs = prepare(config)
         now = _fingerprints(config, inputs)
-        if changed := [name.removesuffix("_sha256") for name, value in now.items() if record[name] != value]:
+        if changed := [name.removesuffix("_sha256") for name, value in now.items() if record.get(name) != value]:
             raise UserError(
                 f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
                 "restore what changed, or start a new run"
@@ -199,7 +202,31 @@ def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "config_sha256": config_hash(config),
         "model": model_record(model.source, base=model.base, commit=model.commit),
         **inputs.record(),
+        "loss": _own_code(config),
     }
+
+
+def _own_code(config: RunConfig) -> dict[str, str | None]:
+    """Fingerprints of the user's functions that a loss names: a resumed run must find the same ones.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    section: BaseModel | None = getattr(config, "loss", None)
+    paths = [] if section is None else sorted(set(_import_paths(section.model_dump())))
+    return {path: source_hash(import_object(path, "loss")) for path in paths}
+
+
+def _import_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and ":" in value:
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _import_paths(key)
+            yield from _import_paths(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _import_paths(each)
 
 
 def load_roles(config: RunConfig) -> LocalRoles:

@@ -57,7 +57,7 @@ class SampledDivergenceConfig(Section):
         return None if self.kind == "sampled" else Divergence(kind=self.kind, top_k=self.top_k)
 
 
-def check_teachers(student: ModelFacts, teachers: Sequence[TeacherConfig], key: str) -> list[ModelFacts]:
+def check_teachers(student: ModelFacts, teachers: Sequence[TeacherConfig], top_k: int | None) -> list[ModelFacts]:
     """Find every teacher and compare its vocabulary with the student's.
 
     Raises:
@@ -65,13 +65,15 @@ def check_teachers(student: ModelFacts, teachers: Sequence[TeacherConfig], key: 
         ModelError: there is no such model.
     """
     if not teachers:
-        raise ConfigError(f"{key}: name at least one teacher")
+        raise ConfigError("teachers: name at least one")
     vocabulary = student.tokenizer.get_vocab()
+    if top_k is not None and top_k >= len(vocabulary):
+        raise ConfigError(f"loss.top_k={top_k} is no less than the {len(vocabulary)} tokens there are: leave it out")
     found = [inspect_model(teacher.path) for teacher in teachers]
     for facts in found:
         if facts.tokenizer.get_vocab() != vocabulary:
             raise ConfigError(
-                f"{key}: the vocabulary of {facts.source} is not that of {student.source}: their "
+                f"teachers: the vocabulary of {facts.source} is not that of {student.source}: their "
                 "distributions cannot be compared token by token"
             )
     return found

@@ -77,4 +77,22 @@ class Controller(Strict):
         return self
 
 
+def check_lowest(value: "Coefficient", key: str, lowest: float, *, may_equal: bool = True) -> None:
+    """Refuse a coefficient that is, or becomes, lower than it may be; a user's own function is looked at as it runs.
+
+    Raises:
+        ConfigError: it is.
+    """
+    values: list[float] = []
+    if isinstance(value, int | float):
+        values = [value]
+    elif isinstance(value, Ramp):
+        values = [value.start, value.end]
+    elif isinstance(value, Piecewise):
+        values = [each for _, each in value.points]
+    if any(each < lowest or (each == lowest and not may_equal) for each in values):
+        bound = "at least" if may_equal else "above"
+        raise ConfigError(f"{key} must be {bound} {lowest:g}, got {min(values):g}")
+
+
 Coefficient = float | Annotated[Ramp | Piecewise | OwnSchedule | Controller, Field(discriminator="kind")]

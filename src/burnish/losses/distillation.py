@@ -56,6 +56,7 @@ class SampledReverseKL:
         """See Loss."""
         advantages_S = need(batch.advantages_S, "advantages_S")
         ratio_S = (scored.logprobs_S - need(batch.sampler_logprobs_S, "sampler_logprobs_S")).exp()
-        loss_S = -ratio_S.clamp(max=self.max_ratio) * advantages_S * batch.weights_S
+        truncation_S = (ratio_S.detach().clamp(max=self.max_ratio) / ratio_S.detach()).clamp(max=1.0)
+        loss_S = -ratio_S * truncation_S * advantages_S * batch.weights_S
         metrics = {"divergence": Metric(-advantages_S.sum(), "mean", len(advantages_S))}
         return LossOutput(total=loss_S.sum(), metrics=metrics)

@@ -122,7 +122,7 @@ class PreferenceLoss:
 
     def _metrics(self, pairs: Pairs) -> dict[str, Metric]:
         chosen_G, rejected_G = pairs.chosen_logratios_G.detach(), pairs.rejected_logratios_G.detach()
-        if "simpo" in self.weights:  # its reward is the mean, not the sum
+        if "simpo" in self.weights and not set(self.weights) - REFERENCE_FREE:  # its reward is the mean, not the sum
             chosen_G = pairs.mean_chosen_logprobs_G.detach()
             rejected_G = pairs.mean_rejected_logprobs_G.detach()
         count = len(chosen_G)
@@ -228,7 +228,9 @@ def _apo_down(pairs: Pairs, loss: PreferenceLoss) -> Tensor:
 def _discopop(pairs: Pairs, loss: PreferenceLoss) -> Tensor:
     logits_G = loss.logits(pairs)
     share_G = (logits_G / loss.tau).sigmoid()
-    return -logsigmoid(logits_G) * (1 - share_G) + (-logits_G).exp() * share_G
+    # exp(-x) sigmoid(x / tau), which alone would be infinite times 0 for a pair that is far behind
+    exponential_G = (logsigmoid(logits_G / loss.tau) - logits_G).exp()
+    return -logsigmoid(logits_G) * (1 - share_G) + exponential_G
 
 
 def _sigmoid_norm(pairs: Pairs, loss: PreferenceLoss) -> Tensor:

@@ -77,11 +77,9 @@ class ValueLoss:
             is_clipped_S = (clipped_S > errors_S).float()
             errors_S = torch.maximum(errors_S, clipped_S)
         count = len(errors_S)
-        spread = (returns_S - returns_S.mean()).square().sum()
         metrics = {
             "value_mean": Metric(detached_S.sum(), "mean", count),
             "value_clip_fraction": Metric(is_clipped_S.sum(), "mean", count),
             "value_error": Metric((detached_S - returns_S).square().sum(), "mean", count),
-            "return_variance": Metric(spread, "mean", count),
         }
         return LossOutput(total=(errors_S * batch.weights_S).sum() / 2, metrics=metrics)

@@ -12,6 +12,9 @@ from burnish.rewards.scoring import Score, ScoreFailure, require_scores
 from burnish.rewards.shape import overlong_penalty
 from burnish.rollout.play import Episode, Play, Sample
 
+OVERLONG = "overlong"
+"""The part of a reward that is the penalty of a long answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unscored:
@@ -87,7 +90,7 @@ class Collector:
         if self.overlong_buffer:
             num_tokens = len(episode.completion.token_ids)
             penalty = overlong_penalty(num_tokens, self.sampling.max_tokens, self.overlong_buffer)
-            value, components = value + penalty, {**(components or {"reward": value}), "overlong": penalty}
+            value, components = value + penalty, {**(components or {"reward": value}), OVERLONG: penalty}
         return Rollout(
             completion=episode.completion,
             reward=value,

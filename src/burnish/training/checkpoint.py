@@ -36,6 +36,11 @@ class TrainState:
     pass_rates: dict[str, list[float]] = field(default_factory=dict)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder was saved after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def checkpoint_bytes(learners: Mapping[str, Learner]) -> int:
     """Size of a checkpoint: a master weight and two moments for each trained parameter, and a margin for the rest."""
     masters = [master for learner in learners.values() for master in learner.optimizer.masters.values()]

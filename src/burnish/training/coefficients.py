@@ -27,7 +27,6 @@ class Coefficients:
         self._numbers: dict[str, float] = {}
         self._fields: dict[str, Any] = {}
         self._own: dict[str, Any] = {}
-        self._at_bound: dict[str, int] = {}
         for name in type(section).model_fields:
             value = getattr(section, name)
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -69,8 +68,11 @@ class Coefficients:
             key = f"coefficient.{name}"
             moved = self.controllers[key] * (1 / factor if schedule.raises_metric else factor)
             self.controllers[key] = min(max(moved, schedule.low), schedule.high)
-            self._at_bound[name] = self._at_bound.get(name, 0) + 1 if self.controllers[key] != moved else 0
-            if self._at_bound[name] == _AT_BOUND_STEPS:
+            steps_at_bound = f"{key}.steps_at_bound"
+            self.controllers[steps_at_bound] = (
+                self.controllers.get(steps_at_bound, 0) + 1 if self.controllers[key] != moved else 0
+            )
+            if self.controllers[steps_at_bound] == _AT_BOUND_STEPS:
                 messages.append(
                     f"loss.{name} has been at its bound {self.controllers[key]:g} for {_AT_BOUND_STEPS} steps: the "
                     f"target {schedule.target:g} of {schedule.metric} cannot be met"

@@ -17,6 +17,7 @@ from burnish.rewards.scoring import Score, ScoreFailure
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.generators.scripted import ScriptedGenerator
 
+pytestmark = pytest.mark.slow
 TOKENIZER = make_byte_tokenizer()
 SAMPLING = SamplingSettings(max_tokens=20, stop_token_ids=(2,))
 
