@@ -228,14 +228,51 @@ def test_mbpp_is_a_ready_task_that_its_own_code_solves(tmp_path: Path) -> None:
 
 def test_reasoning_gym_scores_its_own_answers() -> None:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
-    # a countdown has many right answers; the dataset's own scorer knows them
-    split = load_tasks(config("reasoning-gym:countdown", num_generated=6, num_held_out=1))
+    # groups of anagrams may stand in any order; the dataset's own scorer knows it
+    split = load_tasks(config("reasoning-gym:group_anagrams", num_generated=6, num_held_out=1))
     for task in split.train:
+        turned = json.dumps(json.loads(task.answer)[::-1])
         assert score_answer(as_completion(f"I think <answer>{task.answer}</answer>"), task) == 1.0
-        turned = task.extra["metadata"]["expression"]
-        assert score_answer(as_completion(f"<answer>({turned})</answer>"), task) == 1.0
-        assert score_answer(as_completion("<answer>1</answer>"), task) < 1.0
+        assert score_answer(as_completion(f"<answer>{turned}</answer>"), task) == 1.0
+        assert score_answer(as_completion("<answer>[]</answer>"), task) < 1.0
     plain = load_tasks(config("reasoning-gym:chain_sum", num_generated=6, num_held_out=1)).train[0]
     assert score_answer(as_completion(plain.answer), plain) == 1.0
     with pytest.raises(DataError, match="not from reasoning-gym"):
         score_answer(as_completion("1"), Task(id="t", messages=plain.messages, answer="1"))
+
+
+def test_an_answer_to_reasoning_gym_is_never_run(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
+    task = load_tasks(config("reasoning-gym:countdown", num_generated=6, num_held_out=1)).train[0]
+    with pytest.raises(ConfigError, match=r"countdown scores with .*could run what the model says"):
+        score_answer(as_completion(f"<answer>open('{tmp_path}/ran', 'w')</answer>"), task)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_reasoning_gyms_scorer_has_the_options_of_its_questions() -> None:
+    gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
+    options = {"min_num_decimal_places": 12, "max_num_decimal_places": 12, "precision": 20}
+    split = load_tasks(config("reasoning-gym:decimal_arithmetic", num_generated=12, num_held_out=1, options=options))
+    dataset = gym.create_dataset("decimal_arithmetic", size=1, seed=0, **options)
+    for task in split.train:
+        near = f"{task.answer[:-2]}{'00' if task.answer[-2:] != '00' else '11'}"
+        entry = {"question": "", "answer": task.answer, "metadata": task.extra["metadata"]}
+        assert score_answer(as_completion(near), task) == dataset.score_answer(near, entry)
+
+
+def test_a_question_with_other_fields_is_not_dropped(tmp_path: Path) -> None:
+    rows = [{**row(0), "level": 1}, {**row(0), "level": 2}, row(1), row(2), row(3)]
+    with pytest.raises(DataError, match="'question 0' stands twice, with another level"):
+        load_tasks(config(write(tmp_path / "rows.jsonl", *rows)))
+
+
+def test_a_question_has_text_alone(tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "user", "content": "1+1"},
+    ]
+    source = write(tmp_path / "a.jsonl", {"messages": turns, "answer": "2"}, row(1), row(2), row(3))
+    with pytest.raises(DataError, match=r"line 1: a turn of a question must have text"):
+        load_tasks(config(source))

@@ -334,3 +334,17 @@ def test_statements_after_setup_code() -> None:
 def test_rows_that_cannot_be_used(tests: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         passed_tests("def f(x): return x", task(tests))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for i in range(500):\n    open(f'f{i}', 'w').close()\nimport time\ntime.sleep(0.5)\n",
+        "import threading, time\nfor _ in range(300):\n    threading.Thread(target=time.sleep, args=(1,)).start()\n",
+    ],
+    ids=["files", "threads"],
+)
+def test_the_limits_hold_for_the_solution_too(code: str) -> None:
+    """A statement is run in another process than the solution; it is the solution's that breaks the limit."""
+    answer = f"```python\n{code}\ndef f(x):\n    return x\n```"
+    assert code_tests(completion(answer), task(["assert f(1) == 1"])) == 0.0

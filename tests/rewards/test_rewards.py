@@ -66,6 +66,12 @@ def test_exact_match() -> None:
         (r"\boxed{2} or \boxed{3}", "2", 0.0),
         ("no idea", "2", 0.0),
         ("", "2", 0.0),
+        (r"\boxed{391}", "391", 1.0),
+        (r"$x = 391\text{ km}$", "391", 1.0),
+        (r"\boxed{17 \times 23}", "391", 0.0),
+        ("What is 17*23? It is 17*23", "391", 0.0),
+        (r"\boxed{\max(4, 5)}", "5", 0.0),
+        (r"\boxed{1=2}", "2", 0.0),
         ("__import__('os').abort()", "2", 0.0),
         (r"$\boxed{__import__('os').abort()}$", "2", 0.0),
     ],
@@ -86,7 +92,9 @@ def test_the_time_limit_of_rewards_ends_math_answer(text: str, capfd: pytest.Cap
     pytest.importorskip("math_verify", reason="math-verify is in the extra `math`")
     math_answer(completion("1"), task("2"))  # loads sympy
     began = time.monotonic()
-    scores = score_all(math_answer, [(completion(text), task("2")), (completion("2"), task("2"))], timeout_seconds=0.3)
+    scores = score_all(
+        math_answer, [(completion(text), task("2^1")), (completion("2"), task("2^1"))], timeout_seconds=0.3
+    )
     assert scores == [ScoreFailure("no result within 0.3 s"), Score(1.0)]
     assert time.monotonic() - began < 3
     assert capfd.readouterr().err == ""
@@ -152,6 +160,33 @@ def test_values_that_are_no_numbers_fail_alone(value, is_async: bool) -> None:
     scores = score_all(judge if is_async else lambda c, t: next(values), pairs, timeout_seconds=1)
     assert [type(score) for score in scores] == [Score, ScoreFailure, Score]
     assert scores[2] == Score(0.5)
+
+
+def test_a_slow_thread_of_one_async_reward_costs_no_other() -> None:
+    async def reward(completion, task) -> float:
+        if completion.text == "slow":
+            await asyncio.to_thread(time.sleep, 2)
+        return 1.0
+
+    pairs = [(completion(text), task("")) for text in ("a", "slow", "b")]
+    began = time.monotonic()
+    scores = score_all(reward, pairs, timeout_seconds=0.3)
+    assert scores == [Score(1.0), ScoreFailure("no result within 0.3 s"), Score(1.0)]
+    assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, GeneratorExit], ids=lambda error: error.__name__)
+def test_no_exception_of_a_reward_ends_the_run(error) -> None:
+    def plain(completion, task) -> float:
+        raise error("out")
+
+    async def coroutine(completion, task) -> float:
+        raise error("out")
+
+    for reward in (plain, coroutine):
+        assert score_all(reward, [(completion("a"), task(""))], timeout_seconds=1) == [
+            ScoreFailure(f"{error.__name__}: out")
+        ]
 
 
 def test_an_async_reward_that_blocks_is_ended() -> None:

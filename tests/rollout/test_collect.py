@@ -62,5 +62,21 @@ def test_a_reward_that_fails_costs_its_completion_alone() -> None:
 
 def test_a_reward_that_fails_mostly_stops_the_run() -> None:
     generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: "x")
+    found = collector(lambda completion, task: "bad")(generator.generate, prompts("a"), step=0, weight_version=0)
     with pytest.raises(DataError, match=r"failed for 4 of 4 completions; first: .* got 'bad'"):
-        collector(lambda completion, task: "bad")(generator.generate, prompts("a"), step=0, weight_version=0)
+        found.require_scores()
+
+
+def test_failures_are_counted_over_the_whole_step() -> None:
+    """A refill of one bad prompt is not most of a step."""
+    texts = iter(["1", "0"] * 6 + ["boom"] * 4)
+    generator = ScriptedGenerator(TOKENIZER, lambda prompt, seed: next(texts))
+
+    def reward(completion, task) -> float:
+        return float(completion.text)
+
+    collect = collector(reward)
+    found = collect(generator.generate, prompts("a", "b", "c"), step=0, weight_version=0)
+    found += collect(generator.generate, prompts("d"), step=0, weight_version=0, first=3)
+    found.require_scores()
+    assert (found.prompts_asked, found.completions_asked, len(found.failures), len(found.groups)) == (4, 16, 4, 3)

@@ -26,7 +26,7 @@ from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
-from burnish.rollout.collect import OVERLONG, Collected, Collector
+from burnish.rollout.collect import Collected, Collector, judged
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
 from burnish.rollout.play import Play, SingleTurn, conversation_line
@@ -83,7 +83,9 @@ class TaskInputs:
         named = [reward] if isinstance(reward, str) else list(reward)
         paths = named if environment is None else [environment]
         found: dict[str, Any] = {path: self._fingerprint(path) for path in paths}
-        return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "reward": found}
+        token_ids = [prompt.token_ids for prompt in (*self.train, *self.held_out)]
+        prompts = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
+        return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "prompts": prompts, "reward": found}
 
     @staticmethod
     def _fingerprint(path: str) -> Any:
@@ -196,19 +198,14 @@ def rollout_steps(
         found = _collect(collect, order.next(wanted, step=state.step), roles, state, first=0)
         asked, refills = wanted, 0
         while config.rollout.max_refills > refills and (missing := wanted - len(with_signal(found))) > 0:
-            more = _collect(collect, order.next(missing, step=state.step), roles, state, first=asked)
+            found += _collect(collect, order.next(missing, step=state.step), roles, state, first=asked)
             asked, refills = asked + missing, refills + 1
-            found = Collected(
-                groups=found.groups + more.groups,
-                failures=found.failures + more.failures,
-                retried=found.retried + more.retried,
-            )
+        found.require_scores()
         order.learn(found.groups, step=state.step)
         if config.rollout.max_refills:
             # a step in which nothing has a signal is shown as it is
             found = replace(found, groups=tuple(with_signal(found)[:wanted]) or found.groups)
         state.data_position = order.position  # before the step, which saves it
-        found = replace(found, prompts_asked=asked)
         _report_failures(hooks, state.step + 1, found)
         yield found
 
@@ -232,11 +229,7 @@ def _collect(
 
 def with_signal(collected: Collected) -> list[RolloutGroup]:
     """Groups whose rewards differ; how long an answer is has no say (DAPO looks at correctness alone)."""
-    return [
-        group
-        for group in collected.groups
-        if has_signal([rollout.reward - rollout.components.get(OVERLONG, 0.0) for rollout in group.rollouts])
-    ]
+    return [group for group in collected.groups if has_signal([judged(rollout) for rollout in group.rollouts])]
 
 
 def _report_failures(hooks: Hooks, step: int, collected: Collected) -> None:

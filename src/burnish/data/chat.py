@@ -118,7 +118,8 @@ class Chat:
         Raises:
             DataError: the template refuses the messages.
         """
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACE_HOLDER}, *messages]
+        heard = [{**message, "content": self._defused(message["content"])} for message in messages]
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACE_HOLDER}, *heard]
         _, found, text = self.render(turns, asks=True).partition(_PLACE_HOLDER)
         if not found:
             raise DataError("the model's chat template does not show what the assistant said")
@@ -129,6 +130,12 @@ class Chat:
         # Tokenised after the token it follows: by itself, some tokenizers would put a space before it.
         after = self._piece(end + text)
         return text, after[1:] if after[:1] == [said.token_ids[-1]] else self._piece(text)
+
+    def _defused(self, text: str) -> str:
+        """The text with its special tokens broken: what a tool says must not open or close a turn."""
+        for token in self.tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _piece(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

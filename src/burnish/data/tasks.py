@@ -66,6 +66,12 @@ def _unique(tasks: Iterable[Task]) -> list[Task]:
                 f"the question {task.messages[-1].content[:60]!r} stands twice, with the answers {first.answer[:40]!r} "
                 f"and {task.answer[:40]!r}: keep one"
             )
+        fields = {key for key in {*first.extra, *task.extra} if first.extra.get(key) != task.extra.get(key)}
+        if fields - {"metadata"}:  # reasoning-gym's says where in its order an item stands
+            raise DataError(
+                f"the question {task.messages[-1].content[:60]!r} stands twice, with another {sorted(fields)[0]}: keep "
+                "one, make the questions differ, or leave the field out by task.transform"
+            )
     return list(found.values())
 
 
@@ -98,7 +104,8 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
     tasks = []
     for item in items:
         question = (Message(role="user", content=item["question"]),)
-        tasks.append(_task(config, question, str(item["answer"]), {"metadata": _hashable(item["metadata"])}))
+        extra = {"metadata": _hashable(item["metadata"]), "options": dict(config.options)}
+        tasks.append(_task(config, question, str(item["answer"]), extra))
     return tasks
 
 
@@ -134,6 +141,8 @@ def _messages(config: TaskConfig, row: Row, place: str) -> tuple[Message, ...]:
             f"{place}: needs a text field {config.prompt_field!r} (task.prompt_field names it) or 'messages'"
         )
     messages = read_messages(turns, place)
+    if any(message.get("tool_calls") or message.get("content") is None for message in messages):
+        raise DataError(f"{place}: a turn of a question must have text, and no tool_calls")
     with_system_prompt(messages, config.system_prompt, place)  # refuses a second system message
     return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
 

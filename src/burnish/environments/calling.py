@@ -16,7 +16,7 @@ from typing import Any
 from burnish.data.rows import ROLES
 from burnish.environments.base import Environment, MakeEnvironment, StepResult
 from burnish.records import Completion, Message, Task
-from burnish.rewards.deadline import TooSlowError, time_limit
+from burnish.rewards.deadline import TooSlowError, is_cancelled, time_limit
 
 _CLOSE_SECONDS = 5.0
 _LEAST_SECONDS = 1e-3  # a timer of 0 would be none
@@ -63,7 +63,8 @@ class Caller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._runner.close()
+        with suppress(TooSlowError), time_limit(_CLOSE_SECONDS):  # threads and tasks that do not end are left behind
+            self._runner.close()
 
     def reset(self, those: Sequence[Held], tasks: Sequence[Task]) -> list[tuple[Message, ...] | Fault]:
         """The messages that each conversation begins with, from a new environment."""
@@ -104,10 +105,14 @@ class Caller:
         async def one(index: int, call: _Call) -> None:
             began = time.monotonic()
             try:
-                found[index] = await asyncio.wait_for(call.method(*call.arguments), call.seconds)
+                found[index] = await asyncio.wait_for(_without_exit(call), call.seconds)
             except (TimeoutError, TooSlowError):
                 found[index] = _too_slow(call)
-            except Exception as error:  # a user's code may raise anything; it must cost one conversation, not the run
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a user's code; it must cost one conversation, not the run
+                if is_cancelled():
+                    raise
                 found[index] = Fault(f"{type(error).__name__}: {error}")
             call.held.seconds_left -= time.monotonic() - began
 
@@ -118,6 +123,13 @@ class Caller:
         with suppress(TooSlowError), time_limit(2 * max(call.seconds for call in calls.values())):
             self._runner.run(everything())
         return found
+
+
+async def _without_exit(call: _Call) -> Any:
+    try:
+        return await call.method(*call.arguments)
+    except SystemExit as error:  # which would end the loop before anybody could catch it
+        return Fault(f"SystemExit: {error}")
 
 
 def _begun(held: Held) -> Environment:
@@ -133,7 +145,9 @@ def _now(call: _Call) -> Any:
             return call.method(*call.arguments)
     except TooSlowError:
         return _too_slow(call)
-    except Exception as error:  # as in `_wait_for`
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in `_wait_for`
         return Fault(f"{type(error).__name__}: {error}")
     finally:
         call.held.seconds_left -= time.monotonic() - began

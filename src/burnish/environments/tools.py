@@ -83,7 +83,9 @@ class ToolEnvironment:
             return _readable(f"error: {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
         except TooSlowError:
             return f"error: {name} took longer than {self._call_timeout_seconds:g} s"
-        except Exception as error:  # a tool may raise anything; the model is told
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a tool may raise anything; the model is told
             return _readable(f"error: {name}: {type(error).__name__}: {error}")
 
 

@@ -12,6 +12,12 @@ from burnish.records import Completion, Task
 # A minus sign belongs to the number unless something stands before it to be subtracted from: "7-3" ends in 3.
 _NUMBER = re.compile(r"(?:(?<![0-9)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
+_AMOUNT = r"-?[0-9][0-9,]*(?:\.[0-9]+)?"
+# A number or a fraction, after a name that it is given (x = 3); math-verify has taken off signs of money and units.
+_ONE_NUMBER = re.compile(
+    rf"(?:[A-Za-z]\w*\s*=\s*)?(?:-?\\[dt]?frac\{{{_AMOUNT}\}}\{{{_AMOUNT}\}}|{_AMOUNT}(?:/{_AMOUNT})?)\s*(?:\\?%)?"
+)
+
 _LETTER = r"[\s*_$({\[]*(?:\\text\{)?\(?(?P<letter>[A-Z])(?![\w'])"
 _STATED_LETTER = re.compile(rf"(?:(?i:\b(?:answer|option|choice)(?:\s+is|\s*:)):?|\\boxed\{{){_LETTER}")
 _LETTER_AT_THE_BEGINNING = re.compile(rf"{_LETTER}[*_$)\]}}]*(?:[.:)]?\s*|[.:)].*)", re.DOTALL)
@@ -37,7 +43,8 @@ def math_answer(completion: Completion, task: Task) -> float:
 
     The reference is LaTeX (`\frac{1}{2}`, with or without `$` or `\boxed`) or a number, and may stand behind `####`.
     The answer is what the completion boxes, else its last formula or number. One that takes too long (`10^{10^{10}}`)
-    is ended by the time limit of rewards: it has no score.
+    is ended by the time limit of rewards: it has no score. Where the reference is a number the answer must be one too:
+    it is no answer to 17 x 23 to say 17 x 23.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -48,7 +55,11 @@ def math_answer(completion: Completion, task: Task) -> float:
     reference = parse(wanted if _MATHS_IS_MARKED.search(wanted) else f"${wanted}$")
     if not reference:
         raise DataError(f"task {task.id}: answer {task.answer!r} is not mathematics: write LaTeX or a number")
-    return float(verify(reference, parse(completion.text)))
+    given = parse(completion.text)
+    is_one_number = [_ONE_NUMBER.fullmatch(text.strip()) for text in given if isinstance(text, str)]
+    if _ONE_NUMBER.fullmatch(wanted) and not any(is_one_number):
+        return 0.0
+    return float(verify(reference, given))
 
 
 def multiple_choice(completion: Completion, task: Task) -> float:

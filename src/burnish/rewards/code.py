@@ -157,7 +157,7 @@ def _run_pair(code: str, tests: Sequence[str], limits: Limits, runs: _Runs) -> s
         ends = [*requests, *replies]
         try:
             solution = f"import code_exchange\ncode_exchange.serve_solution({requests[0]}, {replies[1]})\n"
-            stack.enter_context(
+            solved = stack.enter_context(
                 start_python(
                     {"main.py": solution, "code_exchange.py": exchange, "solution.py": code},
                     limits=limits,
@@ -181,4 +181,4 @@ def _run_pair(code: str, tests: Sequence[str], limits: Limits, runs: _Runs) -> s
         finally:
             for end in ends:  # so that each side notices when the other ends
                 os.close(end)
-        return checks.wait().stdout
+        return checks.wait(beside=solved).stdout

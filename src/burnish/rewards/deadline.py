@@ -1,5 +1,6 @@
 """A time limit for a user's code that runs in this, the main thread."""
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -35,3 +36,9 @@ def time_limit(seconds: float) -> Iterator[None]:
         if outer_seconds:
             left = max(outer_seconds - (time.monotonic() - began), 1e-6)
             signal.setitimer(signal.ITIMER_REAL, left, outer_interval)
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that is running: a CancelledError is then not its own fault."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Task
 
+_RUNS_TEXT = re.compile(r"(?<![\w.])(?:eval|exec|parse_expr|sympify)\(|\b\w+\.(?:parse_expr|sympify)\(")
 _ANSWER_TAGS = ("<answer>", "</answer>")
 
 
@@ -19,13 +23,14 @@ def score_answer(completion: Completion, task: Task) -> float:
 
     Raises:
         DataError: the task is not from reasoning-gym.
-        ConfigError: reasoning-gym is not installed.
+        ConfigError: reasoning-gym is not installed, or the dataset would run what the model says.
     """
     metadata = task.extra.get("metadata")
     if not isinstance(metadata, dict) or "source_dataset" not in metadata:
         raise DataError(f"task {task.id} is not from reasoning-gym: task.source must be reasoning-gym:<dataset>")
     entry = {"question": task.messages[-1].content, "answer": task.answer, "metadata": metadata}
-    return float(_scorer(metadata["source_dataset"])(answer_in(completion.text), entry))
+    options = json.dumps(task.extra.get("options", {}), sort_keys=True)
+    return float(_scorer(metadata["source_dataset"], options)(answer_in(completion.text), entry))
 
 
 def answer_in(text: str) -> str:
@@ -36,12 +41,20 @@ def answer_in(text: str) -> str:
 
 
 @functools.cache
-def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
+def _scorer(dataset: str, options: str) -> Callable[[str, dict[str, Any]], float]:
+    """The scorer of a dataset made with these options, as JSON: some look at their own."""
     try:
         import reasoning_gym
     except ImportError as error:
         raise ConfigError(
             f"task.reward: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'"
         ) from error
-    scorer: Callable[[str, dict[str, Any]], float] = reasoning_gym.get_score_answer_fn(dataset)
+    made = reasoning_gym.create_dataset(dataset, **{**json.loads(options), "size": 1, "seed": 0})
+    source = inspect.getsource(inspect.getmodule(type(made)) or type(made))
+    if runs := _RUNS_TEXT.search(source):
+        raise ConfigError(
+            f"task.reward: reasoning-gym's {dataset} scores with {runs[0]}...), which could run what the model says "
+            "as a program: take another dataset, or a reward of your own"
+        )
+    scorer: Callable[[str, dict[str, Any]], float] = made.score_answer
     return scorer

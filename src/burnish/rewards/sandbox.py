@@ -19,6 +19,8 @@ whatever of this the machine has. On macOS that should be the deadline, rlimits 
 tested; files and network are open to it there.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import os
@@ -81,12 +83,12 @@ class Sandbox:
         self._output = output
         self._deadline = time.monotonic() + limits.wall_seconds
 
-    def wait(self) -> SandboxResult:
-        """Wait for its end, or end it at a limit."""
+    def wait(self, beside: Sandbox | None = None) -> SandboxResult:
+        """Wait for its end, or end it at a limit; the limits of one that runs `beside` it are watched too."""
         stopped = None
         while stopped is None and self._process.poll() is None:
             time.sleep(_LOOK_SECONDS)
-            stopped = self._beyond()
+            stopped = self._beyond() or (None if beside is None else beside._beyond())
         self._process.kill()
         exit_status = self._process.wait()
         stdout, stderr = (self._read(stream) for stream in self._output)

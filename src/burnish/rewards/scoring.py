@@ -5,13 +5,14 @@ import inspect
 import math
 import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from burnish.config.imports import import_by_path
 from burnish.errors import DataError
 from burnish.records import Completion, Task
-from burnish.rewards.deadline import TooSlowError, time_limit
+from burnish.rewards.deadline import TooSlowError, is_cancelled, time_limit
 
 RewardValue = float | Mapping[str, float]
 Reward = Callable[[Completion, Task], RewardValue | Awaitable[RewardValue]]
@@ -107,7 +108,9 @@ def _score_one(reward: Reward, completion: Completion, task: Task, timeout_secon
             return to_score(reward(completion, task))
     except TooSlowError:
         return ScoreFailure(f"no result within {timeout_seconds:g} s")
-    except Exception as error:  # a user's code may raise anything; it must cost one completion, not the run
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's code may raise anything; it must cost one completion, not the run
         return ScoreFailure(f"{type(error).__name__}: {error}")
 
 
@@ -116,23 +119,35 @@ def _score_concurrently(
     pairs: Sequence[tuple[Completion, Task]],
     timeout_seconds: float,
 ) -> list[Score | ScoreFailure]:
-    async def score(completion: Completion, task: Task) -> Score | ScoreFailure:
+    blocks = ScoreFailure("an async reward blocks: it must await what it waits for")
+    found: dict[int, Score | ScoreFailure] = dict.fromkeys(range(len(pairs)), blocks)
+
+    async def without_exit(completion: Completion, task: Task) -> RewardValue | ScoreFailure:
         try:
-            return to_score(await asyncio.wait_for(reward(completion, task), timeout_seconds))
+            return await reward(completion, task)
+        except SystemExit as error:  # which would end the loop before anybody could catch it
+            return ScoreFailure(f"SystemExit: {error}")
+
+    async def score(index: int, completion: Completion, task: Task) -> None:
+        try:
+            value = await asyncio.wait_for(without_exit(completion, task), timeout_seconds)
+            found[index] = value if isinstance(value, ScoreFailure) else to_score(value)
         except (TimeoutError, TooSlowError):
-            return ScoreFailure(f"no result within {timeout_seconds:g} s")
-        except Exception as error:  # as in _score_one
-            return ScoreFailure(f"{type(error).__name__}: {error}")
+            found[index] = ScoreFailure(f"no result within {timeout_seconds:g} s")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as in _score_one
+            if is_cancelled():
+                raise
+            found[index] = ScoreFailure(f"{type(error).__name__}: {error}")
 
-    async def score_everything() -> list[Score | ScoreFailure]:
-        return await asyncio.gather(*(score(completion, task) for completion, task in pairs))
+    async def score_everything() -> None:
+        await asyncio.gather(*(score(index, *pair) for index, pair in enumerate(pairs)))
 
-    try:
-        # By then wait_for has ended every call that awaits; the timer ends those that block.
-        with time_limit(2 * timeout_seconds):
-            return asyncio.run(score_everything())
-    except TooSlowError:
-        return [ScoreFailure("an async reward blocks: it must await what it waits for")] * len(pairs)
+    # By then wait_for has ended every call that awaits; the timer ends those that block, and threads left behind.
+    with suppress(TooSlowError), time_limit(2 * timeout_seconds):
+        asyncio.run(score_everything())
+    return [found[index] for index in range(len(pairs))]
 
 
 def to_score(value: Any) -> Score | ScoreFailure:

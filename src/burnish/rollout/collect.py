@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from burnish.errors import DataError
 from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Score, ScoreFailure, require_scores
+from burnish.rewards.scoring import Score, ScoreFailure
 from burnish.rewards.shape import overlong_penalty
 from burnish.rollout.play import Episode, Play, Sample
 
 OVERLONG = "overlong"
 """The part of a reward that is the penalty of a long answer."""
+
+
+def judged(rollout: Rollout) -> float:
+    """The reward without the penalty of a long answer."""
+    return rollout.reward - rollout.components.get(OVERLONG, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,30 @@ class Collected:
     failures: tuple[Unscored, ...]
     retried: tuple[Unscored, ...] = ()
     prompts_asked: int = 0
+    completions_asked: int = 0
+
+    def __add__(self, more: Collected) -> Collected:
+        return Collected(
+            groups=self.groups + more.groups,
+            failures=self.failures + more.failures,
+            retried=self.retried + more.retried,
+            prompts_asked=self.prompts_asked + more.prompts_asked,
+            completions_asked=self.completions_asked + more.completions_asked,
+        )
+
+    def require_scores(self) -> None:
+        """Check that a step can be made of it.
+
+        Raises:
+            DataError: more than half of the completions have no score, or no group has two that have.
+        """
+        if 2 * len(self.failures) > self.completions_asked:
+            raise DataError(
+                f"task.reward failed for {len(self.failures)} of {self.completions_asked} completions; first: "
+                f"{self.failures[0].reason}"
+            )
+        if not self.groups:
+            raise DataError(f"no group has two completions with a reward; first failure: {self.failures[0].reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +80,7 @@ class Collector:
     def __call__(
         self, sample: Sample, prompts: Sequence[Prompt], *, step: int, weight_version: int, first: int = 0
     ) -> Collected:
-        """Collect the groups of one step; `first` counts those that were asked in it before.
-
-        Raises:
-            DataError: the reward failed for more than half of the completions, or left no group with two scores.
-        """
+        """Collect the groups of one step; `first` counts those that were asked in it before."""
         # The index tells apart a task that an epoch's end puts into one step twice.
         seeds = [
             tuple(
@@ -64,7 +89,6 @@ class Collector:
             for index, prompt in enumerate(prompts, start=first)
         ]
         played = self.play(sample, prompts, seeds, self.sampling)
-        require_scores([episode.score for group in played for episode in group])
         groups, failures, retried = [], [], []
         for index, (prompt, episodes) in enumerate(zip(prompts, played, strict=True), start=first):
             rollouts = []
@@ -79,10 +103,12 @@ class Collector:
                 groups.append(
                     RolloutGroup(id=index, prompt=prompt, rollouts=tuple(rollouts), weight_version=weight_version)
                 )
-        if not groups:
-            raise DataError(f"no group has two completions with a reward; first failure: {failures[0].reason}")
         return Collected(
-            groups=tuple(groups), failures=tuple(failures), retried=tuple(retried), prompts_asked=len(prompts)
+            groups=tuple(groups),
+            failures=tuple(failures),
+            retried=tuple(retried),
+            prompts_asked=len(prompts),
+            completions_asked=len(prompts) * self.group_size,
         )
 
     def _rollout(self, episode: Episode, score: Score) -> Rollout:

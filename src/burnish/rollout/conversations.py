@@ -102,6 +102,8 @@ class Conversations:
     max_turns: int
     context_length: int
     max_retries: int = 1
+    _beginnings: dict[str, tuple[Message, ...]] = field(default_factory=dict)
+    """By task: how the environment began when the prompt was made."""
 
     def __call__(
         self, sample: Sample, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]], sampling: SamplingSettings
@@ -145,6 +147,7 @@ class Conversations:
             caller.close([held])
         if isinstance(messages, Fault):
             raise DataError(f"task.environment: cannot begin task {task.id}: {messages.reason}")
+        self._beginnings[task.id] = messages
         if tools and "tools" not in str(self.chat.tokenizer.chat_template):
             messages, tools = with_described_tools(messages, tools), None
         begun = replace(task, messages=messages)
@@ -156,8 +159,13 @@ class Conversations:
         found = caller.reset([each.held for each in conversations], tasks)
         for conversation, result in zip(conversations, found, strict=True):
             messages = _mended(conversation, result, partial(_reset_again, caller, conversation))
-            if not isinstance(messages, Fault):
-                conversation.began_with = messages
+            if isinstance(messages, Fault):
+                continue
+            conversation.began_with = messages
+            if messages != self._beginnings.get(conversation.prompt.task.id, messages):
+                conversation.failure = (
+                    "the environment begins otherwise than before: reset must depend on the task alone"
+                )
 
     def _take_turns(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 from burnish.data.order import EndlessOrder
 from burnish.records import Prompt, RolloutGroup
 from burnish.reproducibility.seeds import seed_for
+from burnish.rollout.collect import judged
 
 PassRates = dict[str, list[float]]
 """By task id: [completions that were right, completions, step], with older ones counted less."""
@@ -106,7 +107,7 @@ class MiddleFirst:
     def learn(self, groups: Sequence[RolloutGroup], *, step: int) -> None:
         """See PromptOrder."""
         for group in groups:
-            right = sum(rollout.reward >= self._right_at for rollout in group.rollouts)
+            right = sum(judged(rollout) >= self._right_at for rollout in group.rollouts)
             before_right, before, _ = self._pass_rates.get(group.prompt.task.id, (0.0, 0.0, step))
             self._pass_rates[group.prompt.task.id] = [
                 _MEMORY * before_right + right,

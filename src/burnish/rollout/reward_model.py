@@ -14,7 +14,7 @@ from burnish.models.attention import SegmentAttention
 from burnish.models.load import inspect_model, load_policy
 from burnish.models.policy import Policy
 from burnish.records import Branch, Example, GenerationRequest, Prompt, SamplingSettings
-from burnish.rewards.scoring import Score, to_score
+from burnish.rewards.scoring import Score, ScoreFailure, to_score
 from burnish.rollout.play import Episode, Sample
 
 PREFIX = "model:"
@@ -52,7 +52,7 @@ class ScoredByModel:
         return [[Episode(completion=each, score=next(scores)) for each in group] for group in completions]
 
     @torch.no_grad()
-    def _scores(self, examples: Sequence[Example]) -> list[Score]:
+    def _scores(self, examples: Sequence[Example]) -> list[Score | ScoreFailure]:
         if self._policy is None:
             self._policy = load_policy(self.config, seed=0, kind="value")
         head = self._policy.value_head
@@ -63,7 +63,7 @@ class ScoredByModel:
             plan = SegmentAttention(micro.segments)
             hidden_TH = self._policy.hidden_states(micro.token_ids_T, micro.position_ids_T, plan)
             values += head(hidden_TH[micro.predictor_S].float())[:, 0].tolist()
-        return [score for score in map(to_score, values) if isinstance(score, Score)]
+        return [to_score(value) for value in values]
 
 
 def scored_by_model(reward: str, config: ModelConfig, vocabulary: dict[str, int]) -> ScoredByModel:

@@ -77,3 +77,34 @@ def test_what_needs_more_than_an_answer_is_refused() -> None:
     with pytest.raises(ConfigError, match="Endless has no end"):
         taskset_rows(Endless(vf.TasksetConfig()))
     assert len(taskset_rows(Endless(vf.TasksetConfig()), limit=3)) == 3
+
+
+class StagedTask(SumTask):
+    async def finalize(self, trace, runtime) -> None:
+        """Sets what a reward reads."""
+
+
+class Staged(Sums):
+    def load(self):
+        yield StagedTask(SumData(prompt="do it"))
+
+
+class SilentTask(vf.Task[SumData]):
+    @vf.reward
+    async def nothing(self) -> None:
+        return None
+
+
+class Silent(vf.Taskset[SilentTask, vf.TasksetConfig]):
+    def load(self):
+        yield SilentTask(SumData(prompt="do it"))
+
+
+def test_stages_and_rewards_that_say_nothing_are_no_silent_zero() -> None:
+    with pytest.raises(ConfigError, match="needs its stage finalize"):
+        taskset_rows(Staged(vf.TasksetConfig()))
+    taskset = Silent(vf.TasksetConfig())
+    (row,) = taskset_rows(taskset)
+    task = Task(id="t", messages=(Message(role="user", content="?"),), answer="", extra=row)
+    (score,) = score_all(taskset_reward(taskset), [(as_completion("1"), task)], timeout_seconds=5)
+    assert isinstance(score, ScoreFailure)

@@ -20,7 +20,8 @@ from burnish.reproducibility.seeds import seed_for
 
 
 class OpenEnvEnvironment:
-    """A conversation with one session of the server at `url`, which must allow as many sessions as a step has rollouts.
+    """A conversation with one session of the server at `url`, which must allow as many sessions
+    as a step has rollouts, or as questions are held out, whichever is more.
 
     It begins with the task's messages and the first observation after them. The session is seeded by the task's id; the
     fields of a task's `reset` go along. `to_action` makes the server's action of what the model said, and `to_text`

@@ -25,6 +25,7 @@ from burnish.records import Completion, Task
 from burnish.reproducibility.files import write_text
 
 _KEY = "verifiers_key"
+_STAGES = ("setup", "finalize", "stage_verifier")
 
 
 def taskset_rows(taskset: Any, *, limit: int | None = None) -> list[dict[str, Any]]:
@@ -33,9 +34,7 @@ def taskset_rows(taskset: Any, *, limit: int | None = None) -> list[dict[str, An
     Raises:
         ConfigError: the taskset is endless, or a task needs more than an answer.
     """
-    if limit is None and not taskset.bounded:
-        raise ConfigError(f"{type(taskset).__name__} has no end: give a limit")
-    return [_row(task) for task in itertools.islice(taskset, limit)]
+    return [_row(task) for task in _tasks(taskset, limit)]
 
 
 def write_rows(taskset: Any, path: Path, *, limit: int | None = None) -> None:
@@ -51,8 +50,7 @@ def taskset_reward(
     Raises:
         ConfigError: as `taskset_rows`; a call raises DataError for a task that is not of the taskset.
     """
-    rows = taskset_rows(taskset, limit=limit)
-    by_key = dict(zip((row[_KEY] for row in rows), itertools.islice(taskset, limit), strict=True))
+    by_key = {task.key: task for task in _tasks(taskset, limit)}
 
     async def reward(completion: Completion, task: Task) -> Mapping[str, float]:
         own = by_key.get(str(task.extra.get(_KEY)))
@@ -60,13 +58,27 @@ def taskset_reward(
             raise DataError(f"task {task.id} is not of {type(taskset).__name__}: its rows come from taskset_rows")
         trace = _trace(own, completion.text)
         await own.score(trace)
-        return {name: found.value for name, found in trace.rewards.items() if found is not None}
+        values = {name: found.value for name, found in trace.rewards.items() if found is not None}
+        if not values:
+            raise DataError(f"verifiers task {own.data.idx}: none of its rewards says anything of one answer")
+        return values
 
     return reward
 
 
+def _tasks(taskset: Any, limit: int | None) -> list[Any]:
+    """The tasks, which need no more than an answer."""
+    if limit is None and not taskset.bounded:
+        raise ConfigError(f"{type(taskset).__name__} has no end: give a limit")
+    if taskset.toolsets(taskset.config):
+        raise ConfigError(f"{type(taskset).__name__} has tool servers, which only verifiers' own harnesses give")
+    tasks = list(itertools.islice(taskset, limit))
+    for task in tasks:
+        _refuse_what_needs_more(task)
+    return tasks
+
+
 def _row(task: Any) -> dict[str, Any]:
-    _refuse_what_needs_more(task)
     data = task.data
     if not isinstance(data.prompt, (str, list)):
         raise ConfigError(f"verifiers task {data.idx}: has no prompt: its user opens the conversation")
@@ -80,6 +92,8 @@ def _row(task: Any) -> dict[str, Any]:
 
 
 def _refuse_what_needs_more(task: Any) -> None:
+    import verifiers.v1 as vf
+
     functions = [*task.hooks("reward"), *(judge.score for judge in task.plugged_judges())]
     if not functions:
         raise ConfigError(f"verifiers task {task.data.idx}: {type(task).__name__} has no reward")
@@ -88,9 +102,14 @@ def _refuse_what_needs_more(task: Any) -> None:
         for function in functions
         if (found := inspect.signature(function).parameters.get("runtime")) and found.default is inspect.Parameter.empty
     ]
-    if task.NEEDS_CONTAINER or type(task).toolsets(task.config) or needs:
-        what = f"a runtime for {', '.join(needs)}" if needs else "a container or tool servers"
-        raise ConfigError(f"verifiers task {task.data.idx}: needs {what}, which only verifiers' own harnesses give")
+    stages = [name for name in _STAGES if getattr(type(task), name, None) is not getattr(vf.Task, name, None)]
+    what = [f"a runtime for {name}" for name in needs] + [f"its stage {name}" for name in stages]
+    if task.NEEDS_CONTAINER or type(task).toolsets(task.config) or getattr(task.data, "image", None):
+        what.append("a container or tool servers")
+    if what:
+        raise ConfigError(
+            f"verifiers task {task.data.idx}: needs {', '.join(what)}, which only verifiers' own harnesses give"
+        )
 
 
 def _trace(task: Any, text: str) -> Any:
