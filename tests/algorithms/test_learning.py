@@ -177,3 +177,41 @@ def test_a_reward_model_is_a_reward(make_config, quiet, tiny_folder) -> None:
         assert [each["reward"] for each in group["rollouts"]] == pytest.approx(values, abs=1e-5)
     with pytest.raises(ConfigError, match="is no reward model: train one"):
         prepare(make_config("grpo", task__reward=f"model:{tiny_folder}"))
+
+
+PAIR_LOSSES = """
+from torch.nn.functional import logsigmoid
+from burnish import loss
+from burnish.losses.preference import pairs_of
+
+def plain(scored, batch):
+    pairs = pairs_of(scored, batch, has_reference=True)
+    return (-logsigmoid(pairs.chosen_logratios_G - pairs.rejected_logratios_G) * pairs.weights_G).sum()
+
+declared = loss(normalizer="groups", needs_whole_groups=True)(plain)
+
+class Wrong:
+    normalizer = "pairs"
+    needs_whole_groups = True
+    def __call__(self, scored, batch):
+        return plain(scored, batch)
+"""
+
+
+def test_an_own_loss_of_pairs_is_declared_and_watched(make_config, quiet, tmp_path) -> None:
+    (tmp_path / "of_pairs.py").write_text(PAIR_LOSSES)
+    (line, *_) = train(make_config("dpo", loss__own="of_pairs:declared"), quiet).metrics()
+    named = train(make_config("dpo", loss__beta=1.0), quiet).metrics()[0]
+    for name in ("loss", "reward_margin", "reward_accuracy", "drift_chosen", "drift_rejected", "kl"):
+        assert line[name] == pytest.approx(named[name], abs=1e-6), name
+    with pytest.raises(ConfigError, match="does not say that it needs both sides of a pair"):
+        train(make_config("dpo", loss__own="of_pairs:plain"), quiet)
+    with pytest.raises(ConfigError, match="normalizer='pairs' is not known; give one of scored_tokens"):
+        train(make_config("dpo", loss__own="of_pairs:Wrong"), quiet)
+
+
+def test_a_run_is_a_model(make_config, quiet) -> None:
+    run = train(make_config("sft", name="first"), quiet)
+    for path in (run.path, run.path.parent / "first"):
+        again = train(make_config("sft", name="again", model__path=str(path), train__num_steps=1), quiet)
+        assert again.record()["model"]["source"].endswith("checkpoints/step-000006")

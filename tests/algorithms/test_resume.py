@@ -165,7 +165,7 @@ def test_a_changed_loss_is_not_resumed(make_config, quiet, tmp_path, monkeypatch
     own.write_text("def mine(scored, batch):\n    return -scored.logprobs_S.sum()\n")
     run = interrupted(make_config("sft", loss__own="changing:mine"), quiet, monkeypatch, 3)
     own.write_text("def mine(scored, batch):\n    return -2 * scored.logprobs_S.sum()\n")
-    with pytest.raises(UserError, match="its loss changed since it started"):
+    with pytest.raises(UserError, match=r"its loss \(changing:mine\) changed since it started"):
         resume(run, make_config("sft", loss__own="changing:mine"), quiet)
 
 
@@ -218,7 +218,7 @@ def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -
     run = interrupted(config, quiet, monkeypatch, 3)
     with (tmp_path / "_tasks.jsonl").open("a") as file:
         file.write('{"prompt": "one more", "answer": "1"}\n')
-    with pytest.raises(UserError, match="cannot be resumed: its tasks changed since it started"):
+    with pytest.raises(UserError, match=r"cannot be resumed: its tasks \(train\) and prompts changed since"):
         resume(run, config, quiet)
 
 

@@ -20,17 +20,19 @@ from burnish.data.preferences import PreferenceReader
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import ConfigError
 from burnish.evaluation.held_out import Item
-from burnish.losses.loss import Loss, load_loss, need
+from burnish.losses.loss import Loss, Normalizer, load_loss, need
 from burnish.losses.preference import (
     NAMED,
     REFERENCE_FREE,
     USED_BY,
     PreferenceLoss,
+    kl_metrics,
+    pair_metrics,
     pairs_of,
     right,
     sequence_sums,
 )
-from burnish.records import TokenBatch
+from burnish.records import LossOutput, Scored, TokenBatch
 from burnish.training.checkpoint import TrainState
 from burnish.training.coefficients import Coefficients
 
@@ -79,6 +81,25 @@ class DPOLossConfig(Section):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class WithPairMetrics:
+    """A user's loss, beside which the same is logged as beside the named ones; rewards are log-ratios, beta is 1."""
+
+    loss: Loss
+    needs_whole_groups: bool = True
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """See Loss."""
+        return self.loss.normalizer
+
+    def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
+        """See Loss."""
+        output = self.loss(scored, batch)
+        pairs = pairs_of(scored, batch, has_reference=True)
+        return replace(output, metrics={**pair_metrics(pairs, 1.0), **kl_metrics(scored, batch), **output.metrics})
+
+
 class DPOConfig(LearningConfig):
     """Everything a run of the DPO family depends on."""
 
@@ -119,7 +140,15 @@ class DPOInputs(Learning):
 
 def prepare(config: DPOConfig) -> DPOInputs:
     """Check what the run reads. Raises a UserError."""
-    own = None if config.loss.own is None else load_loss(config.loss.own, "loss.own")
+    own = None
+    if config.loss.own is not None:
+        declared = load_loss(config.loss.own, "loss.own")
+        if not declared.needs_whole_groups:
+            raise ConfigError(
+                f"loss.own: {config.loss.own} does not say that it needs both sides of a pair: decorate it with "
+                '@loss(normalizer="groups", needs_whole_groups=True)'
+            )
+        own = WithPairMetrics(declared)
     reader = PreferenceReader(system_prompt=config.data.system_prompt, needs_grades=config.loss.score_margin > 0)
     model, examples = check_examples(config, reader.pair)
     return DPOInputs(config=config, model=model, examples=examples, own_loss=own)

@@ -35,10 +35,10 @@ from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.models.load import ModelFacts
 from burnish.monitoring.console import Progress
-from burnish.reproducibility.files import write_text
+from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
-from burnish.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from burnish.training.checkpoint import TrainState, checkpoint_bytes, checkpoints, load_checkpoint, save_checkpoint
 
 
 class Inputs(Protocol):
@@ -163,7 +163,9 @@ def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
         inputs = prepare(config)
         now = _fingerprints(config, inputs)
-        if changed := [name.removesuffix("_sha256") for name, value in now.items() if record.get(name) != value]:
+        if changed := [
+            _named(name, record.get(name), value) for name, value in now.items() if record.get(name) != value
+        ]:
             raise UserError(
                 f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
                 "restore what changed, or start a new run"
@@ -206,6 +208,15 @@ def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _named(name: str, before: Any, now: Any) -> str:
+    """What of a record changed: the name, and the entries where there are some."""
+    name = name.removesuffix("_sha256")
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return name
+    entries = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    return f"{name} ({', '.join(entries)})"
+
+
 def _own_code(config: RunConfig) -> dict[str, str | None]:
     """Fingerprints of the user's functions that a loss names: a resumed run must find the same ones.
 
@@ -243,6 +254,7 @@ def _train(
 ) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
+    require_free_space(run.checkpoints, checkpoint_bytes(roles.learners), "a checkpoint")  # better now than at the end
     inputs.start(roles, progress.say)
     state, recorded = TrainState(), len(run.metrics())
     if saved := checkpoints(run.checkpoints):

@@ -1,5 +1,6 @@
 """`burnish check loss | advantage | reward | environment | gradients`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +24,7 @@ from burnish.rewards.scoring import load_reward
 from burnish.training.check_loss import check_loss
 
 _TASKS = 20
+_QUOTED = re.compile(r"'[^']*'|^[^:]*(?= makes it fail)")
 _AGREE = 0.1  # a cosine nearer to 0 than this is called neither agreement nor conflict
 
 
@@ -79,8 +81,11 @@ def _compared(cosines: Sequence[float]) -> tuple[str, ...]:
 
 
 def _print(what: str, findings: list[str]) -> int:
+    alike: dict[str, list[str]] = {}
     for finding in findings:
-        print(f"{what}: {finding}")
+        alike.setdefault(_QUOTED.sub("", finding), []).append(finding)
+    for first, *others in alike.values():
+        print(f"{what}: {first}" + (f" (and {len(others)} more like it)" if others else ""))
     if not findings:
         print(f"{what}: nothing found")
     return 1 if findings else 0

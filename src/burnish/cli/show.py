@@ -13,7 +13,16 @@ from burnish.cli.columns import print_columns
 from burnish.evaluation.held_out import compare_items, mean_score, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
-_CURVES = ("loss", "reward_mean", "entropy", "kl", "completion_tokens_mean", "mismatch_mean", "grad_norm")
+_CURVES = (
+    "loss",
+    "reward_mean",
+    "groups_without_signal",
+    "entropy",
+    "kl",
+    "completion_tokens_mean",
+    "mismatch_mean",
+    "grad_norm",
+)
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _SIDE_BY_SIDE = 4
@@ -56,7 +65,8 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     scores = [(each, mean_score(run.read_step("evaluations", each))) for each in evaluations]
     if scores:
         console.print(_curve("held_out", scores), highlight=False)
-    for metric in _CURVES:
+    parts = {metric: None for line in metrics for metric in line if metric.startswith("reward_mean.")}
+    for metric in (*_CURVES, *parts):
         points = [(line["step"], line[metric]) for line in metrics if metric in line]
         if points:
             console.print(_curve(metric, points), highlight=False)
@@ -65,7 +75,11 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
         shown = stored[-1] if step is None else step
         if shown not in stored:
             console.print(f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}")
-        for line in run.read_step("rollouts", shown)[:num_groups]:
+        groups = run.read_step("rollouts", shown)
+        groups.sort(
+            key=lambda group: len({each["reward"] for each in group["rollouts"]}) == 1
+        )  # those that teach first
+        for line in groups[:num_groups]:
             console.print(_group(line, shown))
     unscored = [event for event in run.events() if event["event"] == "reward_failed"]
     for event in unscored[-_FAILURES:]:
@@ -97,7 +111,9 @@ def _group(line: Mapping[str, Any], step: int) -> Table:
     title = f"step {step}, group {line['group']}: {line['messages'][-1]['content']}  (answer {line['answer']})"
     table = Table(title=Text(title), title_justify="left", caption=f"and {more} more between them" if more else None)
     for rollout in rollouts:
-        table.add_column(f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}", overflow="fold")
+        parts = "".join(f"\n{name} {value:.3g}" for name, value in rollout["components"].items())
+        header = f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}{parts}"
+        table.add_column(header, overflow="fold")
     cells = []
     for rollout in rollouts:
         cut = " …(cut)" if rollout["finish_reason"] == "length" else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from burnish.config.imports import check_arguments, import_object
-from burnish.errors import DataError
+from burnish.errors import ConfigError, DataError
 from burnish.records import LossOutput, Metric, Scored, TokenBatch
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def loss(
     *, normalizer: Normalizer = "scored_tokens", needs_whole_groups: bool = False
 ) -> Callable[[LossFunction], FunctionLoss]:
     """Decorate a function `(scored, batch) -> summed loss` to make it a loss."""
+    _check_normalizer(normalizer, "@loss")
 
     def decorate(function: LossFunction) -> FunctionLoss:
         return FunctionLoss(function, normalizer, needs_whole_groups)
@@ -109,6 +110,13 @@ class WeightedLosses:
         return LossOutput(total=total, metrics=metrics)  # type: ignore[arg-type]  # a tensor: there is a loss
 
 
+def _check_normalizer(normalizer: object, where: str) -> None:
+    if normalizer not in get_args(Normalizer):
+        raise ConfigError(
+            f"{where}: normalizer={normalizer!r} is not known; give one of {', '.join(get_args(Normalizer))}"
+        )
+
+
 def load_loss(path: str, key: str) -> Loss:
     """A loss by `package.module:name`: what `loss` decorated, an object with the attributes of a Loss, a class whose
     instances are such and need no arguments, or a plain function.
@@ -123,5 +131,6 @@ def load_loss(path: str, key: str) -> Loss:
     check_arguments(found, path, key, ("scored", "batch"))
     if hasattr(found, "normalizer") and hasattr(found, "needs_whole_groups"):
         declared: Loss = found
+        _check_normalizer(declared.normalizer, path)
         return declared
     return FunctionLoss(found)

@@ -102,12 +102,10 @@ class PreferenceLoss:
         """See Loss."""
         has_reference = bool(set(self.weights) - REFERENCE_FREE)
         pairs = pairs_of(scored, batch, has_reference=has_reference)
-        metrics = self._metrics(pairs)
+        # the reward of simpo is the mean, not the sum
+        metrics = pair_metrics(pairs, self.beta, of_means="simpo" in self.weights and not has_reference)
         if has_reference:
-            reference_logprobs_S = need(batch.reference_logprobs_S, "reference_logprobs_S")
-            # k2: the tokens are not the policy's own, and of such tokens k3 is at the mercy of a single one
-            kl_S = kl_estimate(scored.logprobs_S.detach(), reference_logprobs_S, "k2")
-            metrics["kl"] = Metric(kl_S.sum(), "mean", len(kl_S))
+            metrics |= kl_metrics(scored, batch)
         total = torch.zeros(())
         for name, weight in self.weights.items():
             loss_G = NAMED[name](pairs, self) * pairs.weights_G
@@ -120,21 +118,32 @@ class PreferenceLoss:
         delta_G = pairs.chosen_logratios_G - pairs.rejected_logratios_G
         return self.beta * delta_G - self.score_margin * pairs.score_differences_G
 
-    def _metrics(self, pairs: Pairs) -> dict[str, Metric]:
-        chosen_G, rejected_G = pairs.chosen_logratios_G.detach(), pairs.rejected_logratios_G.detach()
-        if "simpo" in self.weights and not set(self.weights) - REFERENCE_FREE:  # its reward is the mean, not the sum
-            chosen_G = pairs.mean_chosen_logprobs_G.detach()
-            rejected_G = pairs.mean_rejected_logprobs_G.detach()
-        count = len(chosen_G)
-        margin_G = self.beta * (chosen_G - rejected_G)
-        return {
-            "reward_chosen": Metric(self.beta * chosen_G.sum(), "mean", count),
-            "reward_rejected": Metric(self.beta * rejected_G.sum(), "mean", count),
-            "reward_margin": Metric(margin_G.sum(), "mean", count),
-            "reward_accuracy": Metric(right(margin_G).sum(), "mean", count),
-            "drift_chosen": Metric(chosen_G.sum(), "mean", count),
-            "drift_rejected": Metric(rejected_G.sum(), "mean", count),
-        }
+
+def pair_metrics(pairs: Pairs, beta: float, *, of_means: bool = False) -> dict[str, Metric]:
+    """Rewards of both sides, their margin and order, and how far each side has moved; `of_means` as in SimPO."""
+    chosen_G, rejected_G = pairs.chosen_logratios_G.detach(), pairs.rejected_logratios_G.detach()
+    if of_means:
+        chosen_G, rejected_G = pairs.mean_chosen_logprobs_G.detach(), pairs.mean_rejected_logprobs_G.detach()
+    count = len(chosen_G)
+    margin_G = beta * (chosen_G - rejected_G)
+    return {
+        "reward_chosen": Metric(beta * chosen_G.sum(), "mean", count),
+        "reward_rejected": Metric(beta * rejected_G.sum(), "mean", count),
+        "reward_margin": Metric(margin_G.sum(), "mean", count),
+        "reward_accuracy": Metric(right(margin_G).sum(), "mean", count),
+        "drift_chosen": Metric(chosen_G.sum(), "mean", count),
+        "drift_rejected": Metric(rejected_G.sum(), "mean", count),
+    }
+
+
+def kl_metrics(scored: Scored, batch: TokenBatch) -> dict[str, Metric]:
+    """How far the policy is from the reference on these tokens.
+
+    By k2: the tokens are not the policy's own, and of such tokens k3 is at the mercy of a single one.
+    """
+    reference_logprobs_S = need(batch.reference_logprobs_S, "reference_logprobs_S")
+    kl_S = kl_estimate(scored.logprobs_S.detach(), reference_logprobs_S, "k2")
+    return {"kl": Metric(kl_S.sum(), "mean", len(kl_S))}
 
 
 def right(margins_G: Tensor) -> Tensor:

@@ -38,12 +38,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def find_model(path: str) -> str:
     """The folder of a model, or its hub id; checked without reading the weights into memory.
 
+    A run's folder, or that with the six digits at its end left out, stands for its newest checkpoint.
+
     Raises:
         ModelError: no such model, a folder without weights, or a damaged safetensors file.
     """
     if path in KNOWN_MODELS:
         return str(cached_model(path))
     folder = Path(path)
+    if not folder.exists() and len(runs := sorted(folder.parent.glob(f"{folder.name}-??????/run.json"))) == 1:
+        folder = runs[0].parent  # a run by its name, without the digits at its end
+    if (folder / "run.json").is_file() and (saved := sorted((folder / "checkpoints").glob("step-*"))):
+        folder = saved[-1]
     if folder.is_dir():
         check_folder(folder)
         return str(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +46,17 @@ def check_loss(loss: Loss, *, at_ends: bool = False) -> list[str]:
         _hard_inputs,
         _reads_of_the_device,
     )
-    return [finding for check in checks for finding in check(loss, case)]
+    findings: list[str] = []
+    for check in checks:
+        try:
+            findings += check(loss, case)
+        except BurnishError as error:
+            return [
+                *findings,
+                f"it cannot be computed on a part of the batch: {error}. If it looks at both sides of a pair, decorate "
+                'it with @loss(normalizer="groups", needs_whole_groups=True)',
+            ]
+    return findings
 
 
 class _Case:
@@ -127,7 +139,12 @@ def _outright(loss: Loss, case: _Case) -> str | None:
     except BurnishError as error:
         return f"it cannot be computed: {error}"
     except Exception as error:  # a user's code may raise anything
-        return f"it raises {type(error).__name__} on a batch of {_PAIRS} pairs: {error}"
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(line.filename).name}, line {line.lineno}"
+        return (
+            f"it raises {type(error).__name__} on a batch of {_PAIRS} pairs: {error} ({where}; what the model says is "
+            "float64 here, so make no tensor of a fixed type)"
+        )
     if not isinstance(total, Tensor):
         return f"it returns {type(total).__name__} and not a tensor"
     if total.dim() != 0:
