@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+PEER_SCRIPTS ?= ../shared/benchmarks
 
-.PHONY: help setup demo check test lock
+.PHONY: help setup demo check test bench lock
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -32,6 +33,15 @@ test: setup ## Everything, the real model included
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/python -m pytest --durations 10
+
+bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: about half an hour
+	$(BIN)/burnish model get smollm2-135m
+	$(BIN)/python benchmarks/compare.py --peer-python .venv-peer/bin/python --peer-scripts $(PEER_SCRIPTS)
+
+.venv-peer/.done:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/pip install --quiet --disable-pip-version-check trl==1.16.0 torch==2.13.0 transformers==5.24.0 datasets reasoning-gym
+	@touch $@
 
 lock: ## Remake requirements.lock from pyproject.toml and the pinned torch
 	$(PYTHON) -m venv .venv-lock

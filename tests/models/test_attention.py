@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -5,9 +6,18 @@ from burnish.models.attention import SegmentAttention
 from burnish.records import Segment
 
 
-def test_a_branch_sees_its_prompt_and_itself() -> None:
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (Segment(3, (2, 4)), Segment(2, ()), Segment(1, (3,))),
+        (Segment(5, (4, 4, 4)), Segment(2, (1, 1))),
+        (Segment(1, (7, 1, 3, 1)),),
+        (Segment(9, (1, 8)), Segment(40, (33, 2, 30))),
+    ],
+    ids=str,
+)
+def test_a_branch_sees_its_prompt_and_itself(segments: tuple[Segment, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
-    segments = (Segment(3, (2, 4)), Segment(2, ()), Segment(1, (3,)))
     total = sum(segment.num_tokens for segment in segments)
     query = torch.randn(1, 4, total, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, total, 8, generator=generator)

@@ -29,7 +29,11 @@ class AttentionPlan(Protocol):
 
 
 class SegmentAttention:
-    """A prompt is causal; each branch attends to its prompt and, causally, to itself."""
+    """A prompt is causal; each branch attends to its prompt and, causally, to itself.
+
+    The branches of a segment are a batch over the same prompt, so the cost is P^2 + B R (P + R) for B branches of R
+    tokens and not (P + B R)^2. Shorter ones repeat their last token, which no earlier token sees.
+    """
 
     def __init__(
         self, segments: Sequence[Segment], *, on_key_value: Callable[[int, Tensor, Tensor], None] | None = None
@@ -37,39 +41,75 @@ class SegmentAttention:
         """`on_key_value(layer, key, value)` receives what a cache stores, [1, kv_heads, T, head_dim]."""
         self.segments = segments
         self.on_key_value = on_key_value
-        self._masks: dict[int, Tensor] = {}
+        self._fans: dict[int, _Fan] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See AttentionPlan."""
         if self.on_key_value is not None:
             self.on_key_value(layer, key, value)
-        heads_per_kv = query.shape[1] // key.shape[1]
-        if heads_per_kv > 1:
-            key, value = key.repeat_interleave(heads_per_kv, dim=1), value.repeat_interleave(heads_per_kv, dim=1)
         sizes = [segment.num_tokens for segment in self.segments]
         outputs = []
         parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
         for index, (query_part, key_part, value_part) in enumerate(parts):
-            mask = self._mask(index, query)
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    query_part, key_part, value_part, attn_mask=mask, is_causal=mask is None, scale=scaling
-                )
-            )
+            segment = self.segments[index]
+            if len(segment.branch_lengths) <= 1:
+                outputs.append(_causal(query_part, key_part, value_part, scaling))
+                continue
+            prompt = segment.prompt_length
+            if index not in self._fans:
+                self._fans[index] = _Fan(segment, query)
+            if prompt > 0:
+                query_P, key_P, value_P = (part[:, :, :prompt] for part in (query_part, key_part, value_part))
+                outputs.append(_causal(query_P, key_P, value_P, scaling))
+            outputs.append(self._fans[index].attend(query_part, key_part, value_part, scaling))
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
-    def _mask(self, index: int, query: Tensor) -> Tensor | None:
-        segment = self.segments[index]
-        if len(segment.branch_lengths) <= 1:
-            return None
-        if index not in self._masks:
-            lengths = torch.tensor([segment.prompt_length, *segment.branch_lengths])
-            branch_T = torch.arange(len(lengths)).repeat_interleave(lengths)  # 0 is the prompt
-            same_branch_TT = branch_T[:, None] == branch_T[None, :]
-            visible_TT = (same_branch_TT | (branch_T == 0)[None, :]).tril()
-            mask = torch.zeros(visible_TT.shape, dtype=query.dtype).masked_fill(~visible_TT, float("-inf"))
-            self._masks[index] = mask.to(query.device)
-        return self._masks[index]
+
+class _Fan:
+    """The branches of one segment as a batch."""
+
+    def __init__(self, segment: Segment, like: Tensor) -> None:
+        lengths = torch.tensor(segment.branch_lengths)
+        self.num_branches, self.width, self.prompt = len(lengths), int(lengths.max()), segment.prompt_length
+        column_R = torch.arange(self.width)
+        starts_B = self.prompt + lengths.cumsum(0) - lengths
+        self.is_even = bool((lengths == self.width).all())
+        token_BR = starts_B[:, None] + torch.minimum(column_R, lengths[:, None] - 1)
+        self.tokens = token_BR.flatten().to(like.device)
+        self.kept = (column_R < lengths[:, None]).flatten().nonzero()[:, 0].to(like.device)
+        visible_RK = torch.ones(self.width, self.prompt + self.width).tril(self.prompt).bool()
+        self.mask_RK = torch.zeros(visible_RK.shape, dtype=like.dtype).masked_fill(~visible_RK, float("-inf"))
+        self.mask_RK = self.mask_RK.to(like.device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Output [1, heads, tokens of the branches, head_dim] for tensors of the whole segment."""
+        heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
+        per_kv = heads // kv_heads
+        # the query heads of a key head are further rows: nothing is repeated
+        rows = self._own(query).view(self.num_branches, kv_heads, per_kv * self.width, head_dim)
+        keys, values = (self._with_prompt(part) for part in (key, value))
+        mask = self.mask_RK.repeat(per_kv, 1)
+        output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+        output = output.view(self.num_branches, heads, self.width, head_dim).transpose(0, 1)
+        output = output.reshape(1, heads, self.num_branches * self.width, head_dim)
+        return output if self.is_even else output.index_select(2, self.kept)
+
+    def _own(self, part: Tensor) -> Tensor:
+        """[branches, heads, width, head_dim] of what a branch itself holds."""
+        own = part[:, :, self.prompt :] if self.is_even else part.index_select(2, self.tokens)
+        heads, head_dim = part.shape[1], part.shape[3]
+        return own.reshape(heads, self.num_branches, self.width, head_dim).transpose(0, 1).contiguous()
+
+    def _with_prompt(self, part: Tensor) -> Tensor:
+        """[branches, heads, prompt + width, head_dim]."""
+        return torch.cat([part[:, :, : self.prompt].expand(self.num_branches, -1, -1, -1), self._own(part)], dim=2)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    per_kv = query.shape[1] // key.shape[1]
+    if per_kv > 1:
+        key, value = key.repeat_interleave(per_kv, dim=1), value.repeat_interleave(per_kv, dim=1)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
 
 
 def check_supported(config: PretrainedConfig) -> None:

@@ -28,8 +28,8 @@ class LaneCache:
         self.width = width
         self.prompt_key = empty(kv_heads, max_prompt, head_dim)
         self.prompt_value = empty(kv_heads, max_prompt, head_dim)
-        self.own_key = empty(width, kv_heads, max_new, head_dim)
-        self.own_value = empty(width, kv_heads, max_new, head_dim)
+        self.own_key = empty(kv_heads, width, max_new, head_dim)
+        self.own_value = empty(kv_heads, width, max_new, head_dim)
         self.prompt_lengths = [0] * num_lanes
         self.own_lengths = [0] * num_lanes
 
@@ -50,9 +50,13 @@ class LaneCache:
         """Prepare a step in which each of `rows`, as (lane, member), brings one new token."""
         device = self.prompt_key.device
         lanes = sorted({lane for lane, _ in rows})
-        self._slot = {lane: index for index, lane in enumerate(lanes)}
+        slot = {lane: index for index, lane in enumerate(lanes)}
+        places = [slot[lane] * self.width + member for lane, member in rows]
+        # Where every row, or at least every lane, is under way, views of the cache serve and nothing is moved.
+        self._has_all_lanes = len(lanes) == len(self.own_lengths)
+        self._is_full = places == list(range(len(lanes) * self.width))
         self._lanes = torch.tensor(lanes, device=device)
-        self._grid_R = torch.tensor([self._slot[lane] * self.width + member for lane, member in rows], device=device)
+        self._grid_R = torch.tensor(places, device=device)
         self._row_lane_R = torch.tensor([lane for lane, _ in rows], device=device)
         self._row_member_R = torch.tensor([member for _, member in rows], device=device)
         self._row_length_R = torch.tensor([self.own_lengths[lane] for lane, _ in rows], device=device)
@@ -76,21 +80,22 @@ class LaneCache:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """See AttentionPlan. One token per row: query [1, heads, R, head_dim]."""
-        where = (layer, self._row_lane_R, self._row_member_R, slice(None), self._row_length_R)
-        self.own_key[where] = key[0].transpose(0, 1)
-        self.own_value[where] = value[0].transpose(0, 1)
         heads, head_dim = query.shape[1], query.shape[3]
         kv_heads, lanes, width = key.shape[1], len(self._lanes), self.width
         per_kv = heads // kv_heads
-        grid = query.new_zeros(lanes * width, heads, head_dim)
-        grid[self._grid_R] = query[0].transpose(0, 1) * scaling
+        where = (layer, self._row_lane_R, slice(None), self._row_member_R, self._row_length_R)
+        self.own_key[where] = key[0].transpose(0, 1)
+        self.own_value[where] = value[0].transpose(0, 1)
+        rows = query[0].transpose(0, 1) * scaling
+        if not self._is_full:
+            rows = rows.new_zeros(lanes * width, heads, head_dim).index_copy_(0, self._grid_R, rows)
         # [lanes, kv_heads, width, per_kv, head_dim]
-        grid = grid.view(lanes, width, kv_heads, per_kv, head_dim).transpose(1, 2)
-        prompt_key = self.prompt_key[layer, self._lanes, :, : self._max_prompt]
-        prompt_value = self.prompt_value[layer, self._lanes, :, : self._max_prompt]
-        own_key = self.own_key[layer, self._lanes, :, :, : self._max_own].transpose(1, 2)
-        own_value = self.own_value[layer, self._lanes, :, :, : self._max_own].transpose(1, 2)
-        flat = grid.reshape(lanes, kv_heads, width * per_kv, head_dim)
+        grid = rows.reshape(lanes, width, kv_heads, per_kv, head_dim).transpose(1, 2).contiguous()
+        prompt_key = self._active(self.prompt_key[layer, :, :, : self._max_prompt])
+        prompt_value = self._active(self.prompt_value[layer, :, :, : self._max_prompt])
+        own_key = self._active(self.own_key[layer, :, :, :, : self._max_own])
+        own_value = self._active(self.own_value[layer, :, :, :, : self._max_own])
+        flat = grid.view(lanes, kv_heads, width * per_kv, head_dim)
         prompt_scores = (flat @ prompt_key.transpose(-1, -2)).view(lanes, kv_heads, width, per_kv, -1)
         own_scores = grid @ own_key.transpose(-1, -2)
         scores = torch.cat([prompt_scores, own_scores], dim=-1).float() + self._mask
@@ -98,6 +103,9 @@ class LaneCache:
         prompt_shares, own_shares = shares.split([self._max_prompt, self._max_own], dim=-1)
         output = (prompt_shares.reshape(lanes, kv_heads, width * per_kv, -1) @ prompt_value).view_as(grid)
         output = output + own_shares @ own_value
-        output = output.transpose(1, 2).reshape(lanes * width, heads, head_dim)
-        rows: Tensor = output[self._grid_R]
-        return rows[None]
+        answers: Tensor = output.transpose(1, 2).reshape(1, lanes * width, heads, head_dim)
+        return answers if self._is_full else answers.index_select(1, self._grid_R)
+
+    def _active(self, cache: Tensor) -> Tensor:
+        """Of one layer's cache, the lanes of this step."""
+        return cache if self._has_all_lanes else cache.index_select(0, self._lanes)

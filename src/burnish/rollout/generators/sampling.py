@@ -90,7 +90,9 @@ def _truncate(logits_RV: Tensor, settings_R: Sequence[SamplingSettings]) -> Tens
 def _gumbel_max(logprobs_RV: Tensor, noise: Noise) -> Tensor:
     rows, vocabulary = logprobs_RV.shape
     padding = -vocabulary % _BLOCK
-    blocks = torch.nn.functional.pad(logprobs_RV, (0, padding), value=float("-inf")).view(rows, -1, _BLOCK)
+    if padding:
+        logprobs_RV = torch.nn.functional.pad(logprobs_RV, (0, padding), value=float("-inf"))
+    blocks = logprobs_RV.view(rows, -1, _BLOCK)
     gumbel = torch.from_numpy(-np.log(-np.log(noise(blocks.shape[1] + _BLOCK))))
     masses = blocks.exp().sum(2, dtype=torch.float64)
     block_R = (masses.log() + gumbel[:, : blocks.shape[1]]).argmax(1)
