@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", default=list(PEER))
     parser.add_argument("--peer-scripts", type=Path, required=True)
-    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--peer-python", type=os.path.abspath, default=sys.executable)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
