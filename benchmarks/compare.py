@@ -4,8 +4,7 @@
 
 `make bench` makes both environments and calls it. The peer's scripts (trl_sft.py, trl_dpo.py, trl_grpo.py) print a line
 `RESULT name {json}` as `burnish_side.py` does. Each program is started `--pairs` times, in turn; the median of each
-side and the ratio of the medians are printed as a table, with the floor of each step: its matrix products at the rate
-that this machine reaches on them.
+side and the ratio of the medians are printed as a table.
 """
 
 import argparse
@@ -39,6 +38,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
+    if missing := [PEER[work][0] for work in arguments.works if not (arguments.peer_scripts / PEER[work][0]).is_file()]:
+        parser.error(f"--peer-scripts {arguments.peer_scripts}: has no {', '.join(missing)}")
     model = find_model("smollm2-135m")
     print(f"{platform.platform()}, {processor()}, {os.cpu_count()} cores\n")
     print(HEADER)

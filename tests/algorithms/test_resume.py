@@ -160,11 +160,13 @@ def _change_state(checkpoint: Path, **changes: int) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_changed_loss_is_not_resumed(make_config, quiet, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("before", ["", "from burnish import loss\n\n@loss()\n"], ids=["plain", "decorated"])
+def test_a_changed_loss_is_not_resumed(make_config, quiet, tmp_path, monkeypatch, before: str) -> None:
     own = tmp_path / "changing.py"
-    own.write_text("def mine(scored, batch):\n    return -scored.logprobs_S.sum()\n")
+    monkeypatch.delitem(sys.modules, "changing", raising=False)
+    own.write_text(f"{before}def mine(scored, batch):\n    return -scored.logprobs_S.sum()\n")
     run = interrupted(make_config("sft", loss__own="changing:mine"), quiet, monkeypatch, 3)
-    own.write_text("def mine(scored, batch):\n    return -2 * scored.logprobs_S.sum()\n")
+    own.write_text(f"{before}def mine(scored, batch):\n    return -2 * scored.logprobs_S.sum()\n")
     with pytest.raises(UserError, match=r"its loss \(changing:mine\) changed since it started"):
         resume(run, make_config("sft", loss__own="changing:mine"), quiet)
 

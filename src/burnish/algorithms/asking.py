@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import model_validator
 
 from burnish.algorithms.hooks import Hooks
-from burnish.config.imports import import_object
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
 from burnish.data.tasks import TaskSplit, load_tasks
@@ -77,6 +76,10 @@ class TaskInputs:
     held_out: tuple[Prompt, ...]
     play: Play
 
+    def shared(self) -> dict[str, Any]:
+        """All but the configuration, for an algorithm that adds something to it."""
+        return {name: getattr(self, name) for name in ("model", "tasks", "train", "held_out", "play")}
+
     def record(self) -> dict[str, Any]:
         """Fingerprints: a resumed run must find the same ones."""
         reward, environment = self.config.task.reward, self.config.task.environment
@@ -90,7 +93,7 @@ class TaskInputs:
     @staticmethod
     def _fingerprint(path: str) -> Any:
         if not is_model(path):
-            return source_hash(import_object(path, "task.reward"))
+            return source_hash(path, "task.reward")
         facts = inspect_model(path.removeprefix(PREFIX))
         return model_record(facts.source, base=facts.base, commit=facts.commit)
 
@@ -196,10 +199,11 @@ def rollout_steps(
     while state.step < config.train.num_steps and not hooks.should_stop:
         wanted = config.rollout.num_prompts
         found = _collect(collect, order.next(wanted, step=state.step), roles, state, first=0)
-        asked, refills = wanted, 0
+        refills = 0
         while config.rollout.max_refills > refills and (missing := wanted - len(with_signal(found))) > 0:
-            found += _collect(collect, order.next(missing, step=state.step), roles, state, first=asked)
-            asked, refills = asked + missing, refills + 1
+            more = order.next(missing, step=state.step)
+            found += _collect(collect, more, roles, state, first=found.prompts_asked)
+            refills += 1
         found.require_scores()
         order.learn(found.groups, step=state.step)
         if config.rollout.max_refills:

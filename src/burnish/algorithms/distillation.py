@@ -76,8 +76,7 @@ def prepare(config: DistillationConfig) -> DistillationInputs:
     """Check what the run reads. Raises a UserError."""
     tasks = check_tasks(config)
     teachers = check_teachers(tasks.model, config.teachers, config.loss.top_k)
-    parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "play")}
-    inputs = DistillationInputs(config=config, teachers=teachers, **parts)
+    inputs = DistillationInputs(config=config, teachers=teachers, **tasks.shared())
     taught = [inputs.shares(prompt.task) for prompt in inputs.train]
     for index, teacher in enumerate(config.teachers):
         if not any(index in shares for shares in taught):

@@ -86,7 +86,11 @@ class WithPairMetrics:
     """A user's loss, beside which the same is logged as beside the named ones; rewards are log-ratios, beta is 1."""
 
     loss: Loss
-    needs_whole_groups: bool = True
+
+    @property
+    def needs_whole_groups(self) -> bool:
+        """Both sides of a pair."""
+        return True
 
     @property
     def normalizer(self) -> Normalizer:

@@ -168,8 +168,7 @@ def prepare(config: PPOConfig) -> PPOInputs:
         critic = inspect_model(config.critic.path)
         if critic.tokenizer.get_vocab() != tasks.model.tokenizer.get_vocab():
             raise ConfigError(f"critic.path={critic.source} has another vocabulary than {tasks.model.source}")
-    parts = {name: getattr(tasks, name) for name in ("model", "tasks", "train", "held_out", "play")}
-    return PPOInputs(config=config, critic=critic, **parts)
+    return PPOInputs(config=config, critic=critic, **tasks.shared())
 
 
 def needs(config: PPOConfig) -> RoleNeeds:

@@ -26,7 +26,6 @@ from burnish.algorithms import (
     sft,
 )
 from burnish.algorithms.hooks import Hooks
-from burnish.config.imports import import_object
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles
@@ -126,8 +125,9 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
-    _own_code(config)
-    return algorithm_of(config).prepare(config)
+    inputs = algorithm_of(config).prepare(config)
+    _own_code(config)  # schedules too, which an algorithm imports when it begins
+    return inputs
 
 
 def train(config: RunConfig, console: Console) -> RunFolder:
@@ -225,7 +225,7 @@ def _own_code(config: RunConfig) -> dict[str, str | None]:
     """
     section: BaseModel | None = getattr(config, "loss", None)
     paths = [] if section is None else sorted(set(_import_paths(section.model_dump())))
-    return {path: source_hash(import_object(path, "loss")) for path in paths}
+    return {path: source_hash(path, "loss") for path in paths}
 
 
 def _import_paths(value: Any) -> Iterator[str]:

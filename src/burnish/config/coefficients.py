@@ -78,7 +78,7 @@ class Controller(Strict):
 
 
 def check_lowest(value: "Coefficient", key: str, lowest: float, *, may_equal: bool = True) -> None:
-    """Refuse a coefficient that is, or becomes, lower than it may be; a user's own function is looked at as it runs.
+    """Refuse a coefficient that is, or becomes, lower than it may be; a user's own function is not looked at.
 
     Raises:
         ConfigError: it is.

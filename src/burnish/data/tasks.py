@@ -104,7 +104,7 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
     tasks = []
     for item in items:
         question = (Message(role="user", content=item["question"]),)
-        extra = {"metadata": _hashable(item["metadata"]), "options": dict(config.options)}
+        extra = {"metadata": _hashable(item["metadata"]), "reasoning_gym_options": dict(config.options)}
         tasks.append(_task(config, question, str(item["answer"]), extra))
     return tasks
 

@@ -33,7 +33,8 @@ class HeldOut:
             DataError: the reward failed for more than half of the answers.
         """
         played = self.play(sample, self.prompts, [(0,)] * len(self.prompts), self.sampling)
-        require_scores([episode.score for (episode,) in played])
+        scores = [episode.score for (episode,) in played]
+        require_scores([score.reason for score in scores if isinstance(score, ScoreFailure)], len(scores))
         items: list[Item] = []
         for prompt, (episode,) in zip(self.prompts, played, strict=True):
             task, completion, score = prompt.task, episode.completion, episode.score

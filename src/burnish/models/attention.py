@@ -57,7 +57,7 @@ class SegmentAttention:
                 continue
             prompt = segment.prompt_length
             if index not in self._fans:
-                self._fans[index] = _Fan(segment, query)
+                self._fans[index] = _Fan(segment, query, query.shape[1] // key.shape[1])
             if prompt > 0:
                 query_P, key_P, value_P = (part[:, :, :prompt] for part in (query_part, key_part, value_part))
                 outputs.append(_causal(query_P, key_P, value_P, scaling))
@@ -66,9 +66,9 @@ class SegmentAttention:
 
 
 class _Fan:
-    """The branches of one segment as a batch."""
+    """The branches of one segment as a batch; `per_kv` query heads share a key head."""
 
-    def __init__(self, segment: Segment, like: Tensor) -> None:
+    def __init__(self, segment: Segment, like: Tensor, per_kv: int) -> None:
         lengths = torch.tensor(segment.branch_lengths)
         self.num_branches, self.width, self.prompt = len(lengths), int(lengths.max()), segment.prompt_length
         column_R = torch.arange(self.width)
@@ -78,18 +78,16 @@ class _Fan:
         self.tokens = token_BR.flatten().to(like.device)
         self.kept = (column_R < lengths[:, None]).flatten().nonzero()[:, 0].to(like.device)
         visible_RK = torch.ones(self.width, self.prompt + self.width).tril(self.prompt).bool()
-        self.mask_RK = torch.zeros(visible_RK.shape, dtype=like.dtype).masked_fill(~visible_RK, float("-inf"))
-        self.mask_RK = self.mask_RK.to(like.device)
+        mask_RK = torch.zeros(visible_RK.shape, dtype=like.dtype).masked_fill(~visible_RK, float("-inf"))
+        # the query heads of a key head are further rows: nothing is repeated but this
+        self.mask = mask_RK.repeat(per_kv, 1).to(like.device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Output [1, heads, tokens of the branches, head_dim] for tensors of the whole segment."""
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
-        per_kv = heads // kv_heads
-        # the query heads of a key head are further rows: nothing is repeated
-        rows = self._own(query).view(self.num_branches, kv_heads, per_kv * self.width, head_dim)
+        rows = self._own(query).view(self.num_branches, kv_heads, -1, head_dim)
         keys, values = (self._with_prompt(part) for part in (key, value))
-        mask = self.mask_RK.repeat(per_kv, 1)
-        output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+        output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=self.mask, scale=scaling)
         output = output.view(self.num_branches, heads, self.width, head_dim).transpose(0, 1)
         output = output.reshape(1, heads, self.num_branches * self.width, head_dim)
         return output if self.is_even else output.index_select(2, self.kept)

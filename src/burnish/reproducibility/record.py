@@ -8,11 +8,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from burnish.config.imports import import_object
 from burnish.records import Task
 from burnish.reproducibility.files import sha256_of_file
 
@@ -62,13 +63,21 @@ def tasks_record(train: Iterable[Task], held_out: Iterable[Task]) -> dict[str, A
     return sides
 
 
-def source_hash(function: Callable[..., Any]) -> str | None:
-    """sha256 of the file that defines a function; None for what has no source file."""
+def source_hash(path: str, key: str) -> str | None:
+    """sha256 of the file that defines what an import path names; None where there is no source file.
+
+    A function or a class knows its file. An object (a decorated loss, a weighted reward) was made in the module that
+    the path names.
+
+    Raises:
+        ConfigError: it cannot be imported; `key` is the setting that names it.
+    """
+    found = import_object(path, key)
     try:
-        path = inspect.getsourcefile(function)
+        file = inspect.getsourcefile(found)
     except TypeError:
-        return None
-    return sha256_of_file(Path(path)) if path is not None and Path(path).is_file() else None
+        file = inspect.getsourcefile(sys.modules[path.partition(":")[0]])
+    return sha256_of_file(Path(file)) if file is not None and Path(file).is_file() else None
 
 
 def _git(*arguments: str) -> str | None:

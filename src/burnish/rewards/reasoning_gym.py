@@ -29,7 +29,7 @@ def score_answer(completion: Completion, task: Task) -> float:
     if not isinstance(metadata, dict) or "source_dataset" not in metadata:
         raise DataError(f"task {task.id} is not from reasoning-gym: task.source must be reasoning-gym:<dataset>")
     entry = {"question": task.messages[-1].content, "answer": task.answer, "metadata": metadata}
-    options = json.dumps(task.extra.get("options", {}), sort_keys=True)
+    options = json.dumps(task.extra.get("reasoning_gym_options", {}), sort_keys=True)
     return float(_scorer(metadata["source_dataset"], options)(answer_in(completion.text), entry))
 
 

@@ -95,11 +95,12 @@ def score_all(
     return [_score_one(reward, completion, task, timeout_seconds) for completion, task in pairs]
 
 
-def require_scores(scores: Sequence[Score | ScoreFailure]) -> None:
+def require_scores(failures: Sequence[str], num_completions: int) -> None:
     """Raise a DataError if more than half of the scores are failures: a figure made of the rest would mislead."""
-    failures = [score.reason for score in scores if isinstance(score, ScoreFailure)]
-    if 2 * len(failures) > len(scores):
-        raise DataError(f"task.reward failed for {len(failures)} of {len(scores)} completions; first: {failures[0]}")
+    if 2 * len(failures) > num_completions:
+        raise DataError(
+            f"task.reward failed for {len(failures)} of {num_completions} completions; first: {failures[0]}"
+        )
 
 
 def _score_one(reward: Reward, completion: Completion, task: Task, timeout_seconds: float) -> Score | ScoreFailure:

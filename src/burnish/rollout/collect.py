@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from burnish.errors import DataError
 from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.rewards.scoring import Score, ScoreFailure
+from burnish.rewards.scoring import Score, ScoreFailure, require_scores
 from burnish.rewards.shape import overlong_penalty
 from burnish.rollout.play import Episode, Play, Sample
 
@@ -55,11 +55,7 @@ class Collected:
         Raises:
             DataError: more than half of the completions have no score, or no group has two that have.
         """
-        if 2 * len(self.failures) > self.completions_asked:
-            raise DataError(
-                f"task.reward failed for {len(self.failures)} of {self.completions_asked} completions; first: "
-                f"{self.failures[0].reason}"
-            )
+        require_scores([each.reason for each in self.failures], self.completions_asked)
         if not self.groups:
             raise DataError(f"no group has two completions with a reward; first failure: {self.failures[0].reason}")
 

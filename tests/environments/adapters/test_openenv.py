@@ -39,7 +39,10 @@ def url() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        try:
+            server.wait(timeout=10)
+        finally:
+            server.kill()
 
 
 def conversations(url: str) -> Conversations:
