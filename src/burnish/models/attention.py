@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from burnish.errors import ModelError
+from burnish.models.cpu_attention import attention
 from burnish.records import Segment
 
 IMPLEMENTATION = "burnish"
@@ -87,7 +87,7 @@ class _Fan:
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
         rows = self._own(query).view(self.num_branches, kv_heads, -1, head_dim)
         keys, values = (self._with_prompt(part) for part in (key, value))
-        output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=self.mask, scale=scaling)
+        output = attention(rows, keys, values, self.mask, scaling)
         output = output.view(self.num_branches, heads, self.width, head_dim).transpose(0, 1)
         output = output.reshape(1, heads, self.num_branches * self.width, head_dim)
         return output if self.is_even else output.index_select(2, self.kept)
@@ -107,7 +107,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor
     per_kv = query.shape[1] // key.shape[1]
     if per_kv > 1:
         key, value = key.repeat_interleave(per_kv, dim=1), value.repeat_interleave(per_kv, dim=1)
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return attention(query, key, value, None, scaling)
 
 
 def check_supported(config: PretrainedConfig) -> None:

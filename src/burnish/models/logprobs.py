@@ -38,15 +38,16 @@ class _ScoredLogprobs(torch.autograd.Function):
         for hidden_CH, target_ids_C in zip(hidden_SH.split(CHUNK_ROWS), target_ids_S.split(CHUNK_ROWS), strict=True):
             logprobs_CV = _logprobs(hidden_CH, head_VH, temperature)
             logprobs.append(logprobs_CV.gather(1, target_ids_C[:, None])[:, 0])
-            entropies.append(-(logprobs_CV.exp() * logprobs_CV).sum(1))
-        ctx.save_for_backward(hidden_SH, head_VH, target_ids_S)
+            entropies.append(-torch.einsum("cv,cv->c", logprobs_CV.exp(), logprobs_CV))
+        logprobs_S = torch.cat(logprobs)
+        ctx.save_for_backward(hidden_SH, head_VH, target_ids_S, logprobs_S)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)  # a loss without an entropy term costs no entropy gradient
-        return torch.cat(logprobs), torch.cat(entropies)
+        return logprobs_S, torch.cat(entropies)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor | None, None, None]:
-        hidden_SH, head_VH, target_ids_S = ctx.saved_tensors
+        hidden_SH, head_VH, target_ids_S, logprobs_S = ctx.saved_tensors
         grad_hidden = []
         needs_head = ctx.needs_input_grad[1]
         # Summed over chunks in float32: in bfloat16 the later chunks would be rounded away.
@@ -54,26 +55,26 @@ class _ScoredLogprobs(torch.autograd.Function):
         grad_logprobs_S, grad_entropy_S = gradients
         if grad_logprobs_S is None:
             grad_logprobs_S = torch.zeros(len(target_ids_S), device=hidden_SH.device)
+        # d logprob / d logits = one-hot - p; at the target 1 - p, exactly where p is near 1
+        grad_targets_S = -torch.expm1(logprobs_S) * grad_logprobs_S
         entropy_parts = [None] * -(-len(target_ids_S) // CHUNK_ROWS)
         if grad_entropy_S is not None:
             entropy_parts = grad_entropy_S.split(CHUNK_ROWS)
-        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, target_ids_S, grad_logprobs_S))
-        for hidden_CH, target_ids_C, grad_C, grad_entropy_C in zip(*chunks, entropy_parts, strict=True):
-            logprobs_CV = _logprobs(hidden_CH, head_VH, ctx.temperature)
-            entropy_term_CV = None
-            if grad_entropy_C is not None:
-                # d entropy / d logits = -p (log p + entropy)
+        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, target_ids_S, grad_logprobs_S, grad_targets_S))
+        for hidden_CH, target_ids_C, grad_C, grad_target_C, grad_entropy_C in zip(*chunks, entropy_parts, strict=True):
+            if grad_entropy_C is None and ctx.temperature == 1:
+                # The gradient enters the products in the head's type: in bfloat16 the softmax may as well be made there.
+                grad_CV = torch.softmax(hidden_CH @ head_VH.T, dim=1).mul_(-grad_C[:, None])
+                grad_CV.scatter_(1, target_ids_C[:, None], grad_target_C[:, None].to(grad_CV.dtype))
+            else:
+                logprobs_CV = _logprobs(hidden_CH, head_VH, ctx.temperature)
                 probabilities_CV = logprobs_CV.exp()
-                entropy_C1 = -(probabilities_CV * logprobs_CV).sum(1, keepdim=True)
-                entropy_term_CV = probabilities_CV * (logprobs_CV + entropy_C1) * -grad_entropy_C[:, None]
-            # d logprob / d logits = one-hot - p
-            grad_CV = logprobs_CV.exp_().mul_(-grad_C[:, None])
-            grad_CV.scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
-            if entropy_term_CV is not None:
-                grad_CV += entropy_term_CV
-            if ctx.temperature != 1:
-                grad_CV /= ctx.temperature
-            grad_CV = grad_CV.to(head_VH.dtype)
+                grad_CV = (probabilities_CV * -grad_C[:, None]).scatter_(1, target_ids_C[:, None], grad_target_C[:, None])
+                if grad_entropy_C is not None:
+                    # d entropy / d logits = -p (log p + entropy)
+                    entropy_C1 = -torch.einsum("cv,cv->c", probabilities_CV, logprobs_CV)[:, None]
+                    grad_CV -= probabilities_CV * (logprobs_CV + entropy_C1) * grad_entropy_C[:, None]
+                grad_CV = (grad_CV / ctx.temperature).to(head_VH.dtype)
             grad_hidden.append(grad_CV @ head_VH)
             if grad_head_VH is not None:
                 grad_head_VH += grad_CV.T @ hidden_CH
