@@ -28,7 +28,8 @@ class LaneCache:
         self.width = width
         self.prompt_key = empty(kv_heads, max_prompt, head_dim)
         self.prompt_value = empty(kv_heads, max_prompt, head_dim)
-        self.own_key = empty(kv_heads, width, max_new, head_dim)
+        # with the keys as columns: the product with a single query is twice as fast so
+        self.own_key = empty(kv_heads, width, head_dim, max_new)
         self.own_value = empty(kv_heads, width, max_new, head_dim)
         self.prompt_lengths = [0] * num_lanes
         self.own_lengths = [0] * num_lanes
@@ -83,9 +84,9 @@ class LaneCache:
         heads, head_dim = query.shape[1], query.shape[3]
         kv_heads, lanes, width = key.shape[1], len(self._lanes), self.width
         per_kv = heads // kv_heads
-        where = (layer, self._row_lane_R, slice(None), self._row_member_R, self._row_length_R)
-        self.own_key[where] = key[0].transpose(0, 1)
-        self.own_value[where] = value[0].transpose(0, 1)
+        place = (layer, self._row_lane_R, slice(None), self._row_member_R)
+        self.own_key[(*place, slice(None), self._row_length_R)] = key[0].transpose(0, 1)
+        self.own_value[(*place, self._row_length_R)] = value[0].transpose(0, 1)
         rows = query[0].transpose(0, 1) * scaling
         if not self._is_full:
             rows = rows.new_zeros(lanes * width, heads, head_dim).index_copy_(0, self._grid_R, rows)
@@ -93,11 +94,11 @@ class LaneCache:
         grid = rows.reshape(lanes, width, kv_heads, per_kv, head_dim).transpose(1, 2).contiguous()
         prompt_key = self._active(self.prompt_key[layer, :, :, : self._max_prompt])
         prompt_value = self._active(self.prompt_value[layer, :, :, : self._max_prompt])
-        own_key = self._active(self.own_key[layer, :, :, :, : self._max_own])
+        own_key = self._active(self.own_key[layer, ..., : self._max_own])
         own_value = self._active(self.own_value[layer, :, :, :, : self._max_own])
         flat = grid.view(lanes, kv_heads, width * per_kv, head_dim)
         prompt_scores = (flat @ prompt_key.transpose(-1, -2)).view(lanes, kv_heads, width, per_kv, -1)
-        own_scores = grid @ own_key.transpose(-1, -2)
+        own_scores = grid @ own_key
         scores = torch.cat([prompt_scores, own_scores], dim=-1).float() + self._mask
         shares = scores.softmax(-1).to(query.dtype)
         prompt_shares, own_shares = shares.split([self._max_prompt, self._max_own], dim=-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from burnish.errors import DataError
 from burnish.models.attention import SegmentAttention
+from burnish.models.layout import packed_linears
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Segment
 from burnish.reproducibility.seeds import uniforms
@@ -67,7 +68,11 @@ class NativeGenerator:
             max_prompt=max(len(request.token_ids) for request in requests),
             max_new=max(request.sampling.max_tokens for request in requests),
         )
-        waiting = deque(rows)
+        with packed_linears(self.policy.module, num_rows=num_lanes * width):
+            self._decode_all(cache, deque(rows), num_lanes)
+        return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
+
+    def _decode_all(self, cache: LaneCache, waiting: deque[list[_Row]], num_lanes: int) -> None:
         lanes: list[list[_Row]] = [[] for _ in range(num_lanes)]
         while waiting or any(_unfinished(lane) for lane in lanes):
             free = [index for index, lane in enumerate(lanes) if not _unfinished(lane)]
@@ -77,7 +82,6 @@ class NativeGenerator:
             if admitted:
                 self._prefill(cache, lanes, admitted)
             self._decode_step(cache, lanes)
-        return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
 
     def _check(self, request: GenerationRequest) -> None:
         if not request.token_ids:
