@@ -148,8 +148,7 @@ def grpo(folder: Path, new: int) -> dict[str, Any]:
     """8 prompts x 8 completions."""
     return {
         "task.source": "reasoning-gym:chain_sum",
-        "task.options": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
-        "task.num_generated": 256,
+        "task.options": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "size": 256},
         "task.num_held_out": 1,
         "task.reward": "burnish_side:score",
         "rollout.num_prompts": 8,

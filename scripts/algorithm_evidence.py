@@ -18,8 +18,7 @@ from burnish.reproducibility.run_folder import RunFolder
 
 SUMS = [
     "--task.source=reasoning-gym:chain_sum",
-    '--task.options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}',
-    "--task.num_generated=4000",
+    '--task.options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "size": 4000}',
     "--rollout.max_tokens=24",
     "--optimizer.warmup_steps=2",
 ]

@@ -10,10 +10,11 @@ Shapes, as suffixes of names everywhere in the package:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -207,6 +208,11 @@ class TokenBatch:
     old_values_S: Tensor | None = None
     returns_S: Tensor | None = None
     teacher: int | None = None
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The batch with its tensors on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

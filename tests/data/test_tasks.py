@@ -229,13 +229,13 @@ def test_mbpp_is_a_ready_task_that_its_own_code_solves(tmp_path: Path) -> None:
 def test_reasoning_gym_scores_its_own_answers() -> None:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
     # groups of anagrams may stand in any order; the dataset's own scorer knows it
-    split = load_tasks(config("reasoning-gym:group_anagrams", num_generated=6, num_held_out=1))
+    split = load_tasks(config("reasoning-gym:group_anagrams", options={"size": 6}, num_held_out=1))
     for task in split.train:
         turned = json.dumps(json.loads(task.answer)[::-1])
         assert score_answer(as_completion(f"I think <answer>{task.answer}</answer>"), task) == 1.0
         assert score_answer(as_completion(f"<answer>{turned}</answer>"), task) == 1.0
         assert score_answer(as_completion("<answer>[]</answer>"), task) < 1.0
-    plain = load_tasks(config("reasoning-gym:chain_sum", num_generated=6, num_held_out=1)).train[0]
+    plain = load_tasks(config("reasoning-gym:chain_sum", options={"size": 6}, num_held_out=1)).train[0]
     assert score_answer(as_completion(plain.answer), plain) == 1.0
     with pytest.raises(DataError, match="not from reasoning-gym"):
         score_answer(as_completion("1"), Task(id="t", messages=plain.messages, answer="1"))
@@ -243,7 +243,7 @@ def test_reasoning_gym_scores_its_own_answers() -> None:
 
 def test_an_answer_to_reasoning_gym_is_never_run(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
-    task = load_tasks(config("reasoning-gym:countdown", num_generated=6, num_held_out=1)).train[0]
+    task = load_tasks(config("reasoning-gym:countdown", options={"size": 6}, num_held_out=1)).train[0]
     with pytest.raises(ConfigError, match=r"countdown scores with .*could run what the model says"):
         score_answer(as_completion(f"<answer>open('{tmp_path}/ran', 'w')</answer>"), task)
     assert not (tmp_path / "ran").exists()
@@ -252,7 +252,7 @@ def test_an_answer_to_reasoning_gym_is_never_run(tmp_path: Path) -> None:
 def test_reasoning_gyms_scorer_has_the_options_of_its_questions() -> None:
     gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is in the extra `demo`")
     options = {"min_num_decimal_places": 12, "max_num_decimal_places": 12, "precision": 20}
-    split = load_tasks(config("reasoning-gym:decimal_arithmetic", num_generated=12, num_held_out=1, options=options))
+    split = load_tasks(config("reasoning-gym:decimal_arithmetic", num_held_out=1, options=options | {"size": 12}))
     dataset = gym.create_dataset("decimal_arithmetic", size=1, seed=0, **options)
     for task in split.train:
         near = f"{task.answer[:-2]}{'00' if task.answer[-2:] != '00' else '11'}"

@@ -23,7 +23,7 @@ def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_fo
     recipe = _recipe_of(recipe, runs_folder)
     schema = schema_for(recipe, settings)
     resolved = resolve(schema, recipe, file=file, flags=settings, environment=os.environ)
-    print_columns([(key, _text(value), resolved.origin(key)) for key, value in _leaves(resolved.config).items()])
+    print_columns([(key, _text(value), resolved.origin(key)) for key, value in visible_settings(resolved.config).items()])
     print(f"sha256 {config_hash(resolved.config)}")
     return 0
 
@@ -66,14 +66,17 @@ def _recipe_of(name: str, runs_folder: Path) -> str:
         raise ConfigError(f"no recipe {name!r} ({', '.join(shipped_recipes())}), and {error}") from error
 
 
-def _leaves(config: RunConfig) -> dict[str, Any]:
+def visible_settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key; a section that is null is one of them."""
     tree = config.model_dump(mode="json")
     values: dict[str, Any] = {}
     for key, _ in leaf_fields(type(config)):
-        value: Any = tree
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        values[key] = value
+        *sections, name = key.split(".")
+        section: Any = tree
+        for part in sections:
+            section = None if section is None else section[part]
+        if section is not None:
+            values[key] = section[name]
     return values
 
 

@@ -42,6 +42,10 @@ class LoRAConfig(Section):
     """Scale: the adapter's output is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of the linear layers that get an adapter."""
+    dora: bool = False
+    """Learn the length of each weight's row beside its direction (DoRA, Liu et al. 2024)."""
+    base_bits: Literal[16, 8, 4] = 16
+    """Bits of a weight under the adapters: 16 is model.compute_dtype as it is; 8 and 4 are whole numbers with scales."""
 
 
 class ModelConfig(Section):
@@ -51,6 +55,8 @@ class ModelConfig(Section):
     """A Hugging Face folder, a hub id, or a name that `burnish model get` knows."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the forward and backward pass. Master weights, optimizer and reductions are always float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is; auto is the GPU where torch finds one."""
     num_threads: int = Field(2, ge=1)
     """CPU threads. A run is repeated bit by bit only with the same number, so it is a setting, not a guess."""
     lora: LoRAConfig | None = None
@@ -65,9 +71,7 @@ class TaskConfig(Section):
     transform: str | None = None
     """package.module:name of a function from a row (a dict) to rows of that shape: one, a list, or None."""
     options: dict[str, Any] = {}
-    """Arguments of the reasoning-gym dataset."""
-    num_generated: int = Field(2000, ge=1)
-    """How many items to draw from reasoning-gym before repeated questions are removed."""
+    """Arguments of the reasoning-gym dataset; size (2000) is how many are drawn before repeated ones are removed."""
     prompt_field: str = "prompt"
     """Field of a JSONL row that holds the question."""
     answer_field: str = "answer"
@@ -90,11 +94,10 @@ class TaskConfig(Section):
         if self.environment is not None and self.changes("reward"):
             raise ConfigError("task.reward would be ignored: task.environment scores by itself")
         generated = any((source or "").startswith("reasoning-gym:") for source in (self.source, self.held_out_source))
-        for key in ("options", "num_generated"):
-            if not generated and self.changes(key):
-                raise ConfigError(
-                    f"task.{key} would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
-                )
+        if not generated and self.options:
+            raise ConfigError(
+                f"task.options would be ignored: it belongs to reasoning-gym sources, not to {self.source}"
+            )
         for key in ("transform", "prompt_field", "answer_field"):
             only_generated = self.source.startswith("reasoning-gym:") and self.held_out_source is None
             if only_generated and self.changes(key):
@@ -186,8 +189,10 @@ class TrainConfig(Section):
 
     num_steps: int = Field(100, ge=1)
     """Steps: each takes one batch, or samples, scores and learns."""
-    micro_batch_tokens: int = Field(2048, ge=1)
-    """Tokens in one forward and backward pass: memory against speed, no effect on the result."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 2048
+    """Tokens in one forward and backward pass: memory against speed, no effect on the result. auto: as many as fit."""
+    recompute: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Every k-th layer forgets its activations and computes them again: 1 is all, 0 none, auto as few as must."""
 
 
 class RolloutTrainConfig(TrainConfig):

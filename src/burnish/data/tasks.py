@@ -95,8 +95,10 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
         raise ConfigError(
             f"task.source: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'"
         ) from error
+    options = {"size": 2000, **config.options}
+    size = options.pop("size")
     try:
-        items = reasoning_gym.create_dataset(dataset, seed=0, size=config.num_generated, **config.options)
+        items = reasoning_gym.create_dataset(dataset, seed=0, size=size, **options)
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(
             f"task.source: reasoning-gym cannot make {dataset!r} with {dict(config.options)}: {error}"
@@ -104,7 +106,7 @@ def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
     tasks = []
     for item in items:
         question = (Message(role="user", content=item["question"]),)
-        extra = {"metadata": _hashable(item["metadata"]), "reasoning_gym_options": dict(config.options)}
+        extra = {"metadata": _hashable(item["metadata"]), "reasoning_gym_options": options}
         tasks.append(_task(config, question, str(item["answer"]), extra))
     return tasks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None,
     `mask_RK` is added to the scores; None is causal, with R = K. On the CPU torch's own backward pass takes two to
     five times as long as the scores computed once more, a block of rows at a time; its forward pass is used as it is.
     """
-    if query.device.type != "cpu" or not torch.is_grad_enabled():
+    if query.device.type not in ("cpu", "meta") or not torch.is_grad_enabled():  # a plan of the memory runs on meta
         return _forward(query, key, value, mask_RK, scaling)
     apply: Callable[..., Tensor] = _Attention.apply  # which torch leaves untyped
     return apply(query, key, value, mask_RK, scaling)
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
+    if query.device.type == "meta":  # what would be chosen there keeps every score
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return cast(Tensor, flash(query, key, value, is_causal=mask_RK is None, attn_mask=mask_RK, scale=scaling)[0])
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask_RK, is_causal=mask_RK is None, scale=scaling
     )
@@ -48,7 +51,7 @@ class _Attention(torch.autograd.Function):
         # sum over keys of share x gradient of the share
         expected = (grad.float() * output.float()).sum(-1, keepdim=True)
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(part.shape, dtype=torch.float32) for part in (key, value))
+        grad_key, grad_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
         height = max(1, _BLOCK_SCORES // (query.shape[0] * query.shape[1] * num_keys))
         for start in range(0, rows, height):
             block = slice(start, min(start + height, rows))

@@ -25,10 +25,11 @@ from transformers import (
 from transformers.utils import logging
 
 from burnish.config.schema import LoRAConfig, ModelConfig
-from burnish.errors import ModelError
+from burnish.errors import ConfigError, ModelError
 from burnish.models import attention
 from burnish.models.fetch import KNOWN_MODELS, cached_model
 from burnish.models.policy import Policy
+from burnish.models.quantized import quantize_base
 
 ModelKind = Literal["language", "value"]
 
@@ -110,6 +111,11 @@ def inspect_model(path: str) -> ModelFacts:
     base = _adapter_base(Path(source))
     config = _from_pretrained(AutoConfig, base or source)
     attention.check_supported(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.path: the weights of {source} are quantised, and such weights are not trained here; "
+            "take the model they were made from, with model.lora and model.lora.base_bits 8 or 4"
+        )
     tokenizer = _from_pretrained(AutoTokenizer, source)
     return ModelFacts(
         source=source,
@@ -131,8 +137,13 @@ def _stop_token_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[in
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 
 
-def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language") -> Policy:
+def load_policy(
+    config: ModelConfig, *, seed: int, kind: ModelKind = "language", device: torch.device | None = None
+) -> Policy:
     """Load model and tokenizer, switch to burnish's attention, add adapters where asked.
+
+    `device` is where `config.device` says, if it is not given. On torch's "meta" device nothing is read and nothing is
+    computed: everything has its shape alone, which is what a plan of the memory needs.
 
     A model of kind "value" has a value head in place of the language head: the one it was saved with, or one of zeros
     on the trunk of a causal LM, so that it says 0 of everything until it is trained.
@@ -143,7 +154,8 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
     facts = inspect_model(config.path)
     if facts.is_value_model and kind == "language":
         raise ModelError(f"model.path: {facts.source} is a reward model: it has no language head to sample from")
-    model = _load_weights(facts, _DTYPES[config.compute_dtype], kind)
+    device = find_device(config.device) if device is None else device
+    model = _load_weights(facts, _DTYPES[config.compute_dtype], kind, device)
     attention.install(model)
     if kind == "value":
         model.score.float()
@@ -157,9 +169,14 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
                 f"model.lora: {facts.source} is an adapter already; set lora to null, or train on {facts.base}"
             )
         with _peft() as peft:
-            module = peft.PeftModel.from_pretrained(model, facts.source, is_trainable=True)
+            if device.type == "meta":
+                module = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(facts.source, inference_mode=False))
+            else:
+                module = peft.PeftModel.from_pretrained(model, facts.source, is_trainable=True)
     elif config.lora is not None:
         module = _with_adapters(model, config.lora, seed, kind)
+        if config.lora.base_bits != 16:
+            quantize_base(module, config.lora.base_bits)
     if kind == "language":
         _check_head(model)
     module.eval()  # dropout off: the learner must score what the sampler sampled
@@ -174,19 +191,33 @@ def load_policy(config: ModelConfig, *, seed: int, kind: ModelKind = "language")
 
 def with_value_head(policy: Policy) -> Policy:
     """The policy with a value head of zeros on the same trunk."""
-    weight = policy.head_VH
-    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=torch.float32, device=weight.device)
+    head = nn.Linear(policy.model.config.hidden_size, 1, bias=False, dtype=torch.float32, device=policy.device)
     nn.init.zeros_(head.weight)
     return replace(policy, own_value_head=head)
 
 
-def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind) -> PreTrainedModel:
+def find_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Where a model goes.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ConfigError("model.device=cuda: torch finds no CUDA device on this machine; set it to cpu or auto")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind, device: torch.device) -> PreTrainedModel:
     source = facts.base or facts.source
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    if kind == "value":
-        options["num_labels"] = 1
+    auto = AutoModelForCausalLM if kind == "language" else AutoModelForSequenceClassification
+    heads: dict[str, Any] = {} if kind == "language" else {"num_labels": 1}
+    if device.type == "meta":
+        with device:
+            shape: PreTrainedModel = auto.from_config(_from_pretrained(AutoConfig, source, **heads), dtype=dtype)
+        return shape
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **heads}
     with torch.random.fork_rng(devices=[]):
-        auto = AutoModelForCausalLM if kind == "language" else AutoModelForSequenceClassification
         model, report = _from_pretrained(auto, source, **options)
     missing = {fault: set(map(str, report[fault])) for fault in ("missing_keys", "mismatched_keys")}
     if kind == "value" and not facts.is_value_model:
@@ -197,7 +228,7 @@ def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind) -> Pre
             # transformers would fill them with random numbers and go on
             what = fault.replace("_keys", "")
             raise ModelError(f"model.path: {source} has {what} weights: {', '.join(sorted(names)[:3])}")
-    loaded: PreTrainedModel = model
+    loaded: PreTrainedModel = model.to(device)
     return loaded
 
 
@@ -247,6 +278,7 @@ def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, kind: 
             lora_alpha=config.alpha,
             target_modules=list(config.target_modules),
             lora_dropout=0.0,
+            use_dora=config.dora,
             task_type="CAUSAL_LM" if kind == "language" else "SEQ_CLS",
             modules_to_save=None if kind == "language" else ["score"],  # the value head is trained whole
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
 from burnish.models import attention
@@ -36,6 +37,12 @@ class Policy:
     def is_adapted(self) -> bool:
         """Whether adapters are trained instead of the model's own weights."""
         return self.module is not self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a module's attribute
+        return device
 
     @property
     def has_language_head(self) -> bool:

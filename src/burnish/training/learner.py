@@ -48,7 +48,8 @@ class Learner:
         """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
-        for micro in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+        for part in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+            micro = part.to(self.policy.device)
             scored = self._score(micro)
             output = loss(scored, micro)
             _check(output)
@@ -79,10 +80,10 @@ class Learner:
     def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """What the current weights say of every scored token, without gradient."""
         micros = split_batch(batch, self.micro_batch_tokens)
-        parts = [self._score(micro, with_collisions=with_collisions) for micro in micros]
+        parts = [self._score(micro.to(self.policy.device), with_collisions=with_collisions) for micro in micros]
         return Scored(
-            logprobs_S=torch.cat([part.logprobs_S for part in parts]),
-            entropy_S=torch.cat([part.entropy_S for part in parts]),
+            logprobs_S=torch.cat([part.logprobs_S for part in parts]).cpu(),
+            entropy_S=torch.cat([part.entropy_S for part in parts]).cpu(),
             values_S=_joined([part.values_S for part in parts]),
             log_collision_S=_joined([part.log_collision_S for part in parts]),
             divergence_S=_joined([part.divergence_S for part in parts]),
@@ -107,7 +108,7 @@ def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: flo
     """What a policy's heads say of a batch's scored tokens, from the hidden states of their predictors."""
     values_S = None if policy.value_head is None else policy.value_head(hidden_SH.float())[:, 0]
     if not policy.has_language_head:
-        zeros_S = torch.zeros(len(hidden_SH))
+        zeros_S = torch.zeros(len(hidden_SH), device=hidden_SH.device)
         return Scored(logprobs_S=zeros_S, entropy_S=zeros_S, values_S=values_S)
     logprobs_S, entropy_S = scored_logprobs(hidden_SH, policy.head_VH, batch.target_ids_S, temperature)
     return Scored(logprobs_S=logprobs_S, entropy_S=entropy_S, values_S=values_S)
@@ -120,7 +121,7 @@ def _hidden_states(policy: Policy, batch: TokenBatch) -> Tensor:
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+    return torch.cat(present).cpu() if present else None
 
 
 def _check(output: LossOutput) -> None:

@@ -19,7 +19,7 @@ class LaneCache:
         config = policy.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
-        dtype, device = policy.head_VH.dtype, policy.head_VH.device
+        dtype, device = policy.head_VH.dtype, policy.device
 
         def empty(*shape: int) -> Tensor:
             # Zeros, because what a mask hides still enters a product with weight 0, and 0 x NaN is NaN.
@@ -61,18 +61,19 @@ class LaneCache:
         self._row_lane_R = torch.tensor([lane for lane, _ in rows], device=device)
         self._row_member_R = torch.tensor([member for _, member in rows], device=device)
         self._row_length_R = torch.tensor([self.own_lengths[lane] for lane, _ in rows], device=device)
-        prompt_lengths = torch.tensor([self.prompt_lengths[lane] for lane in lanes], device=device)
-        own_lengths = torch.tensor([self.own_lengths[lane] + 1 for lane in lanes], device=device)
-        self._max_prompt, self._max_own = int(prompt_lengths.max()), int(own_lengths.max())
-        lengths = torch.cat(
+        prompt_lengths = [self.prompt_lengths[lane] for lane in lanes]
+        own_lengths = [self.own_lengths[lane] + 1 for lane in lanes]
+        self._max_prompt, self._max_own = max(prompt_lengths), max(own_lengths)
+        hidden = torch.cat(
             [
-                torch.arange(self._max_prompt, device=device) < prompt_lengths[:, None],
-                torch.arange(self._max_own, device=device) < own_lengths[:, None],
+                torch.arange(self._max_prompt) >= torch.tensor(prompt_lengths)[:, None],
+                torch.arange(self._max_own) >= torch.tensor(own_lengths)[:, None],
             ],
             dim=1,
         )
         # [lanes, 1, 1, 1, prompt + own keys], added to scores
-        self._mask = torch.zeros(lengths.shape, device=device).masked_fill(~lengths, float("-inf"))[:, None, None, None]
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))
+        self._mask = mask[:, None, None, None].to(device)
 
     def end(self, rows: list[tuple[int, int]]) -> None:
         """Count the token that each row's lane has gained."""

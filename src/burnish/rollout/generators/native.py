@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import DataError
-from burnish.models.attention import SegmentAttention
+from burnish.models.attention import AttentionPlan, SegmentAttention
 from burnish.models.layout import packed_linears
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Segment
@@ -114,10 +114,10 @@ class NativeGenerator:
         plan = SegmentAttention([Segment(length, ()) for length in lengths], on_key_value=store)
         token_ids_T = torch.tensor([token for prompt in prompts for token in prompt])
         position_ids_T = torch.cat([torch.arange(length) for length in lengths])
-        hidden_TH = self.policy.hidden_states(token_ids_T, position_ids_T, plan)
+        hidden_TH = self._hidden_states(token_ids_T, position_ids_T, plan)
         # Every completion of a request draws its first token from the same logits.
         last = torch.tensor(lengths).cumsum(0) - 1
-        repeats = torch.tensor([len(lanes[index]) for index in chunk])
+        repeats = torch.tensor([len(lanes[index]) for index in chunk], device=hidden_TH.device)
         self._extend([row for index in chunk for row in lanes[index]], hidden_TH[last].repeat_interleave(repeats, 0))
 
     def _decode_step(self, cache: LaneCache, lanes: list[list[_Row]]) -> None:
@@ -133,9 +133,13 @@ class NativeGenerator:
         cache.begin(places)
         token_ids_R = torch.tensor([row.token_ids[-1] for row in rows])
         position_ids_R = torch.tensor([len(row.request.token_ids) + len(row.token_ids) - 1 for row in rows])
-        hidden_RH = self.policy.hidden_states(token_ids_R, position_ids_R, cache)
+        hidden_RH = self._hidden_states(token_ids_R, position_ids_R, cache)
         cache.end(places)
         self._extend(rows, hidden_RH)
+
+    def _hidden_states(self, token_ids_T: Tensor, position_ids_T: Tensor, plan: AttentionPlan) -> Tensor:
+        device = self.policy.device
+        return self.policy.hidden_states(token_ids_T.to(device), position_ids_T.to(device), plan)
 
     def _extend(self, rows: list[_Row], hidden_RH: Tensor) -> None:
         """Draw the next token of every row and finish those that end with it."""

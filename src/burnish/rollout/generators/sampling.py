@@ -36,7 +36,7 @@ def draw(logits_RV: Tensor, settings_R: Sequence[SamplingSettings], noise: Noise
     thousands of boundaries moves with every error: on a vocabulary of 49,152 another batch size then changed one
     token in a thousand, even in float32.
     """
-    temperatures_R = torch.tensor([settings.temperature for settings in settings_R])
+    temperatures_R = torch.tensor([settings.temperature for settings in settings_R], device=logits_RV.device)
     is_greedy_R = temperatures_R == 0
     model_logprobs_RV = torch.log_softmax(logits_RV, dim=1)
     if bool((temperatures_R == 1).all()) and not any(map(_truncates, settings_R)):
@@ -68,12 +68,12 @@ def _truncate(logits_RV: Tensor, settings_R: Sequence[SamplingSettings]) -> Tens
     if not rows:
         return logits_RV
     chosen = [settings_R[row] for row in rows]
-    vocabulary = logits_RV.shape[1]
-    top_k_R = torch.tensor([settings.top_k or vocabulary for settings in chosen])[:, None]
-    top_p_R = torch.tensor([settings.top_p for settings in chosen], dtype=torch.float64)[:, None]
-    min_p_R = torch.tensor([settings.min_p for settings in chosen], dtype=torch.float64)[:, None]
+    vocabulary, device = logits_RV.shape[1], logits_RV.device
+    top_k_R = torch.tensor([settings.top_k or vocabulary for settings in chosen], device=device)[:, None]
+    top_p_R = torch.tensor([settings.top_p for settings in chosen], dtype=torch.float64, device=device)[:, None]
+    min_p_R = torch.tensor([settings.min_p for settings in chosen], dtype=torch.float64, device=device)[:, None]
     sorted_RV, order_RV = logits_RV[rows].double().sort(dim=1, descending=True, stable=True)
-    sorted_RV = sorted_RV.masked_fill(torch.arange(vocabulary) >= top_k_R, float("-inf"))
+    sorted_RV = sorted_RV.masked_fill(torch.arange(vocabulary, device=device) >= top_k_R, float("-inf"))
     probabilities_RV = sorted_RV.softmax(1)
     # Keep a token while the mass *before* it is below top_p: the smallest set that reaches it.
     before_RV = probabilities_RV.cumsum(1) - probabilities_RV
@@ -93,8 +93,8 @@ def _gumbel_max(logprobs_RV: Tensor, noise: Noise) -> Tensor:
     if padding:
         logprobs_RV = torch.nn.functional.pad(logprobs_RV, (0, padding), value=float("-inf"))
     blocks = logprobs_RV.view(rows, -1, _BLOCK)
-    gumbel = torch.from_numpy(-np.log(-np.log(noise(blocks.shape[1] + _BLOCK))))
+    gumbel = torch.from_numpy(-np.log(-np.log(noise(blocks.shape[1] + _BLOCK)))).to(logprobs_RV.device)
     masses = blocks.exp().sum(2, dtype=torch.float64)
     block_R = (masses.log() + gumbel[:, : blocks.shape[1]]).argmax(1)
-    inside = blocks[torch.arange(rows), block_R].double()
+    inside = blocks[torch.arange(rows, device=blocks.device), block_R].double()
     return block_R * _BLOCK + (inside + gumbel[:, blocks.shape[1] :]).argmax(1)

@@ -1,0 +1,53 @@
+"""How many bytes a computation holds at once, found without computing it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within it, counts the bytes of the tensors that are alive, and the most there were at once.
+
+    On torch's "meta" device tensors have a size and nothing else, so the most that a training step will need is known
+    in the time that it takes to call its operations. What a kernel allocates for itself alone is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._seen: set[int] = set()
+
+    def reset_peak(self) -> None:
+        """Count the peak anew from what is alive now."""
+        self.peak_bytes = self.live_bytes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count the memory behind what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        num_bytes = storage.nbytes()
+        self._seen.add(key)
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._forget, key, num_bytes)
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._seen.discard(key)
+        self.live_bytes -= num_bytes
