@@ -156,6 +156,11 @@ class Example:
     prompt_ids: tuple[int, ...]
     branches: tuple[Branch, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and all branches."""
+        return len(self.prompt_ids) + sum(len(branch.token_ids) for branch in self.branches)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ import numpy as np
 from pydantic import model_validator
 
 from burnish.algorithms.hooks import Hooks
+from burnish.algorithms.memory_plan import Generation, LargestStep
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
 from burnish.data.chat import Chat, render_prompt
 from burnish.data.tasks import TaskSplit, load_tasks
@@ -22,7 +24,7 @@ from burnish.errors import ConfigError
 from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
-from burnish.records import Prompt, Rollout, RolloutGroup, SamplingSettings
+from burnish.records import Branch, Example, Prompt, Rollout, RolloutGroup, SamplingSettings
 from burnish.reproducibility.record import model_record, source_hash, tasks_record
 from burnish.rewards.combine import reward_of
 from burnish.rollout.collect import Collected, Collector, judged
@@ -96,6 +98,21 @@ class TaskInputs:
             return source_hash(path, "task.reward")
         facts = inspect_model(path.removeprefix(PREFIX))
         return model_record(facts.source, base=facts.base, commit=facts.commit)
+
+    def largest_step(self) -> LargestStep:
+        """The longest prompts with completions of full length."""
+        rollout, context = self.config.rollout, self.model.context_length
+        turns = 1 if self.config.task.environment is None else rollout.max_turns
+        prompts = heapq.nlargest(rollout.num_prompts, self.train, key=lambda prompt: len(prompt.token_ids))
+        examples = []
+        for prompt in prompts:
+            length = min(turns * rollout.max_tokens, context - len(prompt.token_ids))
+            branches = (Branch(token_ids=(0,) * length),) * rollout.group_size
+            examples.append(Example(id=prompt.task.id, prompt_ids=prompt.token_ids, branches=branches))
+        longest = max(len(prompt.token_ids) for prompt in (*self.train, *self.held_out))
+        rows, new = rollout.max_rows, min(rollout.max_tokens, context - longest)
+        sampling = Generation(min(rollout.num_prompts, rows // rollout.group_size), rollout.group_size, longest, new)
+        return LargestStep(examples, (sampling, Generation(min(len(self.held_out), rows), 1, longest, new)))
 
     def summary(self) -> str:
         """What `--dry-run` says."""

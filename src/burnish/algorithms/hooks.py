@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.algorithms.profile import Profile
 from burnish.config.schema import CheckpointConfig
 from burnish.memory.measure import peak_memory_bytes
 from burnish.monitoring.console import Progress
@@ -28,9 +29,13 @@ class Hooks:
     evaluate: Callable[[int], float]
     save: Callable[[TrainState], None]
     should_stop: bool = False
+    profile: Profile | None = None
+    _out_of_memory: float = 0.0
 
     def before_steps(self) -> None:
         """Start the clock of the first step."""
+        if self.profile is not None:
+            self.profile.begin(1)
         self._step_began = self._sampled = time.monotonic()
 
     def after_sampling(self) -> None:
@@ -53,8 +58,15 @@ class Hooks:
         anything is saved, moves what depends on them, and returns what a person should know.
         """
         learned = time.monotonic()
+        if self.profile is not None and (table := self.profile.end(self.run.path / "profile")):
+            self.progress.say(table)
         metrics: dict[str, Any] = {"step": state.step, **state.controllers, **observed, **reduce_metrics(parts)}
         for message in adjust(metrics) if adjust is not None else ():
+            self.progress.say(f"step {state.step}: {message}")
+            self.run.add_event("noticed", step=state.step, message=message)
+        if metrics.get("out_of_memory", 0) > self._out_of_memory:
+            self._out_of_memory = metrics["out_of_memory"]
+            message = "out of memory: smaller micro-batches from now on; the numbers are the same"
             self.progress.say(f"step {state.step}: {message}")
             self.run.add_event("noticed", step=state.step, message=message)
         metrics["seconds_sample"] = self._sampled - self._step_began
@@ -72,4 +84,6 @@ class Hooks:
         self.progress.update(state.step, metrics)
         if is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0:
             self.save(state)
+        if self.profile is not None:
+            self.profile.begin(state.step + 1)
         self._step_began = self._sampled = time.monotonic()

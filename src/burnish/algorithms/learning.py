@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from burnish.algorithms.hooks import Hooks
+from burnish.algorithms.memory_plan import LargestStep
 from burnish.config.schema import DataConfig, RunConfig
 from burnish.data.chat import Chat
 from burnish.data.examples import ExampleSplit, ToExample, load_examples
@@ -53,6 +55,13 @@ class Learning:
             f"{self.examples.summary()}, {steps} steps of {size} ({epochs:.2g} epochs), model {self.model.source}\n"
             f"the first example, what is learnt in brackets:\n{prompt}{branches}"
         )
+
+    def largest_step(self) -> LargestStep:
+        """The longest examples at once."""
+        longest = heapq.nlargest(
+            self.config.data.batch_size, self.examples.train, key=lambda example: example.num_tokens
+        )
+        return LargestStep(longest)
 
     def visited(self) -> list[int]:
         """The training examples that the run will visit, in the order of the dataset."""

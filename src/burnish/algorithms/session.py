@@ -26,6 +26,15 @@ from burnish.algorithms import (
     sft,
 )
 from burnish.algorithms.hooks import Hooks
+from burnish.algorithms.memory_plan import (
+    LargestStep,
+    automatic_settings,
+    certainly_below,
+    changes_that_fit,
+    plan_memory,
+    with_settings,
+)
+from burnish.algorithms.profile import COUNTED_STEP, Profile
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles
@@ -33,7 +42,8 @@ from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import keep_freed_memory
-from burnish.models.load import ModelFacts
+from burnish.memory.measure import available_bytes
+from burnish.models.load import ModelFacts, find_device
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
@@ -55,6 +65,10 @@ class Inputs(Protocol):
 
     def summary(self) -> str:
         """What `--dry-run` says."""
+        ...
+
+    def largest_step(self) -> LargestStep:
+        """The longest that a step can become, for a plan of the memory."""
         ...
 
     def start(self, roles: Roles, say: Callable[[str], None]) -> None:
@@ -126,14 +140,55 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
+    find_device(config.model.device)
     inputs = algorithm_of(config).prepare(config)
     _own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 
 
-def train(config: RunConfig, console: Console) -> RunFolder:
-    """Make a run folder and train in it. Returns the folder; its record says whether the run finished."""
+def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
+    """The configuration with the settings found that are `auto`, if what it needs fits into `budget_bytes`.
+
+    The largest micro-batch is taken, then the fewest layers are recomputed, with which the plan fits.
+
+    Raises:
+        UserError: it does not fit; the message says what would.
+    """
+    step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
+    is_settled = "auto" not in (config.train.micro_batch_tokens, config.train.recompute)
+    if is_settled and certainly_below(config, inputs.model, step) < budget_bytes:
+        return config
+
+    def peak_of(tried: RunConfig) -> int:
+        return plan_memory(tried, needs, step).peak_bytes
+
+    tried = config
+    for settings in automatic_settings(config, step):
+        tried = with_settings(config, settings)
+        peak = peak_of(tried)
+        if peak <= budget_bytes:
+            return tried
+    found = changes_that_fit(tried, budget_bytes, peak_of, step.longest_tokens)
+    free = f"{budget_bytes / 1e9:.2f} GB"
+    if found is None:
+        raise UserError(f"this run needs about {peak / 1e9:.2f} GB and {free} are there; no setting makes it fit")
+    changes, _ = found
+    raise UserError(
+        f"this run needs about {peak / 1e9:.2f} GB and {free} are there; it fits with "
+        + " ".join(change.flags for change in changes)
+    )
+
+
+def train(config: RunConfig, console: Console, *, with_profile: bool = False) -> RunFolder:
+    """Make a run folder and train in it. Returns the folder; its record says whether the run finished.
+
+    Raises:
+        UserError: something cannot be used, or the run does not fit into the memory.
+    """
+    if with_profile and config.train.num_steps < COUNTED_STEP:
+        raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
     inputs = prepare(config)
+    config = fitted(config, inputs, available_bytes())
     roles = load_roles(config)
     record = {
         "created": utc_now(),
@@ -148,7 +203,7 @@ def train(config: RunConfig, console: Console) -> RunFolder:
     write_text(run.path / "config.yaml", to_yaml(config))
     run.write_record(record)
     with run.locked():
-        _train(config, inputs, roles, run, console, event="started")
+        _train(config, inputs, roles, run, console, event="started", with_profile=with_profile)
     return run
 
 
@@ -252,7 +307,14 @@ def load_roles(config: RunConfig) -> LocalRoles:
 
 
 def _train(
-    config: RunConfig, inputs: Inputs, roles: LocalRoles, run: RunFolder, console: Console, *, event: str
+    config: RunConfig,
+    inputs: Inputs,
+    roles: LocalRoles,
+    run: RunFolder,
+    console: Console,
+    *,
+    event: str,
+    with_profile: bool = False,
 ) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
@@ -281,6 +343,7 @@ def _train(
         evaluate_every=config.evaluation.every_steps,
         evaluate=evaluate,
         save=save,
+        profile=Profile(roles) if with_profile else None,
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:

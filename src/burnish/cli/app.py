@@ -29,6 +29,7 @@ def train(
     *settings: Settings,
     file: SettingsFile = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
+    profile: Annotated[bool, Parameter(negative="", help="Say where the time and memory of a step go.")] = False,
 ) -> int:
     """Train a recipe; override any setting with --section.key VALUE.
 
@@ -41,7 +42,32 @@ def train(
     """
     from burnish.cli.train import train_recipe
 
-    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run)
+    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile)
+
+
+@app.command
+def memory(
+    recipe: str,
+    *settings: Settings,
+    file: SettingsFile = None,
+    device: Annotated[str, Parameter(help="Where it must fit: this, a size such as 24GiB, or a GPU such as h100.")] = (
+        "this"
+    ),
+) -> int:
+    """Say what a recipe will hold in memory, phase by phase, and what would make it fit.
+
+    Exit status 1 if it does not fit. Loads no weights.
+
+    Example: burnish memory quickstart --device 3GiB
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe that ships with burnish, or path of a YAML file.
+    """
+    from burnish.cli.memory import print_memory
+
+    return print_memory(recipe, settings, file=file, device=device)
 
 
 @app.command

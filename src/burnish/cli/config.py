@@ -23,7 +23,9 @@ def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_fo
     recipe = _recipe_of(recipe, runs_folder)
     schema = schema_for(recipe, settings)
     resolved = resolve(schema, recipe, file=file, flags=settings, environment=os.environ)
-    print_columns([(key, _text(value), resolved.origin(key)) for key, value in visible_settings(resolved.config).items()])
+    print_columns(
+        [(key, _text(value), resolved.origin(key)) for key, value in visible_settings(resolved.config).items()]
+    )
     print(f"sha256 {config_hash(resolved.config)}")
     return 0
 

@@ -14,14 +14,16 @@ from burnish.reproducibility.run_folder import RunFolder
 INTERRUPTED = 130
 
 
-def train_recipe(recipe: str, settings: Sequence[str], *, file: Path | None, is_dry_run: bool) -> int:
+def train_recipe(
+    recipe: str, settings: Sequence[str], *, file: Path | None, is_dry_run: bool, with_profile: bool = False
+) -> int:
     """Resolve the configuration, then check its inputs or train."""
     schema = schema_for(recipe, settings)
     config = resolve(schema, recipe, file=file, flags=settings, environment=os.environ).config
     if is_dry_run:
         print(f"ok: {prepare(config).summary()}")
         return 0
-    return _exit_status(train(config, Console()))
+    return _exit_status(train(config, Console(), with_profile=with_profile))
 
 
 def resume_run(run: str, runs_folder: Path) -> int:

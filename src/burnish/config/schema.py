@@ -45,7 +45,7 @@ class LoRAConfig(Section):
     dora: bool = False
     """Learn the length of each weight's row beside its direction (DoRA, Liu et al. 2024)."""
     base_bits: Literal[16, 8, 4] = 16
-    """Bits of a weight under the adapters: 16 is model.compute_dtype as it is; 8 and 4 are whole numbers with scales."""
+    """Bits of a weight under the adapters: 16 is model.compute_dtype as it is; 8 and 4 are whole numbers and scales."""
 
 
 class ModelConfig(Section):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from burnish.config.schema import ModelConfig, RunConfig
 from burnish.distributed.roles import CriticNeeds, RoleNeeds
 from burnish.losses.loss import Loss
+from burnish.memory.recompute import recompute
 from burnish.models.load import load_policy, with_value_head
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
@@ -93,37 +95,46 @@ class LocalRoles:
         self.weight_version = version
 
 
-def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
-    """Load the weights and put learner and sampler on them."""
-    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
+def build_local_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.device | None = None) -> LocalRoles:
+    """Load the weights and put learner and sampler on them; see `load_policy` for the device."""
+    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind, device=device)
     if needs.critic == "shared":
         policy = with_value_head(policy)
     learner = Learner(
         policy,
         MasterAdamW(policy.trainable(), config.optimizer),
-        micro_batch_tokens=config.train.micro_batch_tokens,
+        micro_batch_tokens=_settled(config.train.micro_batch_tokens),
         temperature=needs.temperature,
-        teachers=[load_teacher(config.model, path) for path in needs.teachers],
+        teachers=[load_teacher(config.model, path, device=device) for path in needs.teachers],
         divergence=needs.divergence,
     )
     generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
-    critic = build_critic(config, needs.critic) if isinstance(needs.critic, CriticNeeds) else None
-    return LocalRoles(learner, generator, keeps_reference=needs.reference, critic=critic)
+    critic = build_critic(config, needs.critic, device=device) if isinstance(needs.critic, CriticNeeds) else None
+    roles = LocalRoles(learner, generator, keeps_reference=needs.reference, critic=critic)
+    for trained in roles.learners.values() if config.train.recompute else ():
+        recompute(trained.policy.model, every=_settled(config.train.recompute))
+    return roles
 
 
-def build_critic(config: RunConfig, needs: CriticNeeds) -> Learner:
+def _settled(setting: int | Literal["auto"]) -> int:
+    if setting == "auto":
+        raise ValueError("a setting that is found before the run begins is still auto")
+    return setting
+
+
+def build_critic(config: RunConfig, needs: CriticNeeds, *, device: torch.device | None = None) -> Learner:
     """A value model with its own optimizer."""
     model = config.model.model_copy(update={"path": needs.path or config.model.path})
-    policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value")
+    policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value", device=device)
     optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
     return Learner(
-        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=config.train.micro_batch_tokens
+        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=_settled(config.train.micro_batch_tokens)
     )
 
 
-def load_teacher(config: ModelConfig, path: str) -> Policy:
+def load_teacher(config: ModelConfig, path: str, *, device: torch.device | None = None) -> Policy:
     """A model to learn from, in the student's compute type, which nothing trains."""
-    teacher = load_policy(config.model_copy(update={"path": path, "lora": None}), seed=0)
+    teacher = load_policy(config.model_copy(update={"path": path, "lora": None}), seed=0, device=device)
     teacher.module.requires_grad_(False)
     return teacher
 

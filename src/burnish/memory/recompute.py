@@ -30,6 +30,6 @@ def recompute(model: nn.Module, *, every: int) -> None:
     is kept in any case.
     """
     for layer in layers_of(model)[::every]:
-        layer.forward = partial(  # type: ignore[method-assign]  # the layer's own, run under checkpoint
+        layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
         )

@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +19,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.live_bytes = 0
         self.peak_bytes = 0
         self._seen: set[int] = set()
@@ -35,10 +35,12 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-                self._count(leaf.untyped_storage())
+                self.count(leaf)
         return result
 
-    def _count(self, storage: UntypedStorage) -> None:
+    def count(self, tensor: Tensor) -> None:
+        """Count the memory behind a tensor, if it is not counted yet."""
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._seen:
             return

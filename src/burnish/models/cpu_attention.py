@@ -35,16 +35,14 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
         output = _forward(query, key, value, mask_RK, scaling)
         ctx.save_for_backward(query, key, value, mask_RK, output)
         ctx.scaling = scaling
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Dao et al. 2022 (arXiv 2205.14135), appendix B.2. Scores and shares are float32, as in the forward pass."""
         query, key, value, mask_RK, output = ctx.saved_tensors
         rows, num_keys = query.shape[2], key.shape[2]
@@ -56,7 +54,12 @@ class _Attention(torch.autograd.Function):
         for start in range(0, rows, height):
             block = slice(start, min(start + height, rows))
             seen = num_keys if mask_RK is not None else block.stop
-            query_b, grad_b, key_b, value_b = query[:, :, block], grad[:, :, block], key[:, :, :seen], value[:, :, :seen]
+            query_b, grad_b, key_b, value_b = (
+                query[:, :, block],
+                grad[:, :, block],
+                key[:, :, :seen],
+                value[:, :, :seen],
+            )
             scores = (query_b.float() @ key_b.float().mT).mul_(ctx.scaling)
             if mask_RK is not None:
                 scores += mask_RK[block]

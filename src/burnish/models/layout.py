@@ -20,7 +20,7 @@ def packed_linears(module: nn.Module, *, num_rows: int) -> Iterator[None]:
     layers = [layer for layer in module.modules() if type(layer) is nn.Linear and _can_pack(layer.weight)]
     try:
         for layer in layers:
-            layer.forward = _packed(layer, num_rows)  # type: ignore[method-assign]  # for this context only
+            layer.forward = _packed(layer, num_rows)  # type: ignore[method-assign,assignment]  # for this context only
         yield
     finally:
         for layer in layers:
@@ -43,7 +43,5 @@ def _packed(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
 
 def _can_pack(weight: Tensor) -> bool:
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )

@@ -214,7 +214,8 @@ def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind, device
     heads: dict[str, Any] = {} if kind == "language" else {"num_labels": 1}
     if device.type == "meta":
         with device:
-            shape: PreTrainedModel = auto.from_config(_from_pretrained(AutoConfig, source, **heads), dtype=dtype)
+            config = _from_pretrained(AutoConfig, source, **heads)
+            shape: PreTrainedModel = auto.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         return shape
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **heads}
     with torch.random.fork_rng(devices=[]):

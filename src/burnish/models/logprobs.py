@@ -63,13 +63,15 @@ class _ScoredLogprobs(torch.autograd.Function):
         chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, target_ids_S, grad_logprobs_S, grad_targets_S))
         for hidden_CH, target_ids_C, grad_C, grad_target_C, grad_entropy_C in zip(*chunks, entropy_parts, strict=True):
             if grad_entropy_C is None and ctx.temperature == 1:
-                # The gradient enters the products in the head's type: in bfloat16 the softmax may as well be made there.
+                # The gradient enters the products in the head's type, so the softmax may be made in it too.
                 grad_CV = torch.softmax(hidden_CH @ head_VH.T, dim=1).mul_(-grad_C[:, None])
                 grad_CV.scatter_(1, target_ids_C[:, None], grad_target_C[:, None].to(grad_CV.dtype))
             else:
                 logprobs_CV = _logprobs(hidden_CH, head_VH, ctx.temperature)
                 probabilities_CV = logprobs_CV.exp()
-                grad_CV = (probabilities_CV * -grad_C[:, None]).scatter_(1, target_ids_C[:, None], grad_target_C[:, None])
+                grad_CV = (probabilities_CV * -grad_C[:, None]).scatter_(
+                    1, target_ids_C[:, None], grad_target_C[:, None]
+                )
                 if grad_entropy_C is not None:
                     # d entropy / d logits = -p (log p + entropy)
                     entropy_C1 = -torch.einsum("cv,cv->c", probabilities_CV, logprobs_CV)[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -45,7 +46,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        output: Tensor = _FrozenProduct.apply(rows, self)
+        apply: Callable[..., Tensor] = _FrozenProduct.apply  # which torch leaves untyped
+        output = apply(rows, self)
         return output if self.bias is None else output + self.bias
 
 
@@ -70,5 +72,5 @@ class _FrozenProduct(torch.autograd.Function):
         return F.linear(rows, layer.weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # one output, one gradient
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.layer.weight, None

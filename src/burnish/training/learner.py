@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from burnish.data.packing import split_batch
-from burnish.errors import DataError
+from burnish.errors import DataError, MachineError
 from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
+from burnish.memory.measure import is_out_of_memory
 from burnish.models.attention import SegmentAttention
 from burnish.models.divergence import Divergence, scored_divergence
 from burnish.models.logprobs import log_collisions, scored_logprobs
@@ -43,9 +44,46 @@ class Learner:
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
         self._accumulated_loss = torch.zeros(())
+        self._accumulated: list[tuple[TokenBatch, Loss]] = []
+        self._num_halvings = 0
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
-        """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
+        """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch.
+
+        Where the memory does not suffice, what is accumulated is dropped and made anew in micro-batches of half the
+        size, which stays: the sum is the same.
+
+        Raises:
+            MachineError: the memory does not suffice for the smallest micro-batch.
+        """
+        self._accumulated.append((batch, loss))
+        metrics = self._unless_out_of_memory(batch, loss)
+        while metrics is None:
+            self.optimizer.forget_gradients()
+            self._accumulated_loss = torch.zeros(())
+            # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
+            if self.micro_batch_tokens < min(segment.num_tokens for segment in batch.segments):
+                raise MachineError(
+                    f"out of memory in a micro-batch of {self.micro_batch_tokens} tokens; `burnish memory` says what "
+                    "would make the recipe fit"
+                )
+            self.micro_batch_tokens //= 2
+            self._num_halvings += 1
+            for each in self._accumulated:
+                metrics = self._unless_out_of_memory(*each)
+                if metrics is None:
+                    break
+        return metrics
+
+    def _unless_out_of_memory(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]] | None:
+        try:
+            return self._accumulate(batch, loss)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _accumulate(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
         for part in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
@@ -70,7 +108,9 @@ class Learner:
         """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
         norm = self.optimizer.step(learning_rate)
         loss, self._accumulated_loss = self._accumulated_loss, torch.zeros(())
-        return {
+        self._accumulated.clear()
+        halvings = {"out_of_memory": Metric(self._num_halvings, "max")} if self._num_halvings else {}
+        return halvings | {
             "loss": Metric(loss, "mean"),
             "grad_norm": Metric(norm, "mean"),
             "learning_rate": Metric(learning_rate, "mean"),
@@ -90,7 +130,7 @@ class Learner:
         )
 
     def _score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
-        hidden_SH = _hidden_states(self.policy, batch)
+        hidden_SH = predictor_states(self.policy, batch)
         scored = score(self.policy, batch, hidden_SH, self.temperature)
         if with_collisions:
             collisions_S = log_collisions(hidden_SH, self.policy.head_VH, self.temperature)
@@ -98,7 +138,7 @@ class Learner:
         if batch.teacher is not None and self.divergence is not None:
             teacher = self.teachers[batch.teacher]
             with torch.no_grad():
-                teacher_SH = _hidden_states(teacher, batch)
+                teacher_SH = predictor_states(teacher, batch)
             sides = (hidden_SH, self.policy.head_VH), (teacher_SH, teacher.head_VH)
             scored = replace(scored, divergence_S=scored_divergence(self.divergence, *sides, self.temperature))
         return scored
@@ -114,7 +154,8 @@ def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: flo
     return Scored(logprobs_S=logprobs_S, entropy_S=entropy_S, values_S=values_S)
 
 
-def _hidden_states(policy: Policy, batch: TokenBatch) -> Tensor:
+def predictor_states(policy: Policy, batch: TokenBatch) -> Tensor:
+    """Hidden states [S, H] of the predictors."""
     hidden_TH = policy.hidden_states(batch.token_ids_T, batch.position_ids_T, SegmentAttention(batch.segments))
     return hidden_TH[batch.predictor_S]
 

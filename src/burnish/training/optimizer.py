@@ -51,7 +51,7 @@ class MasterAdamW:
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.epsilon,
-            fused=True,
+            fused=all(master.device.type != "meta" for master in self.masters.values()),
         )
 
     def step(self, learning_rate: float) -> float:
@@ -73,6 +73,14 @@ class MasterAdamW:
         self._adamw.zero_grad(set_to_none=True)
         self._round_into_parameters()
         return norm
+
+    def state_bytes(self) -> int:
+        """Bytes of the moments, whether there are some yet or not."""
+        return sum(8 * master.numel() for master in self.masters.values())
+
+    def forget_gradients(self) -> None:
+        """Drop what is accumulated."""
+        self._adamw.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments and step counts by name, for a checkpoint."""

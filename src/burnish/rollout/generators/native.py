@@ -19,7 +19,7 @@ from burnish.reproducibility.seeds import uniforms
 from burnish.rollout.generators.cache import LaneCache
 from burnish.rollout.generators.sampling import draw
 
-_PREFILL_TOKENS = 2048  # tokens of prompts in one forward pass
+PREFILL_TOKENS = 2048  # tokens of prompts in one forward pass
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class NativeGenerator:
         while pending:
             chunk = [pending.popleft()]
             size = len(lanes[chunk[0]][0].request.token_ids)
-            while pending and size + len(lanes[pending[0]][0].request.token_ids) <= _PREFILL_TOKENS:
+            while pending and size + len(lanes[pending[0]][0].request.token_ids) <= PREFILL_TOKENS:
                 size += len(lanes[pending[0]][0].request.token_ids)
                 chunk.append(pending.popleft())
             self._prefill_chunk(cache, lanes, chunk)

@@ -1,0 +1,325 @@
+"""What a run will hold in memory, phase by phase: the run itself on torch's "meta" device, which computes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from burnish.config.schema import RunConfig
+from burnish.data.packing import pack, split_batch
+from burnish.distributed.local import LocalRoles, build_local_roles
+from burnish.distributed.roles import RoleNeeds
+from burnish.errors import ConfigError
+from burnish.losses.loss import FunctionLoss
+from burnish.memory.measure import available_bytes
+from burnish.memory.trace import LiveBytes
+from burnish.models.attention import SegmentAttention
+from burnish.models.load import ModelFacts
+from burnish.models.policy import Policy
+from burnish.records import Example, Scored, Segment, TokenBatch
+from burnish.rollout.generators.cache import LaneCache
+from burnish.rollout.generators.native import PREFILL_TOKENS
+from burnish.training.learner import Learner, predictor_states, score
+
+# Python with torch, transformers and a tokenizer, before any weight: resident size on Linux. On a GPU it is elsewhere.
+PROCESS_BYTES = 560_000_000
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_DEVICES = {"h100": 80 * 2**30, "h200": 141 * 2**30, "a100": 80 * 2**30, "l40s": 48 * 2**30, "rtx4090": 24 * 2**30}
+
+# Tokens of a micro-batch: fewer leave the matrix unit idle, more gain nothing on a CPU.
+_SMALLEST_MICRO_BATCH, _ENOUGH_ON_A_CPU, _LARGEST_MICRO_BATCH = 256, 4096, 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The largest generation of a run: lanes of `width` completions each."""
+
+    num_lanes: int
+    width: int
+    max_prompt: int
+    max_new: int
+
+
+@dataclass(frozen=True, slots=True)
+class LargestStep:
+    """The longest that a step of a run can become: what it learns from, and what it samples."""
+
+    examples: Sequence[Example]
+    generations: Sequence[Generation] = ()
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of one prompt with one branch, or with both of a pair: a micro-batch is not smaller."""
+        whole = [each.num_tokens for each in self.examples if len(each.branches) <= 2]
+        parts = [
+            len(each.prompt_ids) + max(len(branch.token_ids) for branch in each.branches) for each in self.examples
+        ]
+        return max(whole + parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is alive at the fullest moment of a phase, by what it is."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The phases of a run."""
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The fullest phase's."""
+        return max(phase.num_bytes for phase in self.phases)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that would make a run smaller, and what that costs."""
+
+    settings: dict[str, Any]
+    cost: str
+
+    @property
+    def flags(self) -> str:
+        """As they are typed after `burnish train`."""
+        return " ".join(f"--{key} {_typed(value)}" for key, value in self.settings.items())
+
+
+def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> MemoryPlan:
+    """The phases of a run with their memory, in bytes, on the device that the configuration names.
+
+    Raises:
+        UserError: the model cannot be used.
+    """
+    process = {} if _is_on_gpu(config) else {"process": PROCESS_BYTES}
+    with LiveBytes() as live:
+        roles = build_local_roles(config, needs, device=torch.device("meta"))
+        loaded = process | _loaded_parts(roles, live.live_bytes)
+        phases = [Phase("load", dict(loaded))]
+        loaded["moments"] = sum(learner.optimizer.state_bytes() for learner in roles.learners.values())
+        policy = roles.learner.policy
+        packed = 0 if _is_on_gpu(config) else packed_bytes(policy)
+        for generation in step.generations:
+            cache, rest = _generating(policy, generation, live)
+            parts = {"packed weights": packed, "key-value cache": cache, "activations and logits": rest}
+            phases.append(Phase(f"sample {generation.num_lanes} x {generation.width}", loaded | parts))
+        for name, learner in roles.learners.items():
+            phases += _learning(f"{name} " if name else "", learner, step, needs, loaded, live)
+    return MemoryPlan(tuple(phases))
+
+
+def certainly_below(config: RunConfig, model: ModelFacts, step: LargestStep) -> int:
+    """Bytes that a run stays below, from the sizes of its files alone, so that a small run need not be planned.
+
+    The micro-batch must be a number.
+
+    A trained weight of 2 bytes on disk costs 20 while it is trained, a second model as much again, and a token of a
+    micro-batch about 50 bytes for each layer and hidden unit; all of them are taken three times.
+    """
+    files = sum(path.stat().st_size for path in Path(model.base or model.source).glob("*.safetensors"))
+    shape: Any = AutoConfig.from_pretrained(model.base or model.source)
+    tokens = max(int(config.train.micro_batch_tokens), step.longest_tokens)  # the caller has found what was auto
+    unit = int(shape.num_hidden_layers * shape.hidden_size)
+    cached = max(
+        (each.num_lanes * (each.max_prompt + each.width * each.max_new) for each in step.generations), default=0
+    )
+    return 3 * PROCESS_BYTES + 60 * files + 150 * unit * tokens + 12 * unit * cached
+
+
+def _loaded_parts(roles: LocalRoles, num_bytes: int) -> dict[str, int]:
+    policies = [learner.policy for learner in roles.learners.values()]
+    weights = sum(_bytes_of(policy.module) for policy in policies)
+    masters = sum(
+        master.nbytes
+        for learner in roles.learners.values()
+        for name, master in learner.optimizer.masters.items()
+        if master is not learner.optimizer.parameters[name]
+    )
+    others = num_bytes - weights - masters
+    return {"weights": weights, "master weights": masters, "other models": max(0, others)}
+
+
+def _bytes_of(module: nn.Module) -> int:
+    tensors = {id(tensor): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensors.values())
+
+
+def packed_bytes(policy: Policy) -> int:
+    """Copies of the weights that decoding makes on a CPU."""
+    linears = {id(module.weight): module.weight for module in policy.module.modules() if type(module) is nn.Linear}
+    return sum(weight.nbytes for weight in linears.values() if weight.dtype == torch.bfloat16)
+
+
+@torch.no_grad()
+def _generating(policy: Policy, generation: Generation, live: LiveBytes) -> tuple[int, int]:
+    """Bytes of the cache, and of what prefill or a decoding step needs beside it."""
+    before = live.live_bytes
+    cache = LaneCache(
+        policy,
+        num_lanes=generation.num_lanes,
+        width=generation.width,
+        max_prompt=generation.max_prompt,
+        max_new=generation.max_new,
+    )
+    cache_bytes = live.live_bytes - before
+    rows = [(lane, member) for lane in range(generation.num_lanes) for member in range(generation.width)]
+    live.reset_peak()
+    lengths = [generation.max_prompt] * min(generation.num_lanes, max(1, PREFILL_TOKENS // generation.max_prompt))
+    plan = SegmentAttention([Segment(length, ()) for length in lengths])
+    _hidden(policy, sum(lengths), plan)
+    cache.open_lanes(list(range(generation.num_lanes)), [generation.max_prompt] * generation.num_lanes)
+    cache.own_lengths = [generation.max_new - 1] * generation.num_lanes
+    cache.begin(rows)
+    _hidden(policy, len(rows), cache)
+    # a draw's logits in the type that computes, then in float32: log-probabilities, their exponentials, and masses
+    logits = len(rows) * policy.head_VH.shape[0] * (policy.head_VH.element_size() + 4 * 4)
+    return cache_bytes, max(live.peak_bytes - before - cache_bytes, logits)
+
+
+def _hidden(policy: Policy, num_tokens: int, plan: Any) -> Tensor:
+    ids_T = torch.zeros(num_tokens, dtype=torch.long, device=policy.device)
+    return policy.hidden_states(ids_T, ids_T, plan)
+
+
+def _learning(
+    name: str, learner: Learner, step: LargestStep, needs: RoleNeeds, loaded: dict[str, int], live: LiveBytes
+) -> Iterator[Phase]:
+    whole_groups = {len(example.branches) for example in step.examples} == {2}
+    batch = pack(step.examples)
+    if needs.divergence is not None:
+        batch = replace(batch, teacher=0)
+    micros = list(split_batch(batch, learner.micro_batch_tokens, keep_groups=whole_groups))
+    largest = max(micros, key=lambda micro: len(micro.token_ids_T))
+    gradients = sum(master.numel() * 4 for master in learner.optimizer.masters.values())
+    before = live.live_bytes
+    live.reset_peak()
+    with torch.no_grad():
+        on_device = largest.to(learner.policy.device)
+        score(learner.policy, on_device, predictor_states(learner.policy, on_device), learner.temperature)
+    yield Phase(f"{name}score", loaded | {"activations and logits": live.peak_bytes - before})
+    live.reset_peak()
+    for _ in micros[:2]:  # the second time there are gradients already
+        learner.forward_backward(largest, FunctionLoss(_everything, needs_whole_groups=whole_groups))
+    beside = live.peak_bytes - before
+    held = min(gradients, beside)
+    yield Phase(f"{name}learn", loaded | {"gradients": held, "activations and logits": beside - held})
+    learner.optimizer.forget_gradients()
+
+
+def _everything(scored: Scored, batch: TokenBatch) -> Tensor:
+    """A loss that needs a gradient of all that is scored."""
+    values = [scored.logprobs_S, scored.values_S, scored.divergence_S]
+    return torch.stack([value.sum() for value in values if value is not None]).sum()
+
+
+def budget_of(device: str) -> int:
+    """Bytes of a device: `this` machine's free memory, a size such as 24GiB, or a known GPU's name.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if device == "this":
+        return available_bytes()
+    if device.lower() in _DEVICES:
+        return _DEVICES[device.lower()]
+    size = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", device)
+    if size is None or size[2].upper() not in _UNITS:
+        raise ConfigError(f"--device {device}: give this, a size such as 24GiB, or one of {', '.join(_DEVICES)}")
+    return int(float(size[1]) * _UNITS[size[2].upper()])
+
+
+def automatic_settings(config: RunConfig, step: LargestStep) -> Iterator[dict[str, Any]]:
+    """Values to try, the fastest first, for the settings that are `auto`; once nothing where none is."""
+    train = config.train
+    tokens: list[Any] = [train.micro_batch_tokens]
+    if train.micro_batch_tokens == "auto":
+        largest = max(2 ** math.ceil(math.log2(sum(each.num_tokens for each in step.examples))), _SMALLEST_MICRO_BATCH)
+        ceiling = _LARGEST_MICRO_BATCH if _is_on_gpu(config) else _ENOUGH_ON_A_CPU
+        tokens = [min(largest, ceiling)]
+        while tokens[-1] // 2 >= max(_SMALLEST_MICRO_BATCH, step.longest_tokens):
+            tokens.append(tokens[-1] // 2)
+    every: list[Any] = [train.recompute] if train.recompute != "auto" else [0, 4, 3, 2, 1]
+    for recompute in every:
+        for num_tokens in tokens:
+            yield {"train.micro_batch_tokens": num_tokens, "train.recompute": recompute}
+
+
+def changes_that_fit(
+    config: RunConfig, budget_bytes: int, peak_of: Callable[[RunConfig], int], longest_tokens: int
+) -> tuple[list[Change], RunConfig] | None:
+    """The cheapest settings, in the order of their cost in time, with which a run fits; None if none does."""
+    taken: list[Change] = []
+    lowest = peak_of(config)
+    for change in _smaller(config, longest_tokens):
+        smaller = with_settings(config, change.settings)
+        peak = peak_of(smaller)
+        if peak >= lowest:
+            continue
+        config, lowest = smaller, peak
+        taken = [each for each in taken if not each.settings.keys() & change.settings.keys()] + [change]
+        if peak <= budget_bytes:
+            return taken, config
+    return None
+
+
+def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The configuration with some settings changed, by dotted key."""
+    tree = config.model_dump()
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        section = tree
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return type(config).model_validate(tree)
+
+
+def _smaller(config: RunConfig, longest_tokens: int) -> Iterator[Change]:
+    """What makes a run smaller, cheapest first. The costs are those measured in docs/performance.md."""
+    tokens = config.train.micro_batch_tokens
+    while isinstance(tokens, int) and tokens // 2 >= max(_SMALLEST_MICRO_BATCH, longest_tokens):
+        tokens //= 2
+        yield Change({"train.micro_batch_tokens": tokens}, "a few per cent of the time")
+    rollout = getattr(config, "rollout", None)
+    if rollout is not None and rollout.max_rows > rollout.group_size:
+        yield Change({"rollout.max_rows": rollout.group_size}, "sampling up to twice as slow")
+    for every in (2, 1):
+        if config.train.recompute in ("auto", 0) or int(config.train.recompute) > every:
+            yield Change({"train.recompute": every}, f"about {30 // every} % of a step's learning")
+    yield Change({"optimizer.kind": "adamw_8bit"}, "a coarser optimizer: a few per cent of the time")
+    yield Change({"optimizer.kind": "adafactor"}, "another optimizer: the learning rate must be found anew")
+    if config.model.lora is None:
+        yield Change({"model.lora": {}}, "another method: adapters need about ten times the learning rate")
+        yield Change({"model.lora": {"base_bits": 8}}, "and the weights are dequantised in every pass")
+        yield Change({"model.lora": {"base_bits": 4}}, "and the weights are rounded to 4 bits")
+    elif config.model.lora.base_bits > 4:
+        for bits in (8, 4):
+            yield Change({"model.lora.base_bits": bits}, f"the weights are rounded to {bits} bits")
+
+
+def _typed(value: Any) -> str:
+    return f"'{json.dumps(value)}'" if isinstance(value, dict) else str(value)
+
+
+def _is_on_gpu(config: RunConfig) -> bool:
+    return config.model.device == "cuda" or (config.model.device == "auto" and torch.cuda.is_available())
