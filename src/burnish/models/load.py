@@ -29,7 +29,7 @@ from burnish.errors import ConfigError, ModelError
 from burnish.models import attention
 from burnish.models.fetch import KNOWN_MODELS, cached_model
 from burnish.models.policy import Policy
-from burnish.models.quantized import quantize_base
+from burnish.models.quantized import quantize_layers
 
 ModelKind = Literal["language", "value"]
 
@@ -174,9 +174,9 @@ def load_policy(
             else:
                 module = peft.PeftModel.from_pretrained(model, facts.source, is_trainable=True)
     elif config.lora is not None:
-        module = _with_adapters(model, config.lora, seed, kind)
         if config.lora.base_bits != 16:
-            quantize_base(module, config.lora.base_bits)
+            quantize_layers(model, config.lora.base_bits)
+        module = _with_adapters(model, config.lora, seed, kind)
     if kind == "language":
         _check_head(model)
     module.eval()  # dropout off: the learner must score what the sampler sampled

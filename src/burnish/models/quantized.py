@@ -9,21 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 Bits = Literal[4, 8]
 
 _GROUP = 64  # weights of a row that share a scale
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Linear):
     """y = x W^T + b with W in whole numbers times a scale for each group of 64 weights of a row, symmetric about 0.
 
     The weight in the type that computes exists for one product at a time, in the forward and again in the backward
-    pass, so an activation that autograd keeps is never a weight. 8 bits cost 8.25 bits a weight, 4 cost 4.25.
+    pass, so an activation that autograd keeps is never a weight. 8 bits cost 8.25 bits a weight, 4 cost 4.25. It is a
+    Linear so that peft puts adapters on it; what a Linear stores, it does not.
     """
 
     def __init__(self, linear: nn.Linear, bits: Bits) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.in_features, self.out_features, self.bits = linear.in_features, linear.out_features, bits
         self.bias = linear.bias
         weight = linear.weight.detach()
@@ -36,7 +38,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scales", scales)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # made when it is asked for
         """W [out, in] in the type of the scales."""
         codes: Tensor = self.get_buffer("codes")
         scales = self.get_buffer("scales")
@@ -51,12 +53,13 @@ class QuantizedLinear(nn.Module):
         return output if self.bias is None else output + self.bias
 
 
-def quantize_base(adapted: nn.Module, bits: Bits) -> None:
-    """Put the frozen linear layers under the adapters of a peft model into `bits` bits."""
-    for module in adapted.modules():
-        base = getattr(module, "base_layer", None)
-        if type(base) is nn.Linear:
-            module.base_layer = QuantizedLinear(base, bits)
+def quantize_layers(model: PreTrainedModel, bits: Bits) -> None:
+    """Put the linear layers of a model, but not its head, into `bits` bits."""
+    head = model.get_output_embeddings()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child is not head and child.in_features % 2 == 0:
+                setattr(module, name, QuantizedLinear(child, bits))
 
 
 def _two_in_a_byte(codes: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""The plan of the memory against what a real step holds, counted tensor by tensor."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, plan_memory
+from burnish.algorithms.session import algorithm_of, fitted, prepare, train
+from burnish.config.schema import RunConfig
+from burnish.data.packing import pack, split_batch
+from burnish.distributed.local import build_local_roles
+from burnish.errors import ConfigError, UserError
+from burnish.losses.loss import FunctionLoss
+from burnish.memory.trace import LiveBytes
+from burnish.records import Branch, Example
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def plan(config: RunConfig, step: LargestStep | None = None) -> MemoryPlan:
+    return plan_memory(config, algorithm_of(config).needs(config), step or prepare(config).largest_step())
+
+
+def step_of(num_branches: int) -> LargestStep:
+    branches = tuple(Branch(token_ids=tuple(range(20 + n))) for n in range(num_branches))
+    return LargestStep([Example(id=str(n), prompt_ids=tuple(range(9)), branches=branches) for n in range(3)])
+
+
+@pytest.mark.parametrize("num_branches", [1, 2, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__compute_dtype": "bfloat16"},
+        {"model__lora": {"rank": 4}},
+        {"model__lora": {"base_bits": 4}},
+        {"train__recompute": 1},
+        {"train__micro_batch_tokens": 60},
+    ],
+    ids=str,
+)
+def test_learning_holds_what_was_planned(make_config: MakeConfig, num_branches: int, changes: dict[str, object]) -> None:
+    config, step = make_config("sft", **changes), step_of(num_branches)
+    planned = next(phase for phase in plan(config, step).phases if phase.name == "learn")
+    pairs = num_branches == 2
+    with LiveBytes() as live:
+        roles = build_local_roles(config, algorithm_of(config).needs(config), device=torch.device("cpu"))
+        micros = list(split_batch(pack(step.examples), roles.learner.micro_batch_tokens, keep_groups=pairs))
+        largest = max(micros, key=lambda micro: len(micro.token_ids_T))
+        loss = FunctionLoss(lambda scored, batch: scored.logprobs_S.sum(), needs_whole_groups=pairs)
+        live.reset_peak()
+        for _ in micros[:2]:
+            roles.learner.forward_backward(largest, loss)
+        counted = live.peak_bytes
+    moments = planned.parts["moments"]
+    # what the batch itself is, and the tokenizer's and plan's small tensors, come and go in other places
+    assert planned.num_bytes - PROCESS_BYTES - moments == pytest.approx(counted, rel=0.02)
+
+
+def test_each_phase_names_what_it_holds(make_config: MakeConfig) -> None:
+    config = make_config("grpo", model__compute_dtype="bfloat16", loss={"kl_coefficient": 0.1})
+    phases = {phase.name: phase for phase in plan(config).phases}
+    assert list(phases) == ["load", "sample 2 x 4", "sample 4 x 1", "score", "learn"]
+    parts = phases["load"].parts
+    weights = parts["weights"]
+    assert parts["master weights"] == 2 * weights  # float32 of bfloat16
+    assert parts["other models"] == pytest.approx(weights, rel=0.01)  # the reference
+    assert phases["learn"].parts["moments"] == 4 * weights
+    assert phases["learn"].parts["gradients"] == 2 * weights
+    layers, kv_heads, head_dim, lanes, width = 2, 2, 8, 2, 4
+    inputs = prepare(config)
+    prompt = max(len(prompt.token_ids) for prompt in (*inputs.train, *inputs.held_out))
+    keys = lanes * (prompt + width * config.rollout.max_tokens)
+    assert phases["sample 2 x 4"].parts["key-value cache"] == layers * kv_heads * head_dim * keys * 2 * 2
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "distillation", "reward_model", "dpo", "kto", "online_dpo"])
+def test_every_algorithm_can_be_planned(make_config: MakeConfig, algorithm: str) -> None:
+    phases = [phase.name for phase in plan(make_config(algorithm)).phases]
+    assert phases[0] == "load"
+    assert phases[-1].endswith("learn")
+    assert ("critic learn" in phases) == (algorithm == "ppo")
+
+
+def test_longer_steps_and_heavier_optimizers_need_more(make_config: MakeConfig) -> None:
+    config = make_config("sft")
+    assert plan(config, step_of(5)).peak_bytes > plan(config, step_of(1)).peak_bytes
+    halved = make_config("sft", train__recompute=2)
+    whole = make_config("sft", train__recompute=1)
+    assert plan(config).peak_bytes > plan(halved).peak_bytes > plan(whole).peak_bytes
+
+
+def budget(config: RunConfig, share: float) -> int:
+    """A budget that leaves a share of what the plan has beside the process."""
+    return PROCESS_BYTES + int((plan(config).peak_bytes - PROCESS_BYTES) * share)
+
+
+def test_what_does_not_fit_is_refused_with_a_plan_that_then_runs(make_config: MakeConfig, quiet: Console) -> None:
+    config = make_config("sft", train__recompute=0, data__batch_size=6)
+    inputs = prepare(config)
+    limit = budget(config, 0.8)
+    with pytest.raises(UserError, match=r"needs about .* GB and .* are there; it fits with (--\S+ \S+ ?)+$") as refused:
+        fitted(config, inputs, limit)
+    words = str(refused.value).partition("it fits with ")[2].split()
+    changes = {key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    sections: dict[str, object] = {key: int(value) if value.isdigit() else value for key, value in changes.items()}
+    smaller = make_config("sft", **({"train__recompute": 0, "data__batch_size": 6} | sections))
+    assert fitted(smaller, prepare(smaller), limit) == smaller
+    assert train(smaller, quiet).record()["status"] == "finished"
+
+
+def test_no_budget_is_too_small_to_be_told(make_config: MakeConfig) -> None:
+    config = make_config("sft")
+    with pytest.raises(UserError, match="no setting makes it fit"):
+        fitted(config, prepare(config), PROCESS_BYTES)
+
+
+def test_auto_takes_the_largest_micro_batch_then_the_fewest_layers(make_config: MakeConfig) -> None:
+    config = make_config("sft", data__batch_size=8)
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"micro_batch_tokens": "auto", "recompute": "auto"})}
+    )
+    step = replace(step_of(1), examples=step_of(1).examples * 40)  # 3,480 tokens
+
+    class Inputs:
+        model = prepare(config).model
+
+        @staticmethod
+        def largest_step() -> LargestStep:
+            return step
+
+    def found(share: float) -> tuple[int, int]:
+        roomy = make_config("sft", data__batch_size=8, train__micro_batch_tokens=4096)
+        limit = PROCESS_BYTES + int((plan(roomy, step).peak_bytes - PROCESS_BYTES) * share)
+        settled = fitted(config, Inputs(), limit).train
+        return settled.micro_batch_tokens, settled.recompute
+
+    assert found(1.1) == (4096, 0)
+    tokens, every = found(0.6)
+    assert tokens < 4096
+    assert every == 0
+    assert found(0.12)[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("24GiB", 24 * 2**30), ("1.5GB", 1_500_000_000), ("h100", 80 * 2**30), ("512", 512)]
+)
+def test_sizes_of_devices(text: str, expected: int) -> None:
+    assert budget_of(text) == expected
+
+
+def test_an_unknown_device_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="--device tpu: give this, a size such as 24GiB, or one of h100"):
+        budget_of("tpu")
