@@ -28,7 +28,7 @@ from burnish.algorithms import (
 from burnish.algorithms.hooks import Hooks
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
-from burnish.distributed.local import LocalRoles, build_local_roles
+from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
@@ -125,7 +125,9 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
-    inputs = algorithm_of(config).prepare(config)
+    algorithm = algorithm_of(config)
+    check_roles(config, algorithm.needs(config))
+    inputs = algorithm.prepare(config)
     _own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 

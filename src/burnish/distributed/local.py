@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from burnish.config.schema import ModelConfig, RunConfig
+from burnish.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from burnish.distributed.roles import CriticNeeds, RoleNeeds
+from burnish.errors import ConfigError
 from burnish.losses.loss import Loss
 from burnish.models.load import load_policy, with_value_head
 from burnish.models.policy import Policy
@@ -19,7 +21,7 @@ from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer, check_installed
 
 
 class LocalRoles:
@@ -93,6 +95,27 @@ class LocalRoles:
         self.weight_version = version
 
 
+def check_roles(config: RunConfig, needs: RoleNeeds) -> None:
+    """Refuse what could not be built, or would have no effect, before any weight is loaded.
+
+    Raises:
+        ConfigError: a setting, or a package that is missing.
+    """
+    check_installed(config.optimizer)
+    for name in config.train.save_memory:
+        if name.startswith("offload"):
+            raise ConfigError(f"train.save_memory: {name} would do nothing: the model is on the CPU already")
+    if "step_in_backward" in config.train.save_memory and needs.divergence is not None and len(needs.teachers) > 1:
+        raise ConfigError(
+            "train.save_memory: step_in_backward needs one backward pass a step, and each teacher has its own"
+        )
+    has_adapters_only = config.model.lora is not None and needs.kind == "language" and needs.critic is None
+    if config.optimizer.kind == "muon" and has_adapters_only and config.optimizer.changes("betas"):
+        raise ConfigError(
+            "optimizer.betas would be ignored: with model.lora optimizer.kind=muon leaves nothing to AdamW"
+        )
+
+
 def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
     """Load the weights and put learner and sampler on them."""
     policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
@@ -100,7 +123,7 @@ def build_local_roles(config: RunConfig, needs: RoleNeeds) -> LocalRoles:
         policy = with_value_head(policy)
     learner = Learner(
         policy,
-        MasterAdamW(policy.trainable(), config.optimizer),
+        build_optimizer(policy, config, config.optimizer),
         micro_batch_tokens=config.train.micro_batch_tokens,
         temperature=needs.temperature,
         teachers=[load_teacher(config.model, path) for path in needs.teachers],
@@ -117,7 +140,18 @@ def build_critic(config: RunConfig, needs: CriticNeeds) -> Learner:
     policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value")
     optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
     return Learner(
-        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=config.train.micro_batch_tokens
+        policy, build_optimizer(policy, config, optimizer), micro_batch_tokens=config.train.micro_batch_tokens
+    )
+
+
+def build_optimizer(policy: Policy, config: RunConfig, settings: OptimizerConfig) -> MasterOptimizer:
+    """The optimizer of everything that is trained in a policy."""
+    saved = config.train.save_memory
+    return MasterOptimizer(
+        policy.trainable(),
+        settings,
+        device=torch.device("cpu") if "offload_optimizer" in saved else None,
+        steps_in_backward="step_in_backward" in saved,
     )
 
 

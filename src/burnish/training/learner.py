@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from burnish.data.packing import split_batch
-from burnish.errors import DataError
+from burnish.errors import ConfigError, DataError
 from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
 from burnish.models.attention import SegmentAttention
@@ -17,7 +17,7 @@ from burnish.models.divergence import Divergence, scored_divergence
 from burnish.models.logprobs import log_collisions, scored_logprobs
 from burnish.models.policy import Policy
 from burnish.records import LossOutput, Metric, Scored, TokenBatch
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 
 class Learner:
@@ -29,7 +29,7 @@ class Learner:
     def __init__(
         self,
         policy: Policy,
-        optimizer: MasterAdamW,
+        optimizer: MasterOptimizer,
         *,
         micro_batch_tokens: int,
         temperature: float = 1.0,
@@ -43,17 +43,32 @@ class Learner:
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
         self._accumulated_loss = torch.zeros(())
+        self._pending: Tensor | None = None
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
-        """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch."""
+        """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch.
+
+        An optimizer that steps in the backward pass needs the rate for it: then the pass waits for `optim_step`.
+
+        Raises:
+            ConfigError: that optimizer would need a second backward pass before its step.
+        """
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
         for micro in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+            if self._pending is not None:
+                raise ConfigError(
+                    "train.save_memory: step_in_backward needs one micro-batch a step: raise train.micro_batch_tokens "
+                    f"to the {len(batch.token_ids_T)} tokens of this batch, or leave it out"
+                )
             scored = self._score(micro)
             output = loss(scored, micro)
             _check(output)
             share = output.total / normalizer
-            share.backward()
+            if self.optimizer.steps_in_backward:
+                self._pending = share
+            else:
+                share.backward()
             self._accumulated_loss = self._accumulated_loss + share.detach()
             found = {}
             if self.policy.has_language_head:
@@ -67,7 +82,11 @@ class Learner:
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
         """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
-        norm = self.optimizer.step(learning_rate)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            norm = self.optimizer.step(learning_rate)
+        else:
+            norm = self.optimizer.step_in_backward(pending, learning_rate)
         loss, self._accumulated_loss = self._accumulated_loss, torch.zeros(())
         return {
             "loss": Metric(loss, "mean"),
