@@ -3,12 +3,24 @@
 The public names load what they need when they are first used: `import burnish` does not import torch.
 """
 
+import logging
 import os
 from importlib import import_module
 from typing import Any
 
 # Read by huggingface_hub when it is imported, so it must be set before anything imports that.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not message.startswith("Failed to load ") and "register_constant() on Enum" not in message
+
+
+# Where torchao is installed transformers imports it. torchao 0.18 then warns of its kernels for other machines, and
+# torch 2.13 of torchao's enums.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_is_news)
 
 __version__ = "0.1.0"
 

@@ -54,6 +54,13 @@ def test_named_parts_of_one_reward_are_told_apart(make_config, quiet) -> None:
     assert found.cosines["reward.small", "reward.more"] == pytest.approx([1.0], abs=1e-4)
 
 
+def test_gradients_can_be_seen_of_a_run_that_frees_them_in_the_backward_pass(make_config, quiet) -> None:
+    lean = {"optimizer__max_grad_norm": None, "train__save_memory": ["step_in_backward"]}
+    run, config = finished(make_config("dpo", **lean), quiet)
+    _, found = part_gradients(run, config, num_batches=1)
+    assert all(norm > 0 for norms in found.norms.values() for norm in norms)
+
+
 def test_terms_of_the_policy_loss(make_config, quiet) -> None:
     run, config = finished(make_config("grpo", loss__kl_coefficient=0.3, loss__entropy_coefficient=0.01), quiet)
     _, found = part_gradients(run, config, num_batches=1)

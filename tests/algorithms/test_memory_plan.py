@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,13 @@ def plan(config: RunConfig, step: LargestStep | None = None) -> MemoryPlan:
     return plan_memory(config, algorithm_of(config).needs(config), step or prepare(config).largest_step())
 
 
-def step_of(num_branches: int) -> LargestStep:
-    branches = tuple(Branch(token_ids=tuple(range(20 + n))) for n in range(num_branches))
+@pytest.fixture(autouse=True)
+def beside_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def step_of(num_branches: int, num_tokens: int = 20) -> LargestStep:
+    branches = tuple(Branch(token_ids=(7,) * (num_tokens + n)) for n in range(num_branches))
     return LargestStep([Example(id=str(n), prompt_ids=tuple(range(9)), branches=branches) for n in range(3)])
 
 
@@ -42,7 +48,9 @@ def step_of(num_branches: int) -> LargestStep:
     ],
     ids=str,
 )
-def test_learning_holds_what_was_planned(make_config: MakeConfig, num_branches: int, changes: dict[str, object]) -> None:
+def test_learning_holds_what_was_planned(
+    make_config: MakeConfig, num_branches: int, changes: dict[str, object]
+) -> None:
     config, step = make_config("sft", **changes), step_of(num_branches)
     planned = next(phase for phase in plan(config, step).phases if phase.name == "learn")
     pairs = num_branches == 2
@@ -86,11 +94,16 @@ def test_every_algorithm_can_be_planned(make_config: MakeConfig, algorithm: str)
 
 
 def test_longer_steps_and_heavier_optimizers_need_more(make_config: MakeConfig) -> None:
-    config = make_config("sft")
-    assert plan(config, step_of(5)).peak_bytes > plan(config, step_of(1)).peak_bytes
+    config, step = make_config("sft"), step_of(5, 100)
+    assert plan(config, step).peak_bytes > plan(config, step_of(1, 100)).peak_bytes
     halved = make_config("sft", train__recompute=2)
     whole = make_config("sft", train__recompute=1)
-    assert plan(config).peak_bytes > plan(halved).peak_bytes > plan(whole).peak_bytes
+    assert plan(config, step).peak_bytes > plan(halved, step).peak_bytes > plan(whole, step).peak_bytes
+    lean = make_config("sft", optimizer={"kind": "adafactor"})
+    in_backward = make_config(
+        "sft", optimizer={"kind": "adafactor", "max_grad_norm": None}, train__save_memory=("step_in_backward",)
+    )
+    assert plan(config, step).peak_bytes > plan(lean, step).peak_bytes > plan(in_backward, step).peak_bytes
 
 
 def budget(config: RunConfig, share: float) -> int:
@@ -105,7 +118,9 @@ def test_what_does_not_fit_is_refused_with_a_plan_that_then_runs(make_config: Ma
     with pytest.raises(UserError, match=r"needs about .* GB and .* are there; it fits with (--\S+ \S+ ?)+$") as refused:
         fitted(config, inputs, limit)
     words = str(refused.value).partition("it fits with ")[2].split()
-    changes = {key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    changes = {
+        key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)
+    }
     sections: dict[str, object] = {key: int(value) if value.isdigit() else value for key, value in changes.items()}
     smaller = make_config("sft", **({"train__recompute": 0, "data__batch_size": 6} | sections))
     assert fitted(smaller, prepare(smaller), limit) == smaller
@@ -142,7 +157,11 @@ def test_auto_takes_the_largest_micro_batch_then_the_fewest_layers(make_config: 
     tokens, every = found(0.6)
     assert tokens < 4096
     assert every == 0
-    assert found(0.12)[1] > 0
+    least = make_config("sft", data__batch_size=8, train={"micro_batch_tokens": 256, "recompute": 2})
+    none = make_config("sft", data__batch_size=8, train={"micro_batch_tokens": 256})
+    between = (plan(least, step).peak_bytes + plan(none, step).peak_bytes) // 2
+    settled = fitted(config, Inputs(), between).train
+    assert (settled.micro_batch_tokens, settled.recompute) == (256, 2)
 
 
 @pytest.mark.parametrize(

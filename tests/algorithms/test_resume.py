@@ -230,6 +230,36 @@ def test_a_changed_configuration_is_refused(tiny_config, quiet, monkeypatch) -> 
         resume(run, tiny_config(optimizer__betas=(0.9, 0.9)), quiet)
 
 
+@pytest.mark.parametrize("kind", ["adamw_8bit", "adafactor", "muon"])
+def test_every_kind_of_optimizer_resumes_bit_exactly(
+    make_config, quiet, monkeypatch, tiny_teacher_folder, kind
+) -> None:
+    if kind == "adamw_8bit":
+        pytest.importorskip("torchao", reason="torchao is in the extra `quantized`")
+    config = make_config("sft", optimizer__kind=kind, model__path=str(tiny_teacher_folder))
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    assert outcome(run) == outcome(train(config, quiet))
+    has = {
+        "adamw_8bit": "exp_avg_sq.codes.model.layers.0.mlp.up_proj.weight",
+        "adafactor": "row_var.model.embed_tokens.weight",
+        "muon": "momentum_buffer.model.layers.0.mlp.up_proj.weight",
+    }
+    (saved,) = run.checkpoints.glob("*/optimizer.safetensors")
+    assert has[kind] in load_file(saved)
+
+
+def test_steps_in_the_backward_pass_are_the_same_run(make_config, quiet, monkeypatch) -> None:
+    """Also where it is resumed, and where several optimizer steps share a rollout."""
+    changes = {"optimizer__max_grad_norm": None, "model__compute_dtype": "bfloat16"}
+    sections = {"num_steps": 6, "minibatches_per_step": 2}
+    config = make_config("ppo", **changes, train={**sections, "save_memory": ["step_in_backward"]})
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    one, other = outcome(run), outcome(train(make_config("ppo", **changes, train=sections), quiet))
+    assert (one.parameters, one.optimizer, one.tokens) == (other.parameters, other.optimizer, other.tokens)
+
+
 def test_adapters_resume(tiny_config, quiet, monkeypatch) -> None:
     config = tiny_config(model__lora={"rank": 2}, optimizer__learning_rate=0.02, loss__kl_coefficient=0.05)
     run = interrupted(config, quiet, monkeypatch, 3)

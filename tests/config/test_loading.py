@@ -67,7 +67,10 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         # impossible together
         (["--train.minibatches_per_step", "9"], "train.minibatches_per_step=9 exceeds rollout.num_prompts=8"),
         (["--rollout.max_rows", "4"], "rollout.max_rows=4 is less than rollout.group_size=8"),
+        (["--train.save_memory", '["step_in_backward"]'], r"optimizer.max_grad_norm=1.0 needs the whole gradient"),
+        (["--train.save_memory", '["offload"]'], r"train.save_memory.0='offload'.*'step_in_backward'"),
         # would be ignored
+        (["--optimizer.kind", "adafactor", "--optimizer.betas", "[0.9, 0.9]"], "optimizer.betas would be ignored"),
         (["--loss.kl_estimator", "k2"], "loss.kl_estimator would be ignored while loss.kl_coefficient is 0"),
         (["--loss.surrogate", "sapo"], "loss.surrogate would be ignored with train.minibatches_per_step=1"),
         (["--loss.ratio", "sequence"], "loss.ratio would be ignored with train.minibatches_per_step=1"),

@@ -36,9 +36,7 @@ def test_value_and_gradient_are_those_of_exact_attention(
 
 def test_in_bfloat16_it_errs_no_more_than_torch() -> None:
     generator = torch.Generator().manual_seed(1)
-    query, key, value = (
-        torch.randn(1, 4, 64, 32, generator=generator).bfloat16().requires_grad_() for _ in range(3)
-    )
+    query, key, value = (torch.randn(1, 4, 64, 32, generator=generator).bfloat16().requires_grad_() for _ in range(3))
     grad = torch.randn(1, 4, 64, 32, generator=generator).bfloat16()
     exact = [part.detach().double().requires_grad_() for part in (query, key, value)]
     wanted = torch.autograd.grad(
@@ -47,7 +45,9 @@ def test_in_bfloat16_it_errs_no_more_than_torch() -> None:
 
     def errors(output: torch.Tensor) -> list[float]:
         found = torch.autograd.grad(output, (query, key, value), grad)
-        return [float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in zip(found, wanted, strict=True)]
+        return [
+            float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in zip(found, wanted, strict=True)
+        ]
 
     ours = errors(attention(query, key, value, None, 0.3))
     theirs = errors(F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3))

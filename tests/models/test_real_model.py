@@ -18,7 +18,7 @@ from burnish.records import GenerationRequest, RolloutGroup, SamplingSettings
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 NAME = "smollm2-135m"
 QUESTIONS = ["What is 3 + 4?", "What is the capital of France?", "Name a colour.", "7 - 9 ="]
@@ -73,7 +73,7 @@ def test_tokenizer_splits_every_digit() -> None:
 
 def test_sampler_and_learner_agree_in_float32(policy, groups) -> None:
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
     difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5
     assert difference_S.max() < 1e-3
@@ -90,7 +90,7 @@ def test_learner_agrees_with_plain_transformers(policy, groups) -> None:
             logprobs = naive(ids[None]).logits[0, len(group.prompt.token_ids) - 1 : -1].log_softmax(-1)
             expected.append(logprobs.gather(1, completion[:, None])[:, 0])
     batch = pack_groups(groups, [[0.0] * 4] * len(groups))
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=10_000)
     difference_S = (learner.score(batch).logprobs_S - torch.cat(expected)).abs()
     assert difference_S.mean() < 1e-5
 
@@ -105,7 +105,7 @@ def test_gradient_does_not_depend_on_how_the_step_is_cut(policy, groups) -> None
         kl_estimator="k3",
     )
     batch = pack_groups(groups, [[1.5, -0.5, 0.25, -1.25]] * len(groups))
-    optimizer = MasterAdamW(policy.trainable(), OptimizerConfig())
+    optimizer = MasterOptimizer(policy.trainable(), OptimizerConfig())
 
     def gradient(micro_batch_tokens: int) -> torch.Tensor:
         policy.module.zero_grad()

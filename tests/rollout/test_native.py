@@ -10,7 +10,7 @@ from burnish.errors import DataError
 from burnish.records import GenerationRequest, SamplingSettings
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 SAMPLING = SamplingSettings(max_tokens=12)
 TEXTS = ["hello", "a rather longer prompt, with words", "x", "what is this?", "yy", "12 + 30 ="]
@@ -135,7 +135,7 @@ def test_sampler_and_learner_agree(generator, as_groups, temperature: float) -> 
     asked = [request(generator, text, (1, 2, 3), temperature=temperature) for text in TEXTS]
     groups = as_groups(asked, generator.generate(asked))
     batch = pack_groups(groups, [[0.0] * 3] * len(groups))
-    optimizer = MasterAdamW(generator.policy.trainable(), OptimizerConfig())
+    optimizer = MasterOptimizer(generator.policy.trainable(), OptimizerConfig())
     learner = Learner(generator.policy, optimizer, micro_batch_tokens=100, temperature=temperature)
     difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5

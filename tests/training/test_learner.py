@@ -15,7 +15,7 @@ from burnish.models.load import load_policy
 from burnish.monitoring.metrics import reduce_metrics
 from burnish.records import Rollout, RolloutGroup, TokenBatch
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 NUM_SEQUENCES = 12
 NUM_TOKENS = 50
@@ -89,7 +89,7 @@ def gradient_of(tiny_folder):
 
     def compute(batches: list[TokenBatch], *, micro_batch_tokens: int, aggregation: str):
         policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
-        optimizer = MasterAdamW(policy.trainable(), OptimizerConfig())
+        optimizer = MasterOptimizer(policy.trainable(), OptimizerConfig())
         learner = Learner(policy, optimizer, micro_batch_tokens=micro_batch_tokens)
         metrics = []
         for batch in batches:
@@ -169,7 +169,7 @@ def test_against_a_naive_implementation(groups, gradient_of, naive_model, tiny_f
     assert relative(gradient, naive_gradient) < 1e-5
 
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
     assert (learner.score(pack(groups)).logprobs_S - torch.cat(expected_logprobs)).abs().max() < 1e-5
 
 
@@ -177,7 +177,7 @@ def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> No
     gradients = {}
     for dtype in ("float32", "bfloat16"):
         policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype=dtype), seed=0)
-        optimizer = MasterAdamW(policy.trainable(), OptimizerConfig())
+        optimizer = MasterOptimizer(policy.trainable(), OptimizerConfig())
         Learner(policy, optimizer, micro_batch_tokens=13).forward_backward(pack(groups), loss_of("token"))
         assert all(master.grad.dtype == torch.float32 for master in optimizer.masters.values())
         gradients[dtype] = torch.cat([master.grad.flatten() for master in optimizer.masters.values()])
@@ -186,7 +186,7 @@ def test_bfloat16_is_near_float32_and_sums_in_float32(groups, tiny_folder) -> No
 
 def test_temperature_divides_the_logits(groups, tiny_policy) -> None:
     batch = pack(groups)
-    optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
+    optimizer = MasterOptimizer(tiny_policy.trainable(), OptimizerConfig())
     hot = Learner(tiny_policy, optimizer, micro_batch_tokens=10_000, temperature=50.0).score(batch).logprobs_S
     assert hot.mean().item() == pytest.approx(-torch.tensor(259.0).log().item(), abs=0.05)
 
@@ -196,7 +196,7 @@ def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None
     assert end == tiny_policy.tokenizer.pad_token_id
     (group,) = make_groups([[3, 2]], prompt_lengths=[4])
     asked = replace(group, prompt=replace(group.prompt, token_ids=(7, end, 8, 9)))
-    optimizer = MasterAdamW(tiny_policy.trainable(), OptimizerConfig())
+    optimizer = MasterOptimizer(tiny_policy.trainable(), OptimizerConfig())
     embedding = tiny_policy.model.get_input_embeddings()
     tiny_policy.model.lm_head.weight = torch.nn.Parameter(embedding.weight.detach().clone())  # untie
     Learner(tiny_policy, optimizer, micro_batch_tokens=100).forward_backward(pack([asked]), loss_of("token"))
@@ -206,7 +206,7 @@ def test_the_end_token_learns_although_it_pads(make_groups, tiny_policy) -> None
 def test_metrics_of_several_optimizer_steps(groups, tiny_folder) -> None:
     """The loss is the mean over optimizer steps; the mismatch compares equal weights, however far the policy moved."""
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=20)
     batch = pack(groups)
     old_S = learner.score(batch).logprobs_S
     batch = replace(batch, old_logprobs_S=old_S, sampler_logprobs_S=old_S)

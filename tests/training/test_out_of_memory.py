@@ -12,7 +12,7 @@ from burnish.losses.loss import FunctionLoss
 from burnish.models.load import load_policy
 from burnish.records import Branch, Example, Scored, TokenBatch
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 BATCHES = [
     pack(
@@ -41,7 +41,7 @@ class Memory:
 
 def step(folder: Path, memory: Memory) -> tuple[Learner, torch.Tensor, dict[str, float]]:
     policy = load_policy(ModelConfig(path=str(folder), compute_dtype="float32"), seed=0)
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
     for batch in BATCHES:
         learner.forward_backward(batch, FunctionLoss(memory))
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.trainable().values()])
@@ -83,7 +83,7 @@ def test_another_error_is_not_taken_for_it(tiny_folder: Path) -> None:
         raise RuntimeError("shapes differ")
 
     policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
-    learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
     with pytest.raises(RuntimeError, match="shapes differ"):
         learner.forward_backward(BATCHES[0], FunctionLoss(broken))
 
@@ -98,11 +98,11 @@ from burnish.losses.loss import FunctionLoss
 from burnish.models.load import load_policy
 from burnish.records import Branch, Example
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 torch.set_num_threads(1)
 policy = load_policy(ModelConfig(path=sys.argv[1], compute_dtype="float32"), seed=0)
-learner = Learner(policy, MasterAdamW(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400_000)
+learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400_000)
 branch = Branch(token_ids=(7,) * 300)
 batch = pack([Example(id=str(n), prompt_ids=(5,) * 100, branches=(branch,)) for n in range(100)])
 loss = FunctionLoss(lambda scored, batch: -scored.logprobs_S.sum())

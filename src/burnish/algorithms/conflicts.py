@@ -51,7 +51,10 @@ def part_gradients(run: RunFolder, config: RunConfig, *, num_batches: int) -> tu
     """
     saved = checkpoints(run.checkpoints)
     num_steps = max(config.train.num_steps, (step_of(saved[-1]) if saved else 0) + num_batches)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"num_steps": num_steps})})
+    # a gradient is looked at before any step, so none may be taken in its backward pass
+    saved_memory = tuple(name for name in config.train.save_memory if name != "step_in_backward")
+    train = config.train.model_copy(update={"num_steps": num_steps, "save_memory": saved_memory})
+    config = config.model_copy(update={"train": train})
     inputs = prepare(config)
     roles = load_roles(config)
     inputs.start(roles, lambda text: None)

@@ -29,10 +29,12 @@ from burnish.records import Example, Scored, Segment, TokenBatch
 from burnish.rollout.generators.cache import LaneCache
 from burnish.rollout.generators.native import PREFILL_TOKENS
 from burnish.training.learner import Learner, predictor_states, score
+from burnish.training.optimizer import MasterOptimizer, state_bytes
 
 # Python with torch, transformers and a tokenizer, before any weight: resident size on Linux. On a GPU it is elsewhere.
 PROCESS_BYTES = 560_000_000
 
+_OFFLOADED = ("master weights", "moments", "gradients")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DEVICES = {"h100": 80 * 2**30, "h200": 141 * 2**30, "a100": 80 * 2**30, "l40s": 48 * 2**30, "rtx4090": 24 * 2**30}
 
@@ -112,11 +114,15 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
         UserError: the model cannot be used.
     """
     process = {} if _is_on_gpu(config) else {"process": PROCESS_BYTES}
+    saved = config.train.save_memory
     with LiveBytes() as live:
-        roles = build_local_roles(config, needs, device=torch.device("meta"))
+        # what an optimizer saves is taken off below: its steps need numbers, and here are none
+        roles = build_local_roles(with_settings(config, {"train.save_memory": ()}), needs, device=torch.device("meta"))
+        if "step_in_backward" in saved:
+            _drop_gradients(roles)
         loaded = process | _loaded_parts(roles, live.live_bytes)
         phases = [Phase("load", dict(loaded))]
-        loaded["moments"] = sum(learner.optimizer.state_bytes() for learner in roles.learners.values())
+        loaded["moments"] = sum(_moments(learner.optimizer) for learner in roles.learners.values())
         policy = roles.learner.policy
         packed = 0 if _is_on_gpu(config) else packed_bytes(policy)
         for generation in step.generations:
@@ -124,8 +130,28 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
             parts = {"packed weights": packed, "key-value cache": cache, "activations and logits": rest}
             phases.append(Phase(f"sample {generation.num_lanes} x {generation.width}", loaded | parts))
         for name, learner in roles.learners.items():
-            phases += _learning(f"{name} " if name else "", learner, step, needs, loaded, live)
+            prefix = f"{name} " if name else ""
+            stepping = "step_in_backward" in saved
+            phases += _learning(prefix, learner, step, needs, loaded, live, steps_in_backward=stepping)
+    if "offload_optimizer" in saved:
+        phases = [Phase(each.name, each.parts | dict.fromkeys(_OFFLOADED, 0)) for each in phases]
+    if "offload_reference" in saved:
+        phases = [
+            each if each.name == "score" else Phase(each.name, each.parts | {"other models": 0}) for each in phases
+        ]
     return MemoryPlan(tuple(phases))
+
+
+def _moments(optimizer: MasterOptimizer) -> int:
+    return sum(state_bytes(optimizer.config, name, master.shape) for name, master in optimizer.masters.items())
+
+
+def _drop_gradients(roles: LocalRoles) -> None:
+    for learner in roles.learners.values():
+        for parameter in learner.optimizer.parameters.values():
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, learner=learner: learner.optimizer.forget_gradients()
+            )
 
 
 def certainly_below(config: RunConfig, model: ModelFacts, step: LargestStep) -> int:
@@ -202,7 +228,14 @@ def _hidden(policy: Policy, num_tokens: int, plan: Any) -> Tensor:
 
 
 def _learning(
-    name: str, learner: Learner, step: LargestStep, needs: RoleNeeds, loaded: dict[str, int], live: LiveBytes
+    name: str,
+    learner: Learner,
+    step: LargestStep,
+    needs: RoleNeeds,
+    loaded: dict[str, int],
+    live: LiveBytes,
+    *,
+    steps_in_backward: bool,
 ) -> Iterator[Phase]:
     whole_groups = {len(example.branches) for example in step.examples} == {2}
     batch = pack(step.examples)
@@ -211,6 +244,7 @@ def _learning(
     micros = list(split_batch(batch, learner.micro_batch_tokens, keep_groups=whole_groups))
     largest = max(micros, key=lambda micro: len(micro.token_ids_T))
     gradients = sum(master.numel() * 4 for master in learner.optimizer.masters.values())
+    gradients = 0 if steps_in_backward else gradients
     before = live.live_bytes
     live.reset_peak()
     with torch.no_grad():

@@ -37,13 +37,13 @@ from burnish.algorithms.memory_plan import (
 from burnish.algorithms.profile import COUNTED_STEP, Profile
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
-from burnish.distributed.local import LocalRoles, build_local_roles
+from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import keep_freed_memory
 from burnish.memory.measure import available_bytes
-from burnish.models.load import ModelFacts, find_device
+from burnish.models.load import ModelFacts
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
@@ -140,8 +140,9 @@ def prepare(config: RunConfig) -> Inputs:
     Raises:
         UserError: something cannot be used.
     """
-    find_device(config.model.device)
-    inputs = algorithm_of(config).prepare(config)
+    algorithm = algorithm_of(config)
+    check_roles(config, algorithm.needs(config))
+    inputs = algorithm.prepare(config)
     _own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ def print_schema(algorithm: str, as_json: bool) -> int:
         print(json.dumps(schema.model_json_schema(), indent=1))
         return 0
     for key, field in leaf_fields(schema):
-        print(f"{key}  ({_type_name(field.annotation)}, {_default(field)})\n    {field.description}")
+        print(f"{key}  ({_type_name(field.annotation)}, {_default(field)})")
+        print(textwrap.indent(field.description, "    "))
         for choice in _choices(field.annotation):
             parts = (f"{name} ({_default(each)})" for name, each in choice.model_fields.items())
             print(f"    {{{', '.join(parts)}}}")

@@ -147,8 +147,14 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019) and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = "adamw"
+    """adamw: two moments a weight (Loshchilov and Hutter 2019). adamw_8bit: the same in 8 bits (Dettmers et al. 2022),
+    with burnish[quantized]. adafactor: one moment a row and a column (Shazeer and Stern 2018); its rate is relative to
+    the size of the weights. muon: the layers' matrices move by an orthogonalised moment (Jordan et al. 2024), and all
+    else by adamw.
+    """
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
@@ -156,13 +162,17 @@ class OptimizerConfig(Section):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up: towards 0, which it would reach one step after the last."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
-    """Decay of the first and of the second moment."""
-    epsilon: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Decay of AdamW's first and second moment."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, on matrices only."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm; null leaves it as it is."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> "OptimizerConfig":
+        if self.kind == "adafactor" and self.changes("betas"):
+            raise ConfigError("optimizer.betas would be ignored: they are AdamW's, and optimizer.kind=adafactor")
+        return self
 
 
 class DataConfig(Section):
@@ -193,6 +203,11 @@ class TrainConfig(Section):
     """Tokens in one forward and backward pass: memory against speed, no effect on the result. auto: as many as fit."""
     recompute: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Every k-th layer forgets its activations and computes them again: 1 is all, 0 none, auto as few as must."""
+    save_memory: tuple[Literal["step_in_backward", "offload_optimizer", "offload_reference"], ...] = ()
+    """step_in_backward: each weight is updated as soon as its gradient is known, and the gradient freed; it needs one
+    micro-batch a step, and optimizer.max_grad_norm null. offload_optimizer: float32 weights, moments and summed
+    gradients live on the CPU. offload_reference: the weights that the run started from live on the CPU.
+    """
 
 
 class RolloutTrainConfig(TrainConfig):
@@ -241,3 +256,12 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _refuse_to_clip_what_is_gone(self) -> "RunConfig":
+        if "step_in_backward" in self.train.save_memory and self.optimizer.max_grad_norm is not None:
+            raise ConfigError(
+                f"optimizer.max_grad_norm={self.optimizer.max_grad_norm} needs the whole gradient, which "
+                "train.save_memory: step_in_backward never has: set it to null"
+            )
+        return self

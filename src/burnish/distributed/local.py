@@ -10,18 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burnish.config.schema import ModelConfig, RunConfig
+from burnish.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from burnish.distributed.roles import CriticNeeds, RoleNeeds
+from burnish.errors import ConfigError
 from burnish.losses.loss import Loss
 from burnish.memory.recompute import recompute
-from burnish.models.load import load_policy, with_value_head
+from burnish.models.load import find_device, load_policy, with_value_head
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer, check_installed
 
 
 class LocalRoles:
@@ -38,12 +39,16 @@ class LocalRoles:
         *,
         keeps_reference: bool,
         critic: Learner | None = None,
+        offloads_reference: bool = False,
     ) -> None:
         self.learner = learner
         self._critic = critic
         self.generator = generator
         self.weight_version = 0
         self._reference = _reference_of(learner) if keeps_reference else None
+        self._offloads_reference = offloads_reference and not learner.policy.is_adapted
+        if self._reference is not None and self._offloads_reference:
+            self._reference.policy.module.to("cpu")
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -72,6 +77,11 @@ class LocalRoles:
         if self._reference is None:
             raise ValueError("these roles were made without a reference")
         policy = self._reference.policy
+        if self._offloads_reference:  # there for as long as it scores
+            policy.module.to(self.learner.policy.device)
+            logprobs_S = self._reference.score(batch).logprobs_S
+            policy.module.to("cpu")
+            return logprobs_S
         if not policy.is_adapted:
             return self._reference.score(batch).logprobs_S
         adapted: Any = policy.module  # a PeftModel
@@ -95,6 +105,28 @@ class LocalRoles:
         self.weight_version = version
 
 
+def check_roles(config: RunConfig, needs: RoleNeeds) -> None:
+    """Refuse what could not be built, or would have no effect, before any weight is loaded.
+
+    Raises:
+        ConfigError: a setting, or a package that is missing.
+    """
+    check_installed(config.optimizer)
+    on_cpu = find_device(config.model.device).type == "cpu"
+    for name in config.train.save_memory:
+        if name.startswith("offload") and on_cpu:
+            raise ConfigError(f"train.save_memory: {name} would do nothing: the model is on the CPU already")
+    if "step_in_backward" in config.train.save_memory and needs.divergence is not None and len(needs.teachers) > 1:
+        raise ConfigError(
+            "train.save_memory: step_in_backward needs one backward pass a step, and each teacher has its own"
+        )
+    has_adapters_only = config.model.lora is not None and needs.kind == "language" and needs.critic is None
+    if config.optimizer.kind == "muon" and has_adapters_only and config.optimizer.changes("betas"):
+        raise ConfigError(
+            "optimizer.betas would be ignored: with model.lora optimizer.kind=muon leaves nothing to AdamW"
+        )
+
+
 def build_local_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.device | None = None) -> LocalRoles:
     """Load the weights and put learner and sampler on them; see `load_policy` for the device."""
     policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind, device=device)
@@ -102,7 +134,7 @@ def build_local_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.devi
         policy = with_value_head(policy)
     learner = Learner(
         policy,
-        MasterAdamW(policy.trainable(), config.optimizer),
+        build_optimizer(policy, config, config.optimizer),
         micro_batch_tokens=_settled(config.train.micro_batch_tokens),
         temperature=needs.temperature,
         teachers=[load_teacher(config.model, path, device=device) for path in needs.teachers],
@@ -110,7 +142,13 @@ def build_local_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.devi
     )
     generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
     critic = build_critic(config, needs.critic, device=device) if isinstance(needs.critic, CriticNeeds) else None
-    roles = LocalRoles(learner, generator, keeps_reference=needs.reference, critic=critic)
+    roles = LocalRoles(
+        learner,
+        generator,
+        keeps_reference=needs.reference,
+        critic=critic,
+        offloads_reference="offload_reference" in config.train.save_memory,
+    )
     for trained in roles.learners.values() if config.train.recompute else ():
         recompute(trained.policy.model, every=_settled(config.train.recompute))
     return roles
@@ -128,7 +166,18 @@ def build_critic(config: RunConfig, needs: CriticNeeds, *, device: torch.device 
     policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value", device=device)
     optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
     return Learner(
-        policy, MasterAdamW(policy.trainable(), optimizer), micro_batch_tokens=_settled(config.train.micro_batch_tokens)
+        policy, build_optimizer(policy, config, optimizer), micro_batch_tokens=_settled(config.train.micro_batch_tokens)
+    )
+
+
+def build_optimizer(policy: Policy, config: RunConfig, settings: OptimizerConfig) -> MasterOptimizer:
+    """The optimizer of everything that is trained in a policy."""
+    saved = config.train.save_memory
+    return MasterOptimizer(
+        policy.trainable(),
+        settings,
+        device=torch.device("cpu") if "offload_optimizer" in saved else None,
+        steps_in_backward="step_in_backward" in saved,
     )
 
 

@@ -15,6 +15,7 @@ from burnish.errors import BurnishError, MachineError
 from burnish.models.policy import Policy
 from burnish.reproducibility.files import remove_folder, replace_folder, require_free_space, sha256_of_file, write_text
 from burnish.training.learner import Learner
+from burnish.training.optimizer import state_bytes
 
 _MANIFEST = "manifest.json"
 _OPTIMIZER = "optimizer.safetensors"
@@ -42,9 +43,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoint_bytes(learners: Mapping[str, Learner]) -> int:
-    """Size of a checkpoint: a master weight and two moments for each trained parameter, and a margin for the rest."""
-    masters = [master for learner in learners.values() for master in learner.optimizer.masters.values()]
-    return 12 * sum(master.numel() for master in masters) + 20_000_000
+    """Size of a checkpoint: master weights, what the optimizer keeps of them, and a margin for the rest."""
+    weights = [
+        4 * master.numel() + state_bytes(learner.optimizer.config, name, master.shape)
+        for learner in learners.values()
+        for name, master in learner.optimizer.masters.items()
+    ]
+    return sum(weights) + 20_000_000
 
 
 def save_checkpoint(folder: Path, learners: Mapping[str, Learner], state: TrainState, *, keep_last: int) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from burnish.data.packing import split_batch
-from burnish.errors import DataError, MachineError
+from burnish.errors import ConfigError, DataError, MachineError
 from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
 from burnish.memory.measure import is_out_of_memory
@@ -18,7 +18,7 @@ from burnish.models.divergence import Divergence, scored_divergence
 from burnish.models.logprobs import log_collisions, scored_logprobs
 from burnish.models.policy import Policy
 from burnish.records import LossOutput, Metric, Scored, TokenBatch
-from burnish.training.optimizer import MasterAdamW
+from burnish.training.optimizer import MasterOptimizer
 
 
 class Learner:
@@ -30,7 +30,7 @@ class Learner:
     def __init__(
         self,
         policy: Policy,
-        optimizer: MasterAdamW,
+        optimizer: MasterOptimizer,
         *,
         micro_batch_tokens: int,
         temperature: float = 1.0,
@@ -46,21 +46,24 @@ class Learner:
         self._accumulated_loss = torch.zeros(())
         self._accumulated: list[tuple[TokenBatch, Loss]] = []
         self._num_halvings = 0
+        self._pending: Tensor | None = None
 
     def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         """Add the gradient of loss / global count to what is accumulated. Metrics of each micro-batch.
 
         Where the memory does not suffice, what is accumulated is dropped and made anew in micro-batches of half the
-        size, which stays: the sum is the same.
+        size, which stays: the sum is the same. An optimizer that steps in the backward pass needs the rate for it: then
+        the pass waits for `optim_step`.
 
         Raises:
             MachineError: the memory does not suffice for the smallest micro-batch.
+            ConfigError: an optimizer that steps in the backward pass would need a second pass before its step.
         """
         self._accumulated.append((batch, loss))
         metrics = self._unless_out_of_memory(batch, loss)
         while metrics is None:
             self.optimizer.forget_gradients()
-            self._accumulated_loss = torch.zeros(())
+            self._accumulated_loss, self._pending = torch.zeros(()), None
             # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
             if self.micro_batch_tokens < min(segment.num_tokens for segment in batch.segments):
                 raise MachineError(
@@ -87,12 +90,20 @@ class Learner:
         normalizer = getattr(batch.counts, loss.normalizer)
         metrics = []
         for part in split_batch(batch, self.micro_batch_tokens, keep_groups=loss.needs_whole_groups):
+            if self._pending is not None:
+                raise ConfigError(
+                    "train.save_memory: step_in_backward needs one micro-batch a step: raise train.micro_batch_tokens "
+                    f"to the {len(batch.token_ids_T)} tokens of this batch, or leave it out"
+                )
             micro = part.to(self.policy.device)
             scored = self._score(micro)
             output = loss(scored, micro)
             _check(output)
             share = output.total / normalizer
-            share.backward()
+            if self.optimizer.steps_in_backward:
+                self._pending = share
+            else:
+                share.backward()
             self._accumulated_loss = self._accumulated_loss + share.detach()
             found = {}
             if self.policy.has_language_head:
@@ -106,7 +117,11 @@ class Learner:
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
         """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
-        norm = self.optimizer.step(learning_rate)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            norm = self.optimizer.step(learning_rate)
+        else:
+            norm = self.optimizer.step_in_backward(pending, learning_rate)
         loss, self._accumulated_loss = self._accumulated_loss, torch.zeros(())
         self._accumulated.clear()
         halvings = {"out_of_memory": Metric(self._num_halvings, "max")} if self._num_halvings else {}

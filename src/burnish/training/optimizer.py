@@ -1,17 +1,25 @@
-"""AdamW on float32 master weights, whatever type the forward pass computes in."""
+"""Optimizers on float32 master weights, whatever type the forward pass computes in."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from burnish.config.schema import OptimizerConfig
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, ConfigError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "row_var", "col_var", "variance")
+_QUANTIZED = ("codes", "scale", "qmap")
+_BLOCK = 256  # values that share a scale in 8 bits
+_LAYER = re.compile(r"\.\d+\.")
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -26,33 +34,42 @@ def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> floa
     return config.learning_rate
 
 
-class MasterAdamW:
-    """AdamW whose weights, gradients and moments are float32.
+class MasterOptimizer:
+    """An optimizer whose weights and gradients are float32.
 
     A bfloat16 weight has 8 bits: an update of 1e-6 of its size would be lost. So the gradient of each micro-batch is
     added to a float32 sum as soon as it exists, the step is taken on a float32 copy, and the result is rounded into
     the weights that compute. Where those are float32 themselves there is no copy.
+
+    With a `device` the copies, their gradients and the moments live there, wherever the weights are. With
+    `steps_in_backward` the learner takes `step_in_backward` in the place of a backward pass and `step`.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        device: torch.device | None = None,
+        steps_in_backward: bool = False,
+    ) -> None:
         self.config = config
+        self.steps_in_backward = steps_in_backward
         self.parameters = dict(parameters)
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in self.parameters.items():
-            if parameter.dtype == torch.float32:
+            if parameter.dtype == torch.float32 and device in (None, parameter.device):
                 self.masters[name] = parameter
             else:
-                self.masters[name] = nn.Parameter(parameter.detach().float())
+                self.masters[name] = nn.Parameter(parameter.detach().to(device, torch.float32))
                 parameter.register_post_accumulate_grad_hook(_add_gradient_to(self.masters[name]))
-        matrices = [master for master in self.masters.values() if master.dim() > 1]
-        others = [master for master in self.masters.values() if master.dim() <= 1]
-        self._adamw = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.epsilon,
-            fused=all(master.device.type != "meta" for master in self.masters.values()),
-        )
+        self._optimizers = _make(config, self.masters)
+        self._homes = {
+            master: (optimizer, group)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for master in group["params"]
+        }
 
     def step(self, learning_rate: float) -> float:
         """Clip the summed gradient, update, clear the gradient. Returns its norm before clipping.
@@ -60,51 +77,173 @@ class MasterAdamW:
         Raises:
             BurnishError: the gradient is not finite; the weights are left as they were.
         """
-        masters = list(self.masters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(masters, self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise BurnishError(
-                f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use model.compute_dtype float32, "
-                "and go on from the last checkpoint"
-            )
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
-        self._round_into_parameters()
-        return norm
+        masters = [master for master in self.masters.values() if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        _require_finite(float(norm))
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(masters, self.config.max_grad_norm, norm)
+        for optimizer in self._optimizers:
+            _take_step(optimizer, learning_rate)
+            optimizer.zero_grad(set_to_none=True)
+        for name in self.parameters:
+            self._round_into_parameter(name)
+        return float(norm)
 
-    def state_bytes(self) -> int:
-        """Bytes of the moments, whether there are some yet or not."""
-        return sum(8 * master.numel() for master in self.masters.values())
+    def step_in_backward(self, loss: Tensor, learning_rate: float) -> float:
+        """Run the backward pass, update each weight as soon as its gradient is complete, and free that. Nothing is
+        clipped. Returns the norm of the whole gradient.
+
+        Raises:
+            BurnishError: a gradient is not finite. Its weight is left as it was; what the forward pass made infinite
+                is found so before any update. Where the backward pass did, later layers have been updated already.
+        """
+        norms: list[float] = []
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._update, name, learning_rate, norms))
+            for name, parameter in self.parameters.items()
+        ]
+        try:
+            loss.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return math.hypot(*norms)
 
     def forget_gradients(self) -> None:
         """Drop what is accumulated."""
-        self._adamw.zero_grad(set_to_none=True)
+        for master in self.masters.values():
+            master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments and step counts by name, for a checkpoint."""
         tensors = {}
         for name, master in self.masters.items():
-            for key, value in self._adamw.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value
+            optimizer, _ = self._homes[master]
+            for key, value in optimizer.state.get(master, {}).items():
+                if type(value) is Tensor:
+                    tensors[f"{key}.{name}"] = value
+                else:
+                    tensors |= {f"{key}.{part}.{name}": getattr(value, part) for part in _QUANTIZED}
         return tensors
 
     def load(self, weights: Mapping[str, Tensor], state_tensors: Mapping[str, Tensor]) -> None:
         """Take over the weights and moments of a checkpoint."""
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                master.copy_(weights[name])
         for name, master in self.masters.items():
-            if f"step.{name}" in state_tensors:  # absent where no step was taken yet
-                self._adamw.state[master] = {key: state_tensors[f"{key}.{name}"].clone() for key in ("step", *_MOMENTS)}
-        self._round_into_parameters()
+            with torch.no_grad():
+                master.copy_(weights[name])
+            self._round_into_parameter(name)
+            optimizer, _ = self._homes[master]
+            state = {}
+            for key in _STATE:  # a kind has some of them, and none before its first step
+                # only fused kernels keep the count beside the weights
+                stays = key == "step" and not optimizer.defaults.get("fused")
+                device = torch.device("cpu") if stays else master.device
+                if f"{key}.{name}" in state_tensors:
+                    state[key] = state_tensors[f"{key}.{name}"].to(device, copy=True)
+                elif f"{key}.codes.{name}" in state_tensors:
+                    parts = {part: state_tensors[f"{key}.{part}.{name}"] for part in _QUANTIZED}
+                    state[key] = _quantized(parts, device, is_signed=key == "exp_avg")
+            if state:
+                optimizer.state[master] = state
 
     @torch.no_grad()
-    def _round_into_parameters(self) -> None:
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+    def _update(self, name: str, learning_rate: float, norms: list[float], parameter: Tensor) -> None:
+        """The step of one weight, and the norm of its gradient."""
+        master = self.masters[name]
+        gradient = master.grad
+        if gradient is None:
+            return
+        norms.append(float(torch.linalg.vector_norm(gradient)))
+        _require_finite(norms[-1])
+        optimizer, group = self._homes[master]
+        groups = optimizer.param_groups
+        optimizer.param_groups = [{**group, "params": [master]}]
+        try:
+            _take_step(optimizer, learning_rate)
+        finally:
+            optimizer.param_groups = groups
+        master.grad = None
+        self._round_into_parameter(name)
+
+    @torch.no_grad()
+    def _round_into_parameter(self, name: str) -> None:
+        if self.masters[name] is not self.parameters[name]:
+            self.parameters[name].copy_(self.masters[name])
+
+
+def state_bytes(config: OptimizerConfig, name: str, shape: torch.Size) -> int:
+    """Size of what the optimizer keeps of one weight beside its float32 copy, once it took a step."""
+    numel = shape.numel()
+    step, moments = 4, 8 * numel
+    if config.kind == "adafactor" and len(shape) > 1:
+        return step + 4 * (numel // shape[-1] + numel // shape[-2])
+    if config.kind == "adafactor":
+        return step + 4 * numel
+    if config.kind == "muon" and _is_in_layer(name, shape):
+        return 4 * numel
+    if config.kind == "adamw_8bit" and numel >= 4096 and numel % _BLOCK == 0:  # smaller ones stay float32
+        codes, scales, table = numel, 4 * (numel // _BLOCK), 4 * 256
+        return step + 2 * (codes + scales + table)
+    return step + moments
+
+
+def check_installed(config: OptimizerConfig) -> None:
+    """Refuse a kind whose package is missing.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if config.kind == "adamw_8bit":
+        _torchao()
+
+
+def _make(config: OptimizerConfig, masters: Mapping[str, nn.Parameter]) -> list[Optimizer]:
+    rate, decay = config.learning_rate, config.weight_decay
+    rest = dict(masters)
+    optimizers: list[Optimizer] = []
+    if config.kind == "muon":
+        layers = {name: master for name, master in masters.items() if _is_in_layer(name, master.shape)}
+        rest = {name: master for name, master in masters.items() if name not in layers}
+        # the size of an update is then AdamW's, so that one rate serves both (Liu et al. 2025, section 2.2)
+        group = {"params": list(layers.values()), "weight_decay": decay}
+        optimizers.append(torch.optim.Muon([group], lr=rate, adjust_lr_fn="match_rms_adamw"))
+    groups: list[dict[str, Any]] = [
+        {"params": [master for master in rest.values() if master.dim() > 1], "weight_decay": decay},
+        {"params": [master for master in rest.values() if master.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if config.kind == "adafactor":
+        optimizers.append(torch.optim.Adafactor(groups, lr=rate))
+    elif config.kind == "adamw_8bit":
+        optimizers.append(_torchao().AdamW8bit(groups, lr=rate, betas=config.betas, block_size=_BLOCK))
+    else:
+        is_fused = all(master.device.type != "meta" for master in rest.values())  # which has no fused kernels
+        optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=is_fused))
+    return optimizers
+
+
+def _is_in_layer(name: str, shape: torch.Size) -> bool:
+    """Whether a weight is a matrix of a layer, whose number stands in its name; embeddings and heads have none."""
+    return len(shape) == 2 and _LAYER.search(name) is not None
+
+
+def _take_step(optimizer: Optimizer, learning_rate: float) -> None:
+    is_compiled = False
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's, which compiles its step for each shape: half a minute
+            group["lr"].fill_(learning_rate)
+            is_compiled = True
+        else:
+            group["lr"] = learning_rate
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        optimizer.step()
+
+
+def _require_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise BurnishError(
+            f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use model.compute_dtype float32, "
+            "and go on from the last checkpoint"
+        )
 
 
 def _add_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
@@ -114,8 +253,27 @@ def _add_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
         if gradient is None:
             return
         if master.grad is None:
-            master.grad = gradient.float()
+            master.grad = gradient.to(master.device, master.dtype)
         else:
-            master.grad += gradient
+            master.grad += gradient.to(master.device)
 
     return hook
+
+
+def _quantized(parts: Mapping[str, Tensor], device: torch.device, *, is_signed: bool) -> Tensor:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    copies = {name: part.to(device, copy=True) for name, part in parts.items()}
+    moment: Tensor = OptimState8bit.__tensor_unflatten__(copies, [is_signed, torch.float32])
+    return moment
+
+
+def _torchao() -> Any:
+    """The module torchao.optim."""
+    try:
+        from torchao import optim
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer.kind=adamw_8bit needs torchao ({error}): pip install 'burnish[quantized]'"
+        ) from error
+    return optim

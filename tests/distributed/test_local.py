@@ -1,0 +1,51 @@
+"""What is refused before weights load, although each section by itself is fine."""
+
+import sys
+
+import pytest
+
+from burnish.algorithms.grpo import GRPOConfig
+from burnish.algorithms.session import prepare
+from burnish.config.schema import RunConfig
+from burnish.distributed.local import check_roles
+from burnish.distributed.roles import RoleNeeds
+from burnish.errors import ConfigError
+from burnish.models.divergence import Divergence
+
+LANGUAGE = RoleNeeds()
+
+
+def config(**sections: dict) -> RunConfig:
+    model = {"path": "some/model", **sections.pop("model", {})}
+    return GRPOConfig.model_validate({"model": model, "task": {"source": "data.jsonl"}, **sections})
+
+
+@pytest.mark.parametrize("name", ["offload_optimizer", "offload_reference"])
+def test_nothing_is_moved_from_the_cpu_to_the_cpu(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^train\.save_memory: {name} would do nothing: the model is on the CPU"):
+        check_roles(config(train={"save_memory": [name]}), LANGUAGE)
+
+
+def test_adapters_leave_muon_no_use_for_betas() -> None:
+    optimizer = {"kind": "muon", "betas": [0.9, 0.99]}
+    adapted = config(optimizer=optimizer, model={"lora": {"rank": 2}})
+    with pytest.raises(ConfigError, match=r"optimizer\.betas would be ignored"):
+        check_roles(adapted, LANGUAGE)
+    check_roles(adapted, RoleNeeds(kind="value"))  # whose head is AdamW's
+    check_roles(config(optimizer=optimizer), LANGUAGE)
+
+
+def test_a_step_in_the_backward_pass_has_one_teacher() -> None:
+    lean = config(optimizer={"max_grad_norm": None}, train={"save_memory": ["step_in_backward"]})
+    teachers, divergence = ("one", "other"), Divergence(kind="jsd", top_k=None)
+    with pytest.raises(ConfigError, match="step_in_backward needs one backward pass a step"):
+        check_roles(lean, RoleNeeds(teachers=teachers, divergence=divergence))
+    check_roles(lean, RoleNeeds(teachers=teachers))
+    check_roles(lean, RoleNeeds(teachers=teachers[:1], divergence=divergence))
+    check_roles(config(), RoleNeeds(teachers=teachers, divergence=divergence))
+
+
+def test_a_missing_package_is_named_before_anything_is_read(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match="needs torchao"):
+        prepare(config(optimizer={"kind": "adamw_8bit"}))
