@@ -100,9 +100,10 @@ def _missing_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _sliding_window(folder: Path) -> None:
+def _recurrent_layer(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 8}))
+    changes = {"layer_types": ["full_attention", "linear_attention"]}
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def _no_tokenizer(folder: Path) -> None:
@@ -120,7 +121,7 @@ def _no_tokenizer(folder: Path) -> None:
         (_no_config, "has no config.json"),
         (_broken_config, "cannot load"),
         (_missing_tensor, "model.layers.1.mlp.up_proj.weight"),
-        (_sliding_window, "is not supported: it uses a sliding window"),
+        (_recurrent_layer, "is not supported: it has layers of type linear_attention"),
         (_no_tokenizer, "cannot load"),
         (shutil.rmtree, "no folder"),
     ],

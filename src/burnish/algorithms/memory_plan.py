@@ -207,18 +207,23 @@ def _generating(policy: Policy, generation: Generation, live: LiveBytes) -> tupl
         max_prompt=generation.max_prompt,
         max_new=generation.max_new,
     )
-    cache_bytes = live.live_bytes - before
     rows = [(lane, member) for lane in range(generation.num_lanes) for member in range(generation.width)]
     live.reset_peak()
     lengths = [generation.max_prompt] * min(generation.num_lanes, max(1, PREFILL_TOKENS // generation.max_prompt))
-    plan = SegmentAttention([Segment(length, ()) for length in lengths])
+    lanes = list(range(generation.num_lanes))
+
+    def store(layer: int, key: Tensor, value: Tensor) -> None:
+        cache.store_prompts(layer, lanes[: len(lengths)], lengths, key, value)
+
+    plan = SegmentAttention([Segment(length, ()) for length in lengths], on_key_value=store)
     _hidden(policy, sum(lengths), plan)
-    cache.open_lanes(list(range(generation.num_lanes)), [generation.max_prompt] * generation.num_lanes)
+    cache_bytes = cache.num_bytes
+    cache.open_lanes(lanes, [generation.max_prompt] * generation.num_lanes)
     cache.own_lengths = [generation.max_new - 1] * generation.num_lanes
     cache.begin(rows)
     _hidden(policy, len(rows), cache)
     # a draw's logits in the type that computes, then in float32: log-probabilities, their exponentials, and masses
-    logits = len(rows) * policy.head_VH.shape[0] * (policy.head_VH.element_size() + 4 * 4)
+    logits = len(rows) * policy.head.weight_VH.shape[0] * (policy.head.weight_VH.element_size() + 4 * 4)
     return cache_bytes, max(live.peak_bytes - before - cache_bytes, logits)
 
 

@@ -135,8 +135,8 @@ def _work(name: str, args: tuple[Any, ...], result: Any, policy: Policy) -> tupl
         return 0, 0.0
     embedding = policy.model.get_input_embeddings().weight
     in_layers = sum(weight.numel() for weight in policy.model.parameters() if weight is not embedding)
-    in_head = policy.head_VH.numel() if policy.has_language_head else 0
-    if in_head and policy.head_VH is not embedding:
+    in_head = policy.head.weight_VH.numel() if policy.has_language_head else 0
+    if in_head and policy.head.weight_VH is not embedding:
         in_layers -= in_head
     if name == "sample":
         prompts = sum(len(request.token_ids) for request in args[0])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from burnish.models.head import Head
 from burnish.models.logprobs import CHUNK_ROWS
 
 
@@ -38,15 +39,18 @@ class Divergence:
 
 
 def scored_divergence(
-    divergence: Divergence, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], temperature: float
+    divergence: Divergence, student: tuple[Tensor, Head], teacher: tuple[Tensor, Head], temperature: float
 ) -> Tensor:
     """Divergence [S] at every scored token, with gradient to the student.
 
-    `student` and `teacher` are (hidden states [S, H], head [V, H]); the vocabularies must be the same, the hidden sizes
+    `student` and `teacher` are (hidden states [S, H], head); the vocabularies must be the same, the hidden sizes
     need not. Logits are divided by `temperature`.
     """
     apply: Callable[..., Tensor] = _ScoredDivergence.apply  # which torch leaves untyped
-    return apply(*student, *teacher, divergence, temperature)
+    hidden_SH, head = student
+    teacher_SH, teacher_head = teacher
+    heads = (head, teacher_head)
+    return apply(hidden_SH, head.weight_VH, head.bias_V, teacher_SH, heads, divergence, temperature)
 
 
 class _ScoredDivergence(torch.autograd.Function):
@@ -55,43 +59,46 @@ class _ScoredDivergence(torch.autograd.Function):
         ctx: Any,
         hidden_SH: Tensor,
         head_VH: Tensor,
-        teacher_hidden_SH: Tensor,
-        teacher_head_VH: Tensor,
+        bias_V: Tensor | None,
+        teacher_SH: Tensor,
+        heads: tuple[Head, Head],
         divergence: Divergence,
         temperature: float,
     ) -> Tensor:
-        ctx.save_for_backward(hidden_SH, head_VH, teacher_hidden_SH, teacher_head_VH)
-        ctx.divergence, ctx.temperature = divergence, temperature
+        ctx.save_for_backward(hidden_SH, head_VH, bias_V, teacher_SH)
+        ctx.heads, ctx.divergence, ctx.temperature = heads, divergence, temperature
+        head, teacher_head = heads
         parts = []
-        for hidden_CH, teacher_CH in zip(hidden_SH.split(CHUNK_ROWS), teacher_hidden_SH.split(CHUNK_ROWS), strict=True):
-            student_CV = _logprobs(_logits(hidden_CH, head_VH), temperature)
-            parts.append(divergence(student_CV, _logprobs(_logits(teacher_CH, teacher_head_VH), temperature)))
+        for hidden_CH, teacher_CH in zip(hidden_SH.split(CHUNK_ROWS), teacher_SH.split(CHUNK_ROWS), strict=True):
+            student_CV = _logprobs(head.logits(hidden_CH), temperature)
+            parts.append(divergence(student_CV, _logprobs(teacher_head.logits(teacher_CH), temperature)))
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_SH, head_VH, teacher_hidden_SH, teacher_head_VH = ctx.saved_tensors
-        needs_head = ctx.needs_input_grad[1]
+        hidden_SH, head_VH, bias_V, teacher_SH = ctx.saved_tensors
+        head, teacher_head = ctx.heads
+        _, needs_head, needs_bias, *_ = ctx.needs_input_grad
         # Summed over chunks in float32: in bfloat16 the later chunks would be rounded away.
         grad_head_VH = torch.zeros(head_VH.shape, dtype=torch.float32, device=head_VH.device) if needs_head else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
         grad_hidden = []
-        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, teacher_hidden_SH, gradients[0]))
+        chunks = (part.split(CHUNK_ROWS) for part in (hidden_SH, teacher_SH, gradients[0]))
         for hidden_CH, teacher_CH, grad_C in zip(*chunks, strict=True):
-            logits_CV = _logits(hidden_CH, head_VH).requires_grad_()
+            logits_CV = head.logits(hidden_CH).requires_grad_()
+            teacher_CV = _logprobs(teacher_head.logits(teacher_CH), ctx.temperature)
             with torch.enable_grad():
-                teacher_CV = _logprobs(_logits(teacher_CH, teacher_head_VH), ctx.temperature)
                 value_C = ctx.divergence(_logprobs(logits_CV, ctx.temperature), teacher_CV)
             (grad_CV,) = torch.autograd.grad(value_C, logits_CV, grad_C)
-            grad_CV = grad_CV.to(head_VH.dtype)
+            grad_CV = head.product_gradient(grad_CV, logits_CV.detach()).to(head_VH.dtype)
             grad_hidden.append(grad_CV @ head_VH)
             if grad_head_VH is not None:
                 grad_head_VH += grad_CV.T @ hidden_CH
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(0, dtype=torch.float32)
         grad_head = None if grad_head_VH is None else grad_head_VH.to(head_VH.dtype)
-        return torch.cat(grad_hidden), grad_head, None, None, None, None
-
-
-def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
-    return (hidden_CH @ head_VH.T).detach().float()
+        grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
+        return torch.cat(grad_hidden), grad_head, grad_bias, None, None, None, None
 
 
 def _logprobs(logits_CV: Tensor, temperature: float) -> Tensor:

@@ -28,8 +28,9 @@ from burnish.config.schema import LoRAConfig, ModelConfig
 from burnish.errors import ConfigError, ModelError
 from burnish.models import attention
 from burnish.models.fetch import KNOWN_MODELS, cached_model
-from burnish.models.policy import Policy
+from burnish.models.policy import Policy, context_length_of
 from burnish.models.quantized import quantize_layers
+from burnish.models.trial import try_out
 
 ModelKind = Literal["language", "value"]
 
@@ -121,7 +122,7 @@ def inspect_model(path: str) -> ModelFacts:
         source=source,
         base=base,
         commit=getattr(config, "_commit_hash", None),
-        context_length=int(config.max_position_embeddings),
+        context_length=context_length_of(config),
         stop_token_ids=_stop_token_ids(base or source, tokenizer),
         is_value_model=any(name.endswith("ForSequenceClassification") for name in config.architectures or ()),
         tokenizer=tokenizer,
@@ -157,6 +158,7 @@ def load_policy(
     device = find_device(config.device) if device is None else device
     model = _load_weights(facts, _DTYPES[config.compute_dtype], kind, device)
     attention.install(model)
+    try_out(model)
     if kind == "value":
         model.score.float()
     # Where the padding token is also the end of a turn, an embedding with a padding index would never learn that one.
@@ -234,12 +236,11 @@ def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind, device
 
 
 def _check_head(model: PreTrainedModel) -> None:
-    """Only the head's matrix is read, so a bias or an adapter on it would be ignored."""
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
+    """Only the head's matrix and bias are read, so an adapter on it would be ignored."""
+    if type(model.get_output_embeddings()) is not nn.Linear:
         raise ModelError(
-            f"model type {model.config.model_type!r} is not supported with an output head beyond one matrix: "
-            "a head with a bias, or lm_head in model.lora.target_modules"
+            f"model type {model.config.model_type!r} is not supported with an output head beyond one linear layer: "
+            "lm_head in model.lora.target_modules"
         )
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from burnish.models import attention
 from burnish.models.attention import AttentionPlan
+from burnish.models.head import Head, head_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +57,14 @@ class Policy:
         return head
 
     @property
-    def head_VH(self) -> Tensor:
-        """The output embedding."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+    def head(self) -> Head:
+        """From hidden states to logits."""
+        return head_of(self.model)
 
     @property
     def context_length(self) -> int:
         """Longest sequence, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        return context_length_of(self.model.config)
 
     def hidden_states(self, token_ids_T: Tensor, position_ids_T: Tensor, plan: AttentionPlan) -> Tensor:
         """Last hidden states [T, H]."""
@@ -78,3 +78,19 @@ class Policy:
         if self.own_value_head is not None:
             found["own_value_head.weight"] = cast(nn.Parameter, self.own_value_head.weight)
         return found
+
+
+def context_length_of(config: PretrainedConfig) -> int:
+    """Longest sequence, in tokens.
+
+    LongRoPE (Phi-3's 128k models) turns *every* position otherwise as soon as one sequence of a batch is longer than
+    the original context, so that context is the limit: within it, no sequence depends on its neighbours.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [each for each in ropes.values() if isinstance(each, dict)]
+    limits = [
+        int(rope["original_max_position_embeddings"])
+        for rope in by_layer_type or [ropes]
+        if rope.get("rope_type") == "longrope"
+    ]
+    return min([int(config.max_position_embeddings), *limits])

@@ -148,13 +148,13 @@ class Learner:
         hidden_SH = predictor_states(self.policy, batch)
         scored = score(self.policy, batch, hidden_SH, self.temperature)
         if with_collisions:
-            collisions_S = log_collisions(hidden_SH, self.policy.head_VH, self.temperature)
+            collisions_S = log_collisions(hidden_SH, self.policy.head, self.temperature)
             scored = replace(scored, log_collision_S=collisions_S)
         if batch.teacher is not None and self.divergence is not None:
             teacher = self.teachers[batch.teacher]
             with torch.no_grad():
                 teacher_SH = predictor_states(teacher, batch)
-            sides = (hidden_SH, self.policy.head_VH), (teacher_SH, teacher.head_VH)
+            sides = (hidden_SH, self.policy.head), (teacher_SH, teacher.head)
             scored = replace(scored, divergence_S=scored_divergence(self.divergence, *sides, self.temperature))
         return scored
 
@@ -165,7 +165,7 @@ def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: flo
     if not policy.has_language_head:
         zeros_S = torch.zeros(len(hidden_SH), device=hidden_SH.device)
         return Scored(logprobs_S=zeros_S, entropy_S=zeros_S, values_S=values_S)
-    logprobs_S, entropy_S = scored_logprobs(hidden_SH, policy.head_VH, batch.target_ids_S, temperature)
+    logprobs_S, entropy_S = scored_logprobs(hidden_SH, policy.head, batch.target_ids_S, temperature)
     return Scored(logprobs_S=logprobs_S, entropy_S=entropy_S, values_S=values_S)
 
 

@@ -143,7 +143,7 @@ class NativeGenerator:
 
     def _extend(self, rows: list[_Row], hidden_RH: Tensor) -> None:
         """Draw the next token of every row and finish those that end with it."""
-        logits_RV = (hidden_RH @ self.policy.head_VH.T).float()
+        logits_RV = self.policy.head.logits(hidden_RH)
         positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
         seeds_R = np.array([row.seed for row in rows], dtype=np.uint64)
         drawn = draw(
