@@ -42,6 +42,8 @@ CASES: dict[str, dict[str, object]] = {
     "sft, every second layer recomputed": SFT | {"train.recompute": 2},
     "sft, float32": SFT | {"model.compute_dtype": "float32"},
     "sft, LoRA": SFT | LORA,
+    "sft, memory returned": SFT | {"train.save_memory": ["return_memory"]},
+    "sft, LoRA, memory returned": SFT | LORA | {"train.save_memory": ["return_memory"]},
     "sft, LoRA on 4 bits, recomputed": SFT | {"model.lora": {"base_bits": 4}, "train.recompute": 1},
     "sft, Adafactor, 512": SFT | {"optimizer.kind": "adafactor", "train.micro_batch_tokens": 512},
     "sft, AdamW in 8 bits, 512": SFT | {"optimizer.kind": "adamw_8bit", "train.micro_batch_tokens": 512},

@@ -55,7 +55,7 @@ class ImportanceCorrection:
         """(weights [S], metrics)."""
         log_weights_S = old_logprobs_S - need(batch.sampler_logprobs_S, "sampler_logprobs_S")
         if self.level != "token":
-            sums_B = torch.zeros(len(batch.group_B), dtype=log_weights_S.dtype)
+            sums_B = log_weights_S.new_zeros(len(batch.group_B))
             sums_B = sums_B.index_add(0, batch.sequence_S, log_weights_S)
             if self.level == "geometric":
                 sums_B = sums_B / lengths_of(batch)
@@ -206,7 +206,7 @@ def lengths_of(batch: TokenBatch) -> Tensor:
 
 def sequence_means(values_S: Tensor, batch: TokenBatch) -> Tensor:
     """Mean over the scored tokens of each sequence, [B]."""
-    sums_B = torch.zeros(len(batch.group_B), dtype=values_S.dtype).index_add(0, batch.sequence_S, values_S)
+    sums_B = values_S.new_zeros(len(batch.group_B)).index_add(0, batch.sequence_S, values_S)
     return sums_B / lengths_of(batch)
 
 

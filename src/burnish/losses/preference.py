@@ -153,7 +153,7 @@ def right(margins_G: Tensor) -> Tensor:
 
 def sequence_sums(values_S: Tensor, batch: TokenBatch) -> Tensor:
     """Sum over the scored tokens of each sequence, [B]."""
-    return torch.zeros(len(batch.group_B), dtype=values_S.dtype).index_add(0, batch.sequence_S, values_S)
+    return values_S.new_zeros(len(batch.group_B)).index_add(0, batch.sequence_S, values_S)
 
 
 def pairs_of(scored: Scored, batch: TokenBatch, *, has_reference: bool) -> Pairs:
@@ -168,7 +168,7 @@ def pairs_of(scored: Scored, batch: TokenBatch, *, has_reference: bool) -> Pairs
     logratios_B = logprobs_B
     if has_reference:
         logratios_B = logprobs_B - sequence_sums(need(batch.reference_logprobs_S, "reference_logprobs_S"), batch)
-    lengths_B = sequence_sums(torch.ones(len(batch.sequence_S)), batch)
+    lengths_B = sequence_sums(torch.ones_like(scored.logprobs_S), batch)
     weights_B = sequence_sums(batch.weights_S, batch) / lengths_B
     return Pairs(
         chosen_logprobs_G=logprobs_B[0::2],

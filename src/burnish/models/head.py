@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 
@@ -27,9 +28,11 @@ class Head:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """[C, V], float32."""
-        logits_CV = (hidden_CH @ self.weight_VH.T).float()
-        if self.bias_V is not None:
-            logits_CV = logits_CV + self.bias_V
+        return self.from_layer(F.linear(hidden_CH, self.weight_VH, self.bias_V))
+
+    def from_layer(self, output_CV: Tensor) -> Tensor:
+        """The logits [C, V], float32, from what the model's own output layer says: the product with the bias."""
+        logits_CV = output_CV.float()
         if self.scale != 1:
             logits_CV = logits_CV * self.scale
         return logits_CV if self.softcap is None else (logits_CV / self.softcap).tanh() * self.softcap

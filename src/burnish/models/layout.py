@@ -27,14 +27,6 @@ def packed_linears(module: nn.Module, *, num_rows: int) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def packed_product(weight: Tensor, *, num_rows: int) -> Callable[[Tensor], Tensor]:
-    """From x to x @ weight^T; with a packed copy where that is faster."""
-    if not _can_pack(weight):
-        return lambda rows: rows @ weight.T
-    copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), num_rows)
-    return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, copy, None, "none", [], "")
-
-
 def _packed(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
     copy = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), num_rows)
     bias = layer.bias

@@ -68,7 +68,8 @@ class NativeGenerator:
             max_prompt=max(len(request.token_ids) for request in requests),
             max_new=max(request.sampling.max_tokens for request in requests),
         )
-        with packed_linears(self.policy.module, num_rows=num_lanes * width):
+        num_rows = num_lanes * width
+        with packed_linears(self.policy.model, num_rows=num_rows):
             self._decode_all(cache, deque(rows), num_lanes)
         return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
 
@@ -143,7 +144,7 @@ class NativeGenerator:
 
     def _extend(self, rows: list[_Row], hidden_RH: Tensor) -> None:
         """Draw the next token of every row and finish those that end with it."""
-        logits_RV = self.policy.head.logits(hidden_RH)
+        logits_RV = self.policy.head.from_layer(self.policy.model.get_output_embeddings()(hidden_RH))
         positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
         seeds_R = np.array([row.seed for row in rows], dtype=np.uint64)
         drawn = draw(
