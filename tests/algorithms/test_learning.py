@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from burnish.algorithms.session import prepare, train
+from burnish.algorithms.session import load_roles, prepare, train
+from burnish.data.order import EndlessOrder
 from burnish.errors import ConfigError, DataError
 
 
@@ -87,6 +88,46 @@ def test_kto_needs_both_labels_and_several_prompts(make_config, tmp_path) -> Non
     (tmp_path / "_labelled.jsonl").write_text(rows.replace("false", "true"))
     with pytest.raises(DataError, match="all labels are the same"):
         prepare(config)
+
+
+def test_kto_needs_several_prompts(make_config, tmp_path) -> None:
+    config = make_config("kto")
+    labels = [
+        f'{{"prompt": "{"held out" if i < 4 else "same"} {min(i, 4)}", "completion": "a", "label": true}}\n'
+        for i in range(9)
+    ]
+    (tmp_path / "_labelled.jsonl").write_text("".join(labels))
+    with pytest.raises(DataError, match="at least two different prompts"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 9])
+def test_the_reference_is_of_what_is_visited(make_config, num_steps: int) -> None:
+    """Batches of 3 from 10 examples: some of the first epoch, or all."""
+    inputs = prepare(make_config("dpo", train__num_steps=num_steps))
+    roles = load_roles(inputs.config)
+    inputs.compute_reference(roles, lambda text: None)
+    visited = sorted(set(EndlessOrder(range(10), seed=inputs.config.seed).next(3 * num_steps)))
+    assert inputs.visited.tolist() == visited
+    for index in visited:
+        batch = inputs.batch([index])
+        expected = roles.score(batch).logprobs_S
+        assert torch.allclose(batch.reference_logprobs_S, expected, atol=1e-5)
+    for index in set(range(11)) - set(visited):
+        with pytest.raises(ValueError, match="were to be visited"):
+            inputs.places([visited[0], index])
+
+
+def test_the_largest_step_is_the_longest_examples(make_config) -> None:
+    inputs = prepare(make_config("dpo", data__batch_size=4))
+    expected = sorted(inputs.examples.train, key=lambda example: -example.num_tokens)[:4]
+    assert list(inputs.largest_step().examples) == expected
+
+
+def test_what_a_dry_run_says(make_config) -> None:
+    summary = prepare(make_config("dpo")).summary()
+    assert summary.startswith("10 to train on, 4 held out, longest 42 tokens, 6 steps of 3 (1.8 epochs), model ")
+    assert summary.endswith("rejected: [not 0<|im_end|>]")
 
 
 def test_the_kl_baseline_looks_at_other_prompts_answers(make_config) -> None:

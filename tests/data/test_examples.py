@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.algorithms.sft import conversation_example
+from burnish.algorithms.sft import ConversationReader
 from burnish.config.schema import DataConfig
 from burnish.data import formats
 from burnish.data.chat import Chat
@@ -32,7 +32,8 @@ def pair(index: int, **more) -> dict:
 
 
 def load(source: str, to_example=READER.pair, **changes):
-    return load_examples(config(source, **changes), CHAT, to_example, context_length=512)
+    folder = Path(source).parent / "kept"
+    return load_examples(config(source, **changes), CHAT, to_example, context_length=512, folder=folder, say=print)
 
 
 def text(ids) -> str:
@@ -134,7 +135,7 @@ def test_a_label_must_be_true_or_false() -> None:
 
 
 def example_of(row: dict, only_last: bool = False):
-    return conversation_example(CHAT, row, "here", only_last=only_last, system_prompt=None)
+    return ConversationReader(system_prompt=None, only_last=only_last).example(CHAT, row, "here")
 
 
 def test_rows_of_supervised_data() -> None:
@@ -186,9 +187,11 @@ def test_a_list_in_a_json_file(tmp_path: Path) -> None:
         ("gsm8k/test.jsonl", "gsm8k", lambda chat, row, place: example_of(row), 1200),
     ],
 )
-def test_public_datasets_as_they_are(file: str, transform: str, to_example, num_rows: int) -> None:
+def test_public_datasets_as_they_are(tmp_path: Path, file: str, transform: str, to_example, num_rows: int) -> None:
     changes = {"transform": f"burnish.data.formats:{transform}", "num_held_out": 50}
-    split = load_examples(config(str(DATA / file), **changes), CHAT, to_example, context_length=100_000)
+    split = load_examples(
+        config(str(DATA / file), **changes), CHAT, to_example, context_length=100_000, folder=tmp_path, say=print
+    )
     assert len(split.train) > num_rows
 
 

@@ -63,7 +63,7 @@ class KTOInputs(Learning):
 
     def start(self, roles: Roles, say: Callable[[str], None]) -> None:
         """See Inputs."""
-        self.compute_reference(roles, say, also=[self.mismatched(index) for index in self.visited()])
+        self.compute_reference(roles, say, also=self.mismatched)
 
     def mismatched(self, index: int) -> Example:
         """A training example's prompt with the first answer of another prompt's example."""
@@ -78,10 +78,7 @@ class KTOInputs(Learning):
 
     def kl_batch(self, indices: Sequence[int]) -> TokenBatch:
         """The mismatched examples of a step, with the reference's log-probabilities."""
-        visited = self.visited()
-        first = len(visited) + len(self.examples.held_out)
-        place_of = {index: place for place, index in enumerate(visited, start=first)}
-        places = [place_of[index] for index in indices]
+        places = self.places(indices) + len(self.visited) + len(self.examples.held_out)
         batch = pack([self.mismatched(index) for index in indices])
         return replace(batch, reference_logprobs_S=self.kept_reference.of(places))
 
@@ -110,9 +107,11 @@ def prepare(config: KTOConfig) -> KTOInputs:
     """Check what the run reads. Raises a UserError."""
     reader = PreferenceReader(system_prompt=config.data.system_prompt)
     model, examples = check_examples(config, reader.labelled)
-    if len({example.id for example in examples.train}) < 2:
+    first = examples.train[0]
+    if all(example.id == first.id for example in examples.train):
         raise DataError("data.source: KTO needs at least two different prompts: its baseline pairs one with another's")
-    if len({branch.label for example in examples.train for branch in example.branches}) < 2:
+    label = first.branches[0].label
+    if all(branch.label == label for example in examples.train for branch in example.branches):
         raise DataError("data.source: all labels are the same: KTO needs good and bad answers")
     return KTOInputs(config=config, model=model, examples=examples)
 

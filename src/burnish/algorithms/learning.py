@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_plan import LargestStep
 from burnish.config.schema import DataConfig, RunConfig
 from burnish.data.chat import Chat
+from burnish.data.example_file import Lazy
 from burnish.data.examples import ExampleSplit, ToExample, load_examples
 from burnish.data.order import EndlessOrder
 from burnish.data.packing import pack, scored_positions
@@ -18,6 +21,7 @@ from burnish.distributed.roles import Roles
 from burnish.losses.loss import Loss
 from burnish.models.fetch import cache_folder
 from burnish.models.load import ModelFacts, inspect_model
+from burnish.monitoring.console import say_aside
 from burnish.records import Branch, Example, Metric, TokenBatch
 from burnish.reproducibility.record import model_record
 from burnish.training.checkpoint import TrainState
@@ -33,11 +37,14 @@ class LearningConfig(RunConfig):
 
 @dataclass(slots=True, kw_only=True)
 class Learning:
-    """What a run reads. `compute_reference` fills `reference`: examples to train on, then those held out."""
+    """What a run reads. `compute_reference` fills `visited`, the examples that the run trains on, in the order of the
+    dataset, and `reference`: theirs, then that of the held-out ones.
+    """
 
     config: LearningConfig
     model: ModelFacts
     examples: ExampleSplit
+    visited: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     reference: ReferenceLogprobs | None = None
 
     def record(self) -> dict[str, Any]:
@@ -58,23 +65,23 @@ class Learning:
 
     def largest_step(self) -> LargestStep:
         """The longest examples at once."""
-        longest = heapq.nlargest(
-            self.config.data.batch_size, self.examples.train, key=lambda example: example.num_tokens
-        )
-        return LargestStep(longest)
+        longest = np.argsort(-self.examples.num_tokens, kind="stable")[: self.config.data.batch_size]
+        return LargestStep([self.examples.train[index] for index in longest])
 
-    def visited(self) -> list[int]:
-        """The training examples that the run will visit, in the order of the dataset."""
-        order = EndlessOrder(range(len(self.examples.train)), seed=self.config.seed)
-        return sorted(set(order.next(self.config.train.num_steps * self.config.data.batch_size)))
-
-    def compute_reference(self, roles: Roles, say: Callable[[str], None], *, also: Sequence[Example] = ()) -> None:
+    def compute_reference(
+        self, roles: Roles, say: Callable[[str], None], *, also: Callable[[int], Example] | None = None
+    ) -> None:
         """Score what the run will visit with the weights it starts from, unless that was kept from before.
 
-        The places of `reference` are those of the visited examples, of the held-out ones, and of `also`.
+        The places of `reference` are those of the visited examples, of the held-out ones, and of what `also` makes of
+        the visited indices.
         """
-        visited = in_chunks([self.examples.train[index] for index in self.visited()])
-        chunks = [*visited, self.examples.held_out, *in_chunks(also)]
+        examples, num_used = self.examples.train, self.config.train.num_steps * self.config.data.batch_size
+        order = EndlessOrder(range(len(examples)), seed=self.config.seed)
+        self.visited = np.sort(order.next_indices(min(num_used, len(examples))))
+        chunks = [*in_chunks(Lazy(examples.__getitem__, self.visited)), self.examples.held_out]
+        if also is not None:
+            chunks += in_chunks(Lazy(also, self.visited))
         origin = {
             "model": model_record(self.model.source, base=self.model.base, commit=self.model.commit),
             "compute_dtype": self.config.model.compute_dtype,
@@ -95,17 +102,21 @@ class Learning:
         batch = pack([self.examples.train[index] for index in indices])
         if self.reference is None:
             return batch
-        place_of = {index: place for place, index in enumerate(self.visited())}
-        places = [place_of[index] for index in indices]
-        return replace(batch, reference_logprobs_S=self.reference.of(places))
+        return replace(batch, reference_logprobs_S=self.reference.of(self.places(indices)))
+
+    def places(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Where the reference of training examples stands."""
+        places = np.searchsorted(self.visited, indices)
+        if not np.array_equal(self.visited.take(places, mode="clip"), indices):
+            raise ValueError(f"not all of {list(indices)} were to be visited")
+        return places
 
     def held_out_batch(self) -> TokenBatch:
         """Every held-out example, with the reference's log-probabilities where there is a reference."""
         batch = pack(self.examples.held_out)
         if self.reference is None:
             return batch
-        first = len(self.visited())
-        places = range(first, first + len(self.examples.held_out))
+        places = len(self.visited) + np.arange(len(self.examples.held_out))
         return replace(batch, reference_logprobs_S=self.reference.of(places))
 
     def _marked(self, branch: Branch) -> str:
@@ -128,7 +139,15 @@ def check_examples(config: LearningConfig, to_example: ToExample) -> tuple[Model
     """
     model = inspect_model(config.model.path)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    return model, load_examples(config.data, chat, to_example, context_length=model.context_length)
+    examples = load_examples(
+        config.data,
+        chat,
+        to_example,
+        context_length=model.context_length,
+        folder=cache_folder() / "examples",
+        say=say_aside,
+    )
+    return model, examples
 
 
 def batches(config: LearningConfig, inputs: Learning, hooks: Hooks, state: TrainState) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.learning import Learning, LearningConfig, batches, check_examples, seen
-from burnish.algorithms.sft import conversation_example
+from burnish.algorithms.sft import ConversationReader
 from burnish.algorithms.teaching import DivergenceConfig, TeacherConfig, check_teachers, teachers_record
 from burnish.config.schema import NAME_PATTERN
 from burnish.distributed.roles import RoleNeeds, Roles
@@ -80,13 +80,8 @@ class OffPolicyDistillationInputs(Learning):
 
 def prepare(config: OffPolicyDistillationConfig) -> OffPolicyDistillationInputs:
     """Check what the run reads. Raises a UserError."""
-    only_last, system_prompt = config.turns == "last", config.data.system_prompt
-    model, examples = check_examples(
-        config,
-        lambda chat, row, place: conversation_example(
-            chat, row, place, only_last=only_last, system_prompt=system_prompt
-        ),
-    )
+    reader = ConversationReader(system_prompt=config.data.system_prompt, only_last=config.turns == "last")
+    model, examples = check_examples(config, reader.example)
     if any(teacher.where for teacher in config.teachers):
         raise ConfigError("teachers.where would be ignored: here every teacher teaches every conversation")
     teachers = check_teachers(model, config.teachers, config.loss.top_k)

@@ -71,33 +71,36 @@ def prepare(config: SFTConfig) -> SFTInputs:
     loss: Loss = NegativeLogLikelihood(aggregation=config.loss.aggregation)
     if config.loss.own is not None:
         loss = load_loss(config.loss.own, "loss.own")
-    only_last, system_prompt = config.loss.turns == "last", config.data.system_prompt
-    model, examples = check_examples(
-        config,
-        lambda chat, row, place: conversation_example(
-            chat, row, place, only_last=only_last, system_prompt=system_prompt
-        ),
-    )
+    reader = ConversationReader(system_prompt=config.data.system_prompt, only_last=config.loss.turns == "last")
+    model, examples = check_examples(config, reader.example)
     return SFTInputs(config=config, model=model, examples=examples, loss=loss)
 
 
-def conversation_example(chat: Chat, row: Row, place: str, *, only_last: bool, system_prompt: str | None) -> Example:
-    """A row with `messages`, or with `prompt` and `completion`; both may bring `tools`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationReader:
+    """Reads `messages`, or `prompt` and `completion`; both may bring `tools`."""
 
-    Raises:
-        DataError: it is something else.
-    """
-    if row.get("messages") is not None:
-        messages = with_system_prompt(read_messages(row["messages"], place), system_prompt, place)
-        asked = messages[: next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)]
-    elif row.get("completion") is not None:
-        asked = prompt_messages(row, system_prompt, place)
-        messages = [*asked, *answer_messages(row["completion"], "completion", place)]
-        only_last = True
-    else:
-        raise DataError(f"{place}: needs 'messages', or 'prompt' and 'completion'; data.transform can make them")
-    prompt_ids, branch = chat.conversation(messages, only_last=only_last, tools=row.get("tools"))
-    return Example(id=prompt_id(asked), prompt_ids=tuple(prompt_ids), branches=(branch,))
+    system_prompt: str | None
+    only_last: bool
+
+    def example(self, chat: Chat, row: Row, place: str) -> Example:
+        """A branch with the turns to learn.
+
+        Raises:
+            DataError: the row is something else.
+        """
+        only_last = self.only_last
+        if row.get("messages") is not None:
+            messages = with_system_prompt(read_messages(row["messages"], place), self.system_prompt, place)
+            asked = messages[: next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)]
+        elif row.get("completion") is not None:
+            asked = prompt_messages(row, self.system_prompt, place)
+            messages = [*asked, *answer_messages(row["completion"], "completion", place)]
+            only_last = True
+        else:
+            raise DataError(f"{place}: needs 'messages', or 'prompt' and 'completion'; data.transform can make them")
+        prompt_ids, branch = chat.conversation(messages, only_last=only_last, tools=row.get("tools"))
+        return Example(id=prompt_id(asked), prompt_ids=tuple(prompt_ids), branches=(branch,))
 
 
 def needs(config: SFTConfig) -> RoleNeeds:

@@ -6,14 +6,19 @@ itself, then what follows it.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from burnish.errors import DataError
 from burnish.records import Branch, Completion, Prompt, Task
+from burnish.reproducibility.files import sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +34,13 @@ class Chat:
 
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: Collection[int]
+
+    def fingerprint(self) -> str:
+        """A hash of what decides the token ids: all that the tokenizer would save, and the stop tokens."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            files = {path.name: sha256_of_file(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+        return hashlib.sha256(json.dumps([files, sorted(self.stop_token_ids)]).encode()).hexdigest()
 
     def render(self, messages: Messages, *, asks: bool, tools: Sequence[Any] | None = None) -> str:
         """The conversation as text; with `asks` up to where the assistant speaks.

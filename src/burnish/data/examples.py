@@ -1,50 +1,78 @@
-"""Rows to examples, and the split by prompt."""
+"""Rows to examples, and the split by prompt; both are kept, so that rows are read once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from burnish.config.imports import import_by_path
 from burnish.config.schema import DataConfig
 from burnish.data.chat import Chat
-from burnish.data.rows import Row, read_messages, read_rows, transformed, with_system_prompt
-from burnish.errors import DataError
+from burnish.data.example_file import ExampleFile, ExampleWriter, Lazy, as_json
+from burnish.data.rows import Row, existing_file, read_messages, read_rows, transformed, with_system_prompt
+from burnish.errors import DataError, MachineError
 from burnish.records import Example
+from burnish.reproducibility.files import remove_oldest, sha256_of_file, write_aside
+from burnish.reproducibility.record import package_sha256, source_hash, versions
 from burnish.reproducibility.seeds import seed_for
 
 ToExample = Callable[[Chat, Row, str], Example]
+"""A method of a frozen dataclass: its `repr` then says everything that decides what it makes of a row."""
+
+_SECONDS_BETWEEN_WORDS = 5.0
+_CHECKED_ROWS = 100
+_MAX_KEPT_BYTES = 20e9
+_SECONDS_UNTIL_LEFT_OVER = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleSplit:
-    """Examples to train on and examples held out, one for each held-out prompt. `left_out` counts rows by reason."""
+    """Examples to train on, read from a file one by one, and examples held out, one for each held-out prompt.
 
-    train: tuple[Example, ...]
+    `num_tokens` are those of each example to train on. `sides` has count and hash of both, in their order, `longest` is
+    in tokens, `left_out` counts rows by reason.
+    """
+
+    train: Sequence[Example]
+    num_tokens: NDArray[np.int32]
     held_out: tuple[Example, ...]
+    sides: dict[str, Any]
+    longest: int
     left_out: dict[str, int]
 
     def record(self) -> dict[str, Any]:
         """Counts and hashes of both sides, in their order."""
-        sides: dict[str, Any] = {}
-        for name, examples in (("train", self.train), ("held_out", self.held_out)):
-            digest = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode())
-            sides[name] = {"count": len(examples), "sha256": digest.hexdigest()}
-        return {"examples": sides}
+        return {"examples": self.sides}
 
     def summary(self) -> str:
         """Counts, for a person."""
-        longest = max(_num_tokens(example) for example in (*self.train, *self.held_out))
         left_out = "".join(f"; {count} rows left out: {reason}" for reason, count in self.left_out.items())
-        return f"{len(self.train)} to train on, {len(self.held_out)} held out, longest {longest} tokens{left_out}"
+        counts = f"{len(self.train)} to train on, {len(self.held_out)} held out"
+        return f"{counts}, longest {self.longest} tokens{left_out}"
 
 
-def load_examples(config: DataConfig, chat: Chat, to_example: ToExample, *, context_length: int) -> ExampleSplit:
-    """Read, transform, render and split by prompt.
+def load_examples(
+    config: DataConfig,
+    chat: Chat,
+    to_example: ToExample,
+    *,
+    context_length: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> ExampleSplit:
+    """Read, transform, render and split by prompt, or find in `folder` what an earlier run made of the same data.
 
     The split depends on the prompts alone, not on the run's seed. Rows whose prompt is held out are never trained on,
     and each held-out prompt has one item, so that the items are independent of one another.
@@ -52,28 +80,120 @@ def load_examples(config: DataConfig, chat: Chat, to_example: ToExample, *, cont
     Raises:
         DataError: a row is faulty (named by its line), most rows are too long, or too few remain.
         ConfigError: a file or the transform does not exist.
+        MachineError: the disk is full.
     """
     longest = min(config.max_tokens or context_length, context_length)
-    reader = _Reader(config, chat, to_example, longest)
-    examples = reader.read("data.source", config.source)
-    if not examples:
-        raise DataError(f"data.source: {config.source} has no examples to use; left out: {reader.left_out_text()}")
+    reader = _Reader(config, chat, to_example, longest, say)
+    hashes = reader.hashes()
+    path = folder / f"{reader.fingerprint(hashes)}.examples"
+    split = _find(path, say)
+    if split is not None and not _would_be_made_again(split, reader):
+        say(f"{config.source}: the first rows give other examples than before (data.transform?): reading all again")
+        split = None
+    if split is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_aside(path, lambda aside: _write(aside, reader, hashes))
+        _tidy(folder)
+        split = _find(path, say)
+    if split is None:
+        raise MachineError(f"{path} was written, and is gone or damaged: does something else work in {folder}?")
+    return split
+
+
+def _find(path: Path, say: Callable[[str], None]) -> ExampleSplit | None:
+    """What is kept there, if it is there and whole."""
+    try:
+        file = ExampleFile(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{error}: it is made again")
+        return None
+    sides = file.facts["sides"]
+    num_train, num_held_out = (int(sides[name]["count"]) for name in ("train", "held_out"))
+    return ExampleSplit(
+        train=Lazy(file.example, range(num_train)),
+        num_tokens=file.num_tokens[:num_train],
+        held_out=tuple(Lazy(file.example, range(num_train, num_train + num_held_out))),
+        sides=sides,
+        longest=file.facts["longest"],
+        left_out=file.facts["left_out"],
+    )
+
+
+def _would_be_made_again(split: ExampleSplit, reader: _Reader) -> bool:
+    """Whether the first rows still give the first examples: a transform may call what its own file does not hold."""
+    held_out = {example.id for example in split.held_out}
+    anew = (each for each in reader.read("data.source", Counter(), _CHECKED_ROWS) if each.id not in held_out)
+    return all(new == kept for new, kept in zip(anew, split.train, strict=False))
+
+
+def _write(path: Path, reader: _Reader, hashes: Sequence[str]) -> None:
+    """Read everything into a new file, and split it there."""
+    left_out = Counter[str]()
+    with path.open("w+b") as file:
+        writer = ExampleWriter(file)
+        keys, num_own = _read_all(writer, reader, left_out)
+        if reader.hashes() != hashes:
+            raise DataError(f"{' or '.join(reader.sources.values())} changed while it was read: start again")
+        train, held_out = _split(reader.config, keys, num_own)
+        sides, longest = {}, 0
+        for name, indices in (("train", train), ("held_out", held_out)):
+            digest = hashlib.sha256(b"[")  # of the examples as one JSON list
+            for number, example in enumerate(writer.examples(indices)):
+                digest.update(f"{', ' if number else ''}{as_json(example)}".encode())
+                longest = max(longest, _num_tokens(example))
+                reader.tell(f"looking through {number:,} of {len(indices):,} examples")
+            digest.update(b"]")
+            sides[name] = {"count": len(indices), "sha256": digest.hexdigest()}
+        facts = {"sides": sides, "longest": longest, "left_out": left_out}
+        writer.finish(np.concatenate([train, held_out]), facts)
+
+
+def _read_all(writer: ExampleWriter, reader: _Reader, left_out: Counter[str]) -> tuple[NDArray[np.uint64], int]:
+    """(a key of each example's prompt, number of those that are no held-out file's); the lowest keys are held out."""
+    keys, num_own = array("Q"), 0
+    for key in reader.sources:
+        for example in reader.read(key, left_out):
+            writer.add(example)
+            keys.append(seed_for(0, "held-out split", example.id))
+        if not keys:
+            raise DataError(f"{key}: {reader.sources[key]} has no examples to use; left out: {_in_words(left_out)}")
+        num_own = num_own or len(keys)
+    return np.frombuffer(keys, np.uint64), num_own
+
+
+def _tidy(folder: Path) -> None:
+    """Keep the newest files, up to a limit, and nothing that a killed process left half-written."""
+    with suppress(FileNotFoundError):  # another process may tidy too
+        remove_oldest(sorted(folder.glob("*.examples"), key=lambda path: path.stat().st_mtime), _MAX_KEPT_BYTES)
+        for aside in folder.glob(".*.tmp"):
+            if time.time() - aside.stat().st_mtime > _SECONDS_UNTIL_LEFT_OVER:
+                aside.unlink()
+
+
+def _split(config: DataConfig, keys: NDArray[np.uint64], num_own: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(places to train on, places held out) among examples of which the first `num_own` are those of the source.
+
+    Raises:
+        DataError: too few remain.
+    """
+    own, apart = keys[:num_own], keys[num_own:]
     if config.held_out_source is not None:
-        kept_out = _first_of_each_prompt(reader.read("data.held_out_source", config.held_out_source))
-        kept_out = kept_out[: config.num_held_out]
+        _, firsts = np.unique(apart, return_index=True)
+        held_out = np.sort(firsts)[: config.num_held_out] + num_own
     else:
-        firsts = _first_of_each_prompt(examples)
-        kept_out = sorted(firsts, key=lambda example: seed_for(0, "held-out split", example.id))[: config.num_held_out]
-    held_out_ids = {example.id for example in kept_out}
-    train = [example for example in examples if example.id not in held_out_ids]
-    if len(kept_out) < config.num_held_out:
+        _, firsts = np.unique(own, return_index=True)  # in the order of the keys
+        held_out = firsts[: config.num_held_out]
+    train = np.flatnonzero(~np.isin(own, keys[held_out]))
+    if len(held_out) < config.num_held_out:
         raise DataError(
             f"data.num_held_out={config.num_held_out}, but {config.held_out_source or config.source} has only "
-            f"{len(kept_out)} different prompts"
+            f"{len(held_out)} different prompts"
         )
-    if not train:
+    if not len(train):
         raise DataError(f"data.num_held_out={config.num_held_out} leaves no example of {config.source} to train on")
-    return ExampleSplit(train=tuple(train), held_out=tuple(kept_out), left_out=dict(reader.left_out))
+    return train, held_out
 
 
 def prompt_messages(row: Row, system_prompt: str | None, place: str) -> list[Row]:
@@ -112,55 +232,84 @@ def prompt_id(messages: Sequence[Row]) -> str:
 
 
 class _Reader:
-    def __init__(self, config: DataConfig, chat: Chat, to_example: ToExample, longest: int) -> None:
+    def __init__(
+        self, config: DataConfig, chat: Chat, to_example: ToExample, longest: int, say: Callable[[str], None]
+    ) -> None:
+        self.config = config
         self.chat = chat
         self.to_example = to_example
         self.longest = longest
-        self.left_out: Counter[str] = Counter()
+        self.say = say
         self.transform = None
         if config.transform is not None:
             self.transform = import_by_path(config.transform, "data.transform", arguments=("row",))
+        self.sources = {"data.source": config.source}
+        if config.held_out_source is not None:
+            self.sources["data.held_out_source"] = config.held_out_source
+        self._next_word = time.monotonic() + _SECONDS_BETWEEN_WORDS
 
-    def read(self, key: str, source: str) -> list[Example]:
-        examples, faulty = [], 0
-        for place, raw in read_rows(key, source):
+    def hashes(self) -> list[str]:
+        """Of the files as they are now."""
+        return [sha256_of_file(existing_file(key, source)) for key, source in self.sources.items()]
+
+    def fingerprint(self, hashes: Sequence[str]) -> str:
+        """A hash of everything that decides the examples and their split.
+
+        Of a transform it has the file that holds it, and nothing that it calls elsewhere.
+        """
+        transform = self.config.transform
+        origin = {
+            "package": package_sha256(),
+            "versions": versions(("jinja2", "tokenizers", "transformers")),
+            "tokenizer": self.chat.fingerprint(),
+            "to_example": repr(self.to_example),
+            "longest": self.longest,
+            "data": self.config.model_dump(exclude={"source", "held_out_source", "batch_size"}),
+            "transform": None if transform is None else source_hash(transform, "data.transform"),
+            "sources": {key: Path(source).suffix for key, source in self.sources.items()},
+            "hashes": hashes,
+        }
+        return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+
+    def read(self, key: str, left_out: Counter[str], max_rows: int | None = None) -> Iterator[Example]:
+        """The examples of a file, or of its first rows; what is left out is counted."""
+        source, used, faulty = self.sources[key], 0, 0
+        for number, (place, raw) in enumerate(islice(read_rows(key, source), max_rows)):
+            self.tell(f"reading {source}: {number:,} rows")
             rows = transformed(self.transform, raw, place, "data.transform")
             if not rows:
-                self._leave_out("data.transform left them out")
+                left_out["data.transform left them out"] += 1
             for row in rows:
                 try:
                     example = self.to_example(self.chat, row, place)
                 except SkippedRow as skipped:
-                    self._leave_out(str(skipped))
+                    left_out[str(skipped)] += 1
                     faulty += 1
                     continue
                 except DataError as error:
                     raise DataError(f"{place}: {str(error).removeprefix(place + ': ')}") from error
                 if _num_tokens(example) > self.longest:
-                    self._leave_out(f"longer than {self.longest} tokens")
+                    left_out[f"longer than {self.longest} tokens"] += 1
                     faulty += 1
                 else:
-                    examples.append(example)
-        if faulty > len(examples):
-            raise DataError(f"{source}: most examples cannot be used; left out: {self.left_out_text()}")
-        return examples
+                    used += 1
+                    yield example
+        if max_rows is None and faulty > used:
+            raise DataError(f"{source}: most examples cannot be used; left out: {_in_words(left_out)}")
 
-    def left_out_text(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in self.left_out.items()) or "none"
-
-    def _leave_out(self, reason: str) -> None:
-        self.left_out[reason] += 1
+    def tell(self, text: str) -> None:
+        """Say how far it is, if the last word was some time ago."""
+        if (now := time.monotonic()) >= self._next_word:
+            self._next_word = now + _SECONDS_BETWEEN_WORDS
+            self.say(text)
 
 
 class SkippedRow(Exception):  # no error: a row that teaches nothing
     """A row that is whole but useless; its text is the reason, and is counted."""
 
 
-def _first_of_each_prompt(examples: Sequence[Example]) -> list[Example]:
-    found: dict[str, Example] = {}
-    for example in examples:
-        found.setdefault(example.id, example)
-    return list(found.values())
+def _in_words(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
 
 
 def _num_tokens(example: Example) -> int:

@@ -11,6 +11,18 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 
 
+def existing_file(key: str, source: str) -> Path:
+    """The file that a setting names.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"{key}: no file {source}; give a .jsonl file, or a .json file with a list of rows")
+    return path
+
+
 def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
     """(place, row) for every row; `key` is the setting that names the file.
 
@@ -18,9 +30,7 @@ def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
         ConfigError: there is no such file.
         DataError: a line is not UTF-8, not JSON, or not an object.
     """
-    path = Path(source)
-    if not path.is_file():
-        raise ConfigError(f"{key}: no file {source}; give a .jsonl file, or a .json file with a list of rows")
+    path = existing_file(key, source)
     if path.suffix == ".json":
         rows = _parse(_decode(path.read_bytes(), str(path)), str(path))
         if not isinstance(rows, list):

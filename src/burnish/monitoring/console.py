@@ -100,6 +100,11 @@ class Progress:
         return table
 
 
+def say_aside(text: str) -> None:
+    """Print a line to standard error: how far something is that is done before there is a run."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

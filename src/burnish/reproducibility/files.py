@@ -3,8 +3,9 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file aside, flush it to disk, then rename it to `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # machines that share a disk may give the same number to two processes
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     with full_disk_is_a_machine_error(path):
         try:
             write(aside)
@@ -82,6 +84,17 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
             remove_folder(aside)
             raise
         sync_path(final.parent)
+
+
+def remove_oldest(files: Sequence[Path], max_bytes: float) -> None:
+    """Remove the first of some files, which stand in the order of their age, until the rest fit; the last stays."""
+    sizes = [path.stat().st_size for path in files]
+    total = sum(sizes)
+    for path, size in zip(files[:-1], sizes, strict=False):
+        if total <= max_bytes:
+            break
+        total -= size
+        path.unlink()
 
 
 def remove_folder(folder: Path) -> None:

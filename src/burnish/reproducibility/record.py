@@ -23,16 +23,26 @@ _PACKAGES = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "n
 
 def code_record() -> dict[str, Any]:
     """Version and content hash of the installed package, and the commit of the working directory if it is one."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return {
-        "package_sha256": digest.hexdigest(),
+        "package_sha256": package_sha256(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed_files": (_git("status", "--porcelain") or "").splitlines(),
         "argv": sys.argv,
     }
+
+
+def package_sha256() -> str:
+    """Content hash of the installed package."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each; None where there is none."""
+    return {name: _version(name) for name in packages}
 
 
 def environment_record(num_threads: int) -> dict[str, Any]:
@@ -43,7 +53,7 @@ def environment_record(num_threads: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "num_threads": num_threads,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": versions(_PACKAGES),
     }
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import UserError
-from burnish.reproducibility.files import full_disk_is_a_machine_error, remove_folder, write_text
+from burnish.reproducibility.files import full_disk_is_a_machine_error, remove_folder, remove_oldest, write_text
 
 Line = Mapping[str, Any]
 
@@ -144,13 +144,7 @@ class RunFolder:
 
     def trim_rollouts(self, max_bytes: float) -> None:
         """Remove the oldest rollout files until the rest fit; the newest always stays."""
-        files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
-        total = sum(path.stat().st_size for path in files)
-        for path in files[:-1]:
-            if total <= max_bytes:
-                break
-            total -= path.stat().st_size
-            path.unlink()
+        remove_oldest(sorted((self.path / "rollouts").glob("step-*.jsonl")), max_bytes)
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, and what a killed process left half-written."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from burnish.data.packing import pack, scored_positions
+from burnish.data.example_file import Indices, as_json
+from burnish.data.packing import count_examples, pack
 from burnish.errors import MachineError
 from burnish.records import Example, TokenBatch
 from burnish.reproducibility.files import require_free_space, write_aside
@@ -31,15 +34,17 @@ _CHUNK = 32
 class ReferenceLogprobs:
     """One vector for each example: the log-probabilities of its scored tokens, branch after branch."""
 
-    def __init__(self, flat: Tensor, examples: Sequence[Example]) -> None:
-        lengths = [sum(len(scored_positions(branch)) for branch in example.branches) for example in examples]
-        if sum(lengths) != len(flat):
-            raise ValueError(f"{len(flat)} log-probabilities for {sum(lengths)} scored tokens")
-        self._parts = flat.split(lengths)
+    def __init__(self, flat: Tensor, lengths: NDArray[np.int64]) -> None:
+        if lengths.sum() != len(flat):
+            raise ValueError(f"{len(flat)} log-probabilities for {lengths.sum()} scored tokens")
+        self._flat = flat
+        self._lengths = lengths
+        self._starts = lengths.cumsum() - lengths
 
-    def of(self, indices: Sequence[int]) -> Tensor:
+    def of(self, indices: Indices) -> Tensor:
         """Those of some examples, in the order in which `pack` puts their scored tokens."""
-        return torch.cat([self._parts[index] for index in indices])
+        spans = zip(self._starts[indices].tolist(), self._lengths[indices].tolist(), strict=True)
+        return torch.cat([self._flat[start : start + length] for start, length in spans])
 
 
 def cached_reference(
@@ -56,18 +61,19 @@ def cached_reference(
     Raises:
         MachineError: the disk is full.
     """
-    examples = [example for chunk in chunks for example in chunk]
-    rows = [[asdict(example) for example in chunk] for chunk in chunks]
-    fingerprint = hashlib.sha256(json.dumps([rows, origin], sort_keys=True).encode()).hexdigest()
-    path = folder / f"{fingerprint}.safetensors"
+    digest, lengths = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()), array("q")
+    for chunk in map(list, chunks):
+        digest.update(f"[{', '.join(map(as_json, chunk))}]".encode())
+        lengths.extend(count_examples([example]).scored_tokens for example in chunk)
+    path = folder / f"{digest.hexdigest()}.safetensors"
     if (flat := _read(path)) is None:
-        say(f"computing the reference's log-probabilities of {len(examples)} examples")
-        flat = torch.cat([compute(pack(chunk)) for chunk in chunks if chunk])
+        say(f"computing the reference's log-probabilities of {len(lengths)} examples")
+        flat = torch.cat([compute(pack(list(chunk))) for chunk in chunks if chunk])
         folder.mkdir(parents=True, exist_ok=True)
         require_free_space(folder, flat.numel() * 4 + 100_000, "the reference's log-probabilities")
         kept = {"logprobs": flat}
         write_aside(path, lambda aside: save_file(kept, aside))
-    return ReferenceLogprobs(flat, examples)
+    return ReferenceLogprobs(flat, np.frombuffer(lengths, np.int64))
 
 
 def _read(path: Path) -> Tensor | None:
