@@ -106,7 +106,8 @@ learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig())
 branch = Branch(token_ids=(7,) * 300)
 batch = pack([Example(id=str(n), prompt_ids=(5,) * 100, branches=(branch,)) for n in range(100)])
 loss = FunctionLoss(lambda scored, batch: -scored.logprobs_S.sum())
-learner.forward_backward(pack([Example(id="w", prompt_ids=(5,) * 100, branches=(branch,))]), loss)  # what is set up once
+first = pack([Example(id="w", prompt_ids=(5,), branches=(branch,))])
+learner.forward_backward(first, loss)  # sets up what later calls use
 size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + 150_000_000, resource.RLIM_INFINITY))
 learner.forward_backward(batch, loss)
