@@ -108,12 +108,12 @@ def write_recipe(folder: Path, settings: dict[str, object]) -> Path:
 
 
 def make_rows(*, pairs: bool) -> list[dict[str, str]]:
-    """Answers of 40 to 400 words, one to a prompt or two."""
+    """Answers of 300 words, one to a prompt or two, so that every step is the largest."""
     draw = random.Random(0)
     sides = ["chosen", "rejected"] if pairs else ["completion"]
 
     def words() -> str:
-        return " ".join(draw.choices(WORDS, k=draw.randint(40, 400)))
+        return " ".join(draw.choices(WORDS, k=300))
 
     return [{"prompt": f"{n} {words()}"[:200]} | {side: words() for side in sides} for n in range(32)]
 

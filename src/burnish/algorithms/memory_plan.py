@@ -32,8 +32,12 @@ from burnish.training.learner import Learner, predictor_states, score
 from burnish.training.optimizer import MasterOptimizer, state_bytes
 
 # Python with torch, transformers and a tokenizer, before any weight: resident size on Linux. On a GPU it is elsewhere.
-PROCESS_BYTES = 560_000_000
+PROCESS_BYTES = 500_000_000
 
+# Of the activations on a CPU: freed memory in pieces that fit no other tensor, unless it is returned.
+_PIECES = 0.35
+
+_ACTIVATIONS = "activations and logits"
 _OFFLOADED = ("master weights", "moments", "gradients")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _DEVICES = {"h100": 80 * 2**30, "h200": 141 * 2**30, "a100": 80 * 2**30, "l40s": 48 * 2**30, "rtx4090": 24 * 2**30}
@@ -127,12 +131,15 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
         packed = 0 if _is_on_gpu(config) else packed_bytes(policy)
         for generation in step.generations:
             cache, rest = _generating(policy, generation, live)
-            parts = {"packed weights": packed, "key-value cache": cache, "activations and logits": rest}
+            parts = {"packed weights": packed, "key-value cache": cache, _ACTIVATIONS: rest}
             phases.append(Phase(f"sample {generation.num_lanes} x {generation.width}", loaded | parts))
         for name, learner in roles.learners.items():
             prefix = f"{name} " if name else ""
             stepping = "step_in_backward" in saved
             phases += _learning(prefix, learner, step, needs, loaded, live, steps_in_backward=stepping)
+    if process and "return_memory" not in saved:
+        pieces = [int(_PIECES * each.parts.get(_ACTIVATIONS, 0)) for each in phases]
+        phases = [Phase(each.name, each.parts | {"pieces": size}) for each, size in zip(phases, pieces, strict=True)]
     if "offload_optimizer" in saved:
         phases = [Phase(each.name, each.parts | dict.fromkeys(_OFFLOADED, 0)) for each in phases]
     if "offload_reference" in saved:
@@ -255,13 +262,13 @@ def _learning(
     with torch.no_grad():
         on_device = largest.to(learner.policy.device)
         score(learner.policy, on_device, predictor_states(learner.policy, on_device), learner.temperature)
-    yield Phase(f"{name}score", loaded | {"activations and logits": live.peak_bytes - before})
+    yield Phase(f"{name}score", loaded | {_ACTIVATIONS: live.peak_bytes - before})
     live.reset_peak()
     for _ in micros[:2]:  # the second time there are gradients already
         learner.forward_backward(largest, FunctionLoss(_everything, needs_whole_groups=whole_groups))
     beside = live.peak_bytes - before
     held = min(gradients, beside)
-    yield Phase(f"{name}learn", loaded | {"gradients": held, "activations and logits": beside - held})
+    yield Phase(f"{name}learn", loaded | {"gradients": held, _ACTIVATIONS: beside - held})
     learner.optimizer.forget_gradients()
 
 

@@ -41,7 +41,7 @@ from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
-from burnish.memory.allocator import set_allocator
+from burnish.memory.allocator import allocator
 from burnish.memory.measure import available_bytes
 from burnish.models.load import ModelFacts
 from burnish.monitoring.console import Progress
@@ -299,12 +299,13 @@ def _import_paths(value: Any) -> Iterator[str]:
 
 def load_roles(config: RunConfig) -> LocalRoles:
     """Load the weights that a run starts from."""
-    set_allocator(returns_freed="return_memory" in config.train.save_memory)
+    allocator.choose(returns_freed="return_memory" in config.train.save_memory)
     torch.set_num_threads(config.model.num_threads)
     torch.use_deterministic_algorithms(True)
     # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
-    return build_local_roles(config, algorithm_of(config).needs(config))
+    with allocator.long_lived():
+        return build_local_roles(config, algorithm_of(config).needs(config))
 
 
 def _train(

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Options of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
+# Bytes from which a block is mapped: the most that glibc takes, and a small tensor.
+_KEEPS, _RETURNS = 32 * 2**20, 2**20
 
-def set_allocator(*, returns_freed: bool) -> None:
-    """Let glibc serve tensors of up to 32 MiB from memory that was freed before, or each from fresh pages.
 
-    A training step allocates and frees the same sizes over and over. As it comes, glibc maps the large ones anew, and
-    the kernel fills them with zeros page by page: a tenth of a step or more goes there. What is kept instead is cut
-    into pieces that do not always fit the next tensor, so the process grows by two fifths of its activations.
-    `returns_freed` chooses the pages: the process then holds what is alive and no more. Elsewhere than in glibc
-    (macOS, musl) nothing is changed.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    threshold = 2**20 if returns_freed else 32 * 2**20  # the most that glibc takes
-    libc = ctypes.CDLL(None)
-    for option, value in ((_M_MMAP_THRESHOLD, threshold), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
-        libc.mallopt(option, value)
+class Allocator:
+    """How glibc serves tensors. Elsewhere (macOS, musl) nothing is changed."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+        self._threshold: int | None = None
+
+    def choose(self, *, returns_freed: bool) -> None:
+        """Serve tensors of up to 32 MiB from memory that was freed before, or each from fresh pages.
+
+        A training step allocates and frees the same sizes over and over. As it comes, glibc maps the large ones anew,
+        and the kernel fills them with zeros page by page: a tenth of a step or more goes there. What is kept instead is
+        cut into pieces that do not always fit the next tensor, so the process grows. `returns_freed` chooses the
+        pages: the process then holds what is alive and no more.
+        """
+        self._threshold = _RETURNS if returns_freed else _KEEPS
+        self._set(_M_MMAP_THRESHOLD, self._threshold)
+        self._set(_M_TRIM_THRESHOLD, 2**31 - 1)
+        self._set(_M_ARENA_MAX, 1)
+
+    @contextmanager
+    def long_lived(self) -> Iterator[None]:
+        """What is allocated within it gets pages of its own: among what comes and goes, it would cut that up."""
+        if self._threshold is None:
+            yield
+            return
+        self._set(_M_MMAP_THRESHOLD, _RETURNS)
+        try:
+            yield
+        finally:
+            self._set(_M_MMAP_THRESHOLD, self._threshold)
+
+    def _set(self, option: int, value: int) -> None:
+        if self._libc is not None:
+            self._libc.mallopt(option, value)
+
+
+allocator = Allocator()

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from burnish.config.schema import OptimizerConfig
 from burnish.errors import BurnishError, ConfigError
+from burnish.memory.allocator import allocator
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "row_var", "col_var", "variance")
 _QUANTIZED = ("codes", "scale", "qmap")
@@ -234,7 +235,8 @@ def _take_step(optimizer: Optimizer, learning_rate: float) -> None:
             is_compiled = True
         else:
             group["lr"] = learning_rate
-    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+    # the first step makes the moments
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext(), allocator.long_lived():
         optimizer.step()
 
 
@@ -253,7 +255,8 @@ def _add_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
         if gradient is None:
             return
         if master.grad is None:
-            master.grad = gradient.to(master.device, master.dtype)
+            with allocator.long_lived():
+                master.grad = gradient.to(master.device, master.dtype)
         else:
             master.grad += gradient.to(master.device)
 
