@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Options of mallopt, from malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
-# Bytes from which a block is mapped: the most that glibc takes, and a small tensor.
-_KEEPS, _RETURNS = 32 * 2**20, 2**20
+_MAPPED_FROM_BYTES = 2**20  # a small tensor
+_MAPPED_AT_MOST = 65536  # blocks; glibc's own number
 
 
 class Allocator:
@@ -19,32 +19,33 @@ class Allocator:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-        self._threshold: int | None = None
+        self._keeps = False
 
     def choose(self, *, returns_freed: bool) -> None:
-        """Serve tensors of up to 32 MiB from memory that was freed before, or each from fresh pages.
+        """Serve tensors from memory that was freed before, or each from fresh pages.
 
         A training step allocates and frees the same sizes over and over. As it comes, glibc maps the large ones anew,
         and the kernel fills them with zeros page by page: a tenth of a step or more goes there. What is kept instead is
         cut into pieces that do not always fit the next tensor, so the process grows. `returns_freed` chooses the
         pages: the process then holds what is alive and no more.
         """
-        self._threshold = _RETURNS if returns_freed else _KEEPS
-        self._set(_M_MMAP_THRESHOLD, self._threshold)
+        self._keeps = not returns_freed
+        self._set(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+        self._set(_M_MMAP_MAX, 0 if self._keeps else _MAPPED_AT_MOST)
         self._set(_M_TRIM_THRESHOLD, 2**31 - 1)
         self._set(_M_ARENA_MAX, 1)
 
     @contextmanager
     def long_lived(self) -> Iterator[None]:
         """What is allocated within it gets pages of its own: among what comes and goes, it would cut that up."""
-        if self._threshold is None:
+        if not self._keeps:
             yield
             return
-        self._set(_M_MMAP_THRESHOLD, _RETURNS)
+        self._set(_M_MMAP_MAX, _MAPPED_AT_MOST)
         try:
             yield
         finally:
-            self._set(_M_MMAP_THRESHOLD, self._threshold)
+            self._set(_M_MMAP_MAX, 0)
 
     def _set(self, option: int, value: int) -> None:
         if self._libc is not None:
