@@ -78,6 +78,15 @@ def test_where_nothing_fits_it_says_what_to_do(tiny_folder: Path) -> None:
         step(tiny_folder, Memory(5))
 
 
+def test_a_group_longer_than_a_micro_batch_can_still_be_parted(tiny_folder: Path) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=100)
+    branches = tuple(Branch(token_ids=(7,) * 20) for _ in range(8))
+    batch = pack([Example(id="1", prompt_ids=(5,) * 10, branches=branches)])  # 170 tokens, in parts of at most 90
+    assert len(learner.forward_backward(batch, FunctionLoss(Memory(50)))) == 4
+    assert learner.micro_batch_tokens == 50
+
+
 def test_another_error_is_not_taken_for_it(tiny_folder: Path) -> None:
     def broken(scored: Scored, batch: TokenBatch) -> torch.Tensor:
         raise RuntimeError("shapes differ")

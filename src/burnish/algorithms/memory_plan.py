@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,6 +171,8 @@ def certainly_below(config: RunConfig, model: ModelFacts, step: LargestStep) -> 
     micro-batch about 50 bytes for each layer and hidden unit; all of them are taken three times.
     """
     files = sum(path.stat().st_size for path in Path(model.base or model.source).glob("*.safetensors"))
+    if not files:  # a hub id: nothing is known before it is fetched
+        return sys.maxsize
     shape: Any = AutoConfig.from_pretrained(model.base or model.source)
     tokens = max(int(config.train.micro_batch_tokens), step.longest_tokens)  # the caller has found what was auto
     unit = int(shape.num_hidden_layers * shape.hidden_size)
@@ -341,7 +344,7 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
 
 
 def _smaller(config: RunConfig, longest_tokens: int) -> Iterator[Change]:
-    """What makes a run smaller, cheapest first. The costs are those measured in docs/performance.md."""
+    """What makes a run smaller, cheapest first. The costs are estimates; few of them were measured (docs/log.md)."""
     tokens = config.train.micro_batch_tokens
     while isinstance(tokens, int) and tokens // 2 >= max(_SMALLEST_MICRO_BATCH, longest_tokens):
         tokens //= 2

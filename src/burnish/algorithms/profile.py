@@ -130,7 +130,7 @@ def matmul_flops(policy: Policy) -> float:
 
 
 def _work(name: str, args: tuple[Any, ...], result: Any, policy: Policy) -> tuple[int, float]:
-    """Tokens, and operations of the matrix products with weights: 2 a weight and token forward, 4 backward."""
+    """Tokens, and operations of the products with weights: 2 a weight and token forward, 2 or 4 backward."""
     if name == "optim_step":
         return 0, 0.0
     embedding = policy.model.get_input_embeddings().weight
@@ -143,7 +143,8 @@ def _work(name: str, args: tuple[Any, ...], result: Any, policy: Policy) -> tupl
         sampled = sum(len(completion.token_ids) for group in result for completion in group)
         return sampled, 2.0 * (in_layers * (prompts + sampled) + in_head * sampled)
     batch = args[0]
-    passes = 6.0 if name == "forward_backward" else 2.0
+    backward = 2.0 if policy.is_adapted else 4.0  # frozen weights have no gradient of their own
+    passes = 2.0 + backward if name == "forward_backward" else 2.0
     num_tokens = len(batch.token_ids_T)
     return num_tokens, passes * (in_layers * num_tokens + in_head * len(batch.target_ids_S))
 

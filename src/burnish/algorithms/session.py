@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Protocol, cast
 
@@ -38,7 +39,7 @@ from burnish.algorithms.profile import COUNTED_STEP, Profile
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
-from burnish.distributed.roles import RoleNeeds, Roles
+from burnish.distributed.roles import CriticNeeds, RoleNeeds, Roles
 from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
@@ -157,7 +158,8 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
     """
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
     is_settled = "auto" not in (config.train.micro_batch_tokens, config.train.recompute)
-    if is_settled and certainly_below(config, inputs.model, step) < budget_bytes:
+    is_alone = not needs.teachers and not isinstance(needs.critic, CriticNeeds)  # others may be of any size
+    if is_settled and is_alone and certainly_below(config, inputs.model, step) < budget_bytes:
         return config
 
     def peak_of(tried: RunConfig) -> int:
@@ -190,6 +192,7 @@ def train(config: RunConfig, console: Console, *, with_profile: bool = False) ->
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
     inputs = prepare(config)
     config = fitted(config, inputs, available_bytes())
+    inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
     roles = load_roles(config)
     record = {
         "created": utc_now(),

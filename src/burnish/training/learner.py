@@ -17,7 +17,7 @@ from burnish.models.attention import SegmentAttention
 from burnish.models.divergence import Divergence, scored_divergence
 from burnish.models.logprobs import log_collisions, scored_logprobs
 from burnish.models.policy import Policy
-from burnish.records import LossOutput, Metric, Scored, TokenBatch
+from burnish.records import LossOutput, Metric, Scored, Segment, TokenBatch
 from burnish.training.optimizer import MasterOptimizer
 
 
@@ -65,7 +65,7 @@ class Learner:
             self.optimizer.forget_gradients()
             self._accumulated_loss, self._pending = torch.zeros(()), None
             # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
-            if self.micro_batch_tokens < min(segment.num_tokens for segment in batch.segments):
+            if self.micro_batch_tokens < min(map(_shortest_part, batch.segments)):
                 raise MachineError(
                     f"out of memory in a micro-batch of {self.micro_batch_tokens} tokens; `burnish memory` says what "
                     "would make the recipe fit"
@@ -157,6 +157,10 @@ class Learner:
             sides = (hidden_SH, self.policy.head), (teacher_SH, teacher.head)
             scored = replace(scored, divergence_S=scored_divergence(self.divergence, *sides, self.temperature))
         return scored
+
+
+def _shortest_part(segment: Segment) -> int:
+    return segment.prompt_length + min(segment.branch_lengths, default=0)
 
 
 def score(policy: Policy, batch: TokenBatch, hidden_SH: Tensor, temperature: float) -> Scored:
