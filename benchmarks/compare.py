@@ -17,13 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from burnish.models.load import find_model
+from burnish.config.schema import ModelConfig
+from burnish.models.load import find_dtype, find_model
 
-PEER = {
-    "sft": ["trl_sft.py", "--dtype", "bfloat16"],
-    "dpo": ["trl_dpo.py", "--dtype", "bfloat16"],
-    "grpo": ["trl_grpo.py", "--dtype", "bfloat16", "--beta", "0"],
-}
+PEER = {"sft": ["trl_sft.py"], "dpo": ["trl_dpo.py"], "grpo": ["trl_grpo.py", "--beta", "0"]}
 HERE = Path(__file__).parent
 HEADER = """| work | TRL 1.16, s | burnish, s | ratio | TRL GB | burnish GB | more |
 |---|---|---|---|---|---|---|"""
@@ -41,21 +38,16 @@ def main() -> None:
     if missing := [PEER[work][0] for work in arguments.works if not (arguments.peer_scripts / PEER[work][0]).is_file()]:
         parser.error(f"--peer-scripts {arguments.peer_scripts}: has no {', '.join(missing)}")
     model = find_model("smollm2-135m")
-    print(f"{platform.platform()}, {processor()}, {os.cpu_count()} cores\n")
+    dtype = find_dtype(ModelConfig(path=model))  # of both sides: what this processor multiplies fastest
+    print(f"{platform.platform()}, {processor()}, {os.cpu_count()} cores, {dtype}\n")
     print(HEADER)
     for work in arguments.works:
         ours, theirs = [], []
         for _ in range(arguments.pairs):
-            theirs.append(
-                result(
-                    [arguments.peer_python, *PEER[work], "--steps", str(arguments.steps)], arguments.peer_scripts, model
-                )
-            )
-            ours.append(
-                result(
-                    [sys.executable, str(HERE / "burnish_side.py"), work, "--steps", str(arguments.steps)], HERE, model
-                )
-            )
+            shared = ["--steps", str(arguments.steps)]
+            peer = [arguments.peer_python, *PEER[work], "--dtype", dtype, *shared]
+            theirs.append(result(peer, arguments.peer_scripts, model))
+            ours.append(result([sys.executable, str(HERE / "burnish_side.py"), work, *shared], HERE, model))
         print(row(work, theirs, ours), flush=True)
 
 

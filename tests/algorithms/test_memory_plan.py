@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, plan_memory
+from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, on_gpu, plan_memory
 from burnish.algorithms.session import algorithm_of, fitted, prepare, train
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack, split_batch
@@ -16,6 +16,7 @@ from burnish.distributed.local import build_local_roles
 from burnish.errors import ConfigError, UserError
 from burnish.losses.loss import FunctionLoss
 from burnish.memory.trace import LiveBytes
+from burnish.models.load import find_dtype
 from burnish.records import Branch, Example
 
 MakeConfig = Callable[..., RunConfig]
@@ -178,3 +179,17 @@ def test_sizes_of_devices(text: str, expected: int) -> None:
 def test_an_unknown_device_is_one_line() -> None:
     with pytest.raises(ConfigError, match="--device tpu: give this, a size such as 24GiB, or one of h100"):
         budget_of("tpu")
+
+
+def test_a_plan_for_a_gpu_is_not_one_for_this_processor(make_config: MakeConfig) -> None:
+    config = make_config("grpo", model__compute_dtype="auto")
+    assert on_gpu(config, "24GiB") == config
+    there = on_gpu(config, "h100")
+    assert there.model.compute_dtype == "bfloat16"
+    parts = plan(there, prepare(config).largest_step()).phases[1].parts
+    assert "process" not in parts and parts["packed weights"] == 0
+
+
+def test_what_was_auto_is_settled(make_config: MakeConfig) -> None:
+    config = make_config("sft", model__compute_dtype="auto")
+    assert fitted(config, prepare(config), 10**12).model.compute_dtype == find_dtype(config.model)

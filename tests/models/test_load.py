@@ -1,13 +1,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from burnish.config.schema import LoRAConfig, ModelConfig
 from burnish.errors import MachineError, ModelError
-from burnish.models import fetch
+from burnish.models import fetch, load
 from burnish.models.attention import check_supported
 from burnish.models.load import find_model, load_policy
 from burnish.models.tiny import make_byte_tokenizer, make_tiny_model
@@ -28,9 +29,26 @@ def test_tiny_model_is_a_function_of_its_seed(tmp_path: Path, tiny_folder: Path)
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_compute_type_and_adapters(tiny_folder: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides by itself")
+@pytest.mark.parametrize(
+    ("asked", "has_instructions", "found"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("float32", True, torch.float32),
+    ],
+)
+def test_compute_type(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, has_instructions: bool, found: torch.dtype
+) -> None:
+    monkeypatch.setattr(load, "multiplies_bfloat16", lambda: has_instructions)
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype=asked), seed=0)
+    assert {parameter.dtype for parameter in policy.trainable().values()} == {found}
+
+
+def test_adapters(tiny_folder: Path) -> None:
     policy = load_policy(ModelConfig(path=str(tiny_folder)), seed=0)
-    assert {parameter.dtype for parameter in policy.trainable().values()} == {torch.bfloat16}
     assert len(policy.trainable()) == 20  # the tied head counts once
     adapters = load_policy(ModelConfig(path=str(tiny_folder), lora=LoRAConfig(rank=2)), seed=0).trainable()
     assert all("lora_" in name for name in adapters)

@@ -24,6 +24,7 @@ from burnish.losses.loss import FunctionLoss
 from burnish.memory.measure import available_bytes
 from burnish.memory.trace import LiveBytes
 from burnish.models.attention import SegmentAttention
+from burnish.models.layout import multiplies_bfloat16
 from burnish.models.load import ModelFacts
 from burnish.models.policy import Policy
 from burnish.records import Example, Scored, Segment, TokenBatch
@@ -129,7 +130,7 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
         phases = [Phase("load", dict(loaded))]
         loaded["moments"] = sum(_moments(learner.optimizer) for learner in roles.learners.values())
         policy = roles.learner.policy
-        packed = 0 if _is_on_gpu(config) else packed_bytes(policy)
+        packed = 0 if _is_on_gpu(config) or not multiplies_bfloat16() else packed_bytes(policy)
         for generation in step.generations:
             cache, rest = _generating(policy, generation, live)
             parts = {"packed weights": packed, "key-value cache": cache, _ACTIVATIONS: rest}
@@ -279,6 +280,14 @@ def _everything(scored: Scored, batch: TokenBatch) -> Tensor:
     """A loss that needs a gradient of all that is scored."""
     values = [scored.logprobs_S, scored.values_S, scored.divergence_S]
     return torch.stack([value.sum() for value in values if value is not None]).sum()
+
+
+def on_gpu(config: RunConfig, device: str) -> RunConfig:
+    """The configuration as it would run where `device` is a GPU's name; otherwise the same."""
+    if device.lower() not in _DEVICES:
+        return config
+    dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
+    return with_settings(config, {"model.device": "cuda", "model.compute_dtype": dtype})
 
 
 def budget_of(device: str) -> int:

@@ -44,7 +44,7 @@ from burnish.errors import BurnishError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
 from burnish.memory.measure import available_bytes
-from burnish.models.load import ModelFacts
+from burnish.models.load import ModelFacts, find_dtype
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
@@ -156,6 +156,7 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
     Raises:
         UserError: it does not fit; the message says what would.
     """
+    config = with_settings(config, {"model.compute_dtype": find_dtype(config.model)})
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
     is_settled = "auto" not in (config.train.micro_batch_tokens, config.train.recompute)
     is_alone = not needs.teachers and not isinstance(needs.critic, CriticNeeds)  # others may be of any size

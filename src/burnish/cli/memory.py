@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from burnish.algorithms.memory_plan import MemoryPlan, budget_of, changes_that_fit, plan_memory
+from burnish.algorithms.memory_plan import MemoryPlan, budget_of, changes_that_fit, on_gpu, plan_memory
 from burnish.algorithms.session import algorithm_of, prepare, schema_for
 from burnish.cli.columns import print_columns
 from burnish.config.loading import resolve
@@ -18,6 +18,7 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
     ).config
     budget = budget_of(device)
     inputs = prepare(config)
+    config = on_gpu(config, device)
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
     plan = plan_memory(config, needs, step)
     _print_phases(plan)

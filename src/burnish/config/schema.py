@@ -53,8 +53,9 @@ class ModelConfig(Section):
 
     path: str = Field(min_length=1)
     """A Hugging Face folder, a hub id, or a name that `burnish model get` knows."""
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the forward and backward pass. Master weights, optimizer and reductions are always float32."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the forward and backward pass; auto is bfloat16 where the device has instructions for it, else float32.
+    Master weights, optimizer and reductions are always float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is; auto is the GPU where torch finds one."""
     num_threads: int = Field(2, ge=1)

@@ -34,6 +34,9 @@ def _packed(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and multiplies_bfloat16()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16; without them they go by way of float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

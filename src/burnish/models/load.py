@@ -28,13 +28,12 @@ from burnish.config.schema import LoRAConfig, ModelConfig
 from burnish.errors import ConfigError, ModelError
 from burnish.models import attention
 from burnish.models.fetch import KNOWN_MODELS, cached_model
+from burnish.models.layout import multiplies_bfloat16
 from burnish.models.policy import Policy, context_length_of
 from burnish.models.quantized import quantize_layers
 from burnish.models.trial import try_out
 
 ModelKind = Literal["language", "value"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def find_model(path: str) -> str:
@@ -156,7 +155,7 @@ def load_policy(
     if facts.is_value_model and kind == "language":
         raise ModelError(f"model.path: {facts.source} is a reward model: it has no language head to sample from")
     device = find_device(config.device) if device is None else device
-    model = _load_weights(facts, _DTYPES[config.compute_dtype], kind, device)
+    model = _load_weights(facts, getattr(torch, find_dtype(config)), kind, device)
     attention.install(model)
     try_out(model)
     if kind == "value":
@@ -208,6 +207,18 @@ def find_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not has_gpu:
         raise ConfigError("model.device=cuda: torch finds no CUDA device on this machine; set it to cpu or auto")
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def find_dtype(config: ModelConfig) -> Literal["float32", "bfloat16"]:
+    """The type that a model computes in.
+
+    A processor without AVX-512 or its like computes bfloat16 by way of float32, five times slower than float32 itself.
+    """
+    if config.compute_dtype != "auto":
+        return config.compute_dtype
+    if find_device(config.device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind, device: torch.device) -> PreTrainedModel:
