@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 PEER_SCRIPTS ?= ../shared/benchmarks
+PAIRS ?= 3
+STEPS ?= 2
 
 .PHONY: help setup demo check test bench lock
 
@@ -34,9 +36,10 @@ test: setup ## Everything, the real model included
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/python -m pytest --durations 10
 
-bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: about half an hour
+bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: half an hour and more; PAIRS=1 for less
 	$(BIN)/burnish model get smollm2-135m
-	$(BIN)/python benchmarks/compare.py --peer-python .venv-peer/bin/python --peer-scripts $(PEER_SCRIPTS)
+	$(BIN)/python benchmarks/compare.py --peer-python .venv-peer/bin/python --peer-scripts $(PEER_SCRIPTS) \
+		--pairs $(PAIRS) --steps $(STEPS)
 
 .venv-peer/.done:
 	$(PYTHON) -m venv .venv-peer
