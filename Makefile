@@ -5,10 +5,10 @@ PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
 
-.PHONY: help setup demo check test bench lock
+.PHONY: help setup demo check test test-cluster bench lock
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 setup: .venv/.done ## Make .venv from requirements.lock
 
@@ -35,6 +35,9 @@ test: setup ## Everything, the real model included
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/python -m pytest --durations 10
+
+test-cluster: setup ## Several processes and machines: Ray, the layouts of the learners, what is lost
+	$(BIN)/python -m pytest --durations 10 -m cluster
 
 bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: half an hour and more; PAIRS=1 for less
 	$(BIN)/burnish model get smollm2-135m

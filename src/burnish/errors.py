@@ -6,6 +6,7 @@ BurnishError
 │   ├── DataError        a dataset, a task, a reward
 │   └── ModelError       a model folder or name
 └── MachineError         the machine failed (disk, deadline): one line, exit status 3
+    └── LostError        a process of the run is gone
 """
 
 
@@ -35,3 +36,7 @@ class ModelError(UserError):
 
 class MachineError(BurnishError):
     """The machine failed: a full disk, a deadline that passed."""
+
+
+class LostError(MachineError):
+    """A process of the run is gone; what it did can be done again, from the last checkpoint."""

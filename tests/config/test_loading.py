@@ -143,8 +143,9 @@ def test_hash_does_not_depend_on_where_values_come_from(recipe: str) -> None:
 
 
 def test_at_most_sixty_settings_each_documented(recipe: str) -> None:
-    settings = visible_settings(load(recipe).config)
-    assert len([key for key in settings if key != "algorithm"]) <= 60  # whose one value is no choice
+    elsewhere = ("algorithm", "cluster.", "train.save_before_deadline")  # no choice; where it runs, and until when
+    settings = [key for key in visible_settings(load(recipe).config) if not key.startswith(elsewhere)]
+    assert len(settings) <= 60
     for key, field in leaf_fields(GRPOConfig):
         assert field.description, key
 

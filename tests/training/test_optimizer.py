@@ -189,7 +189,7 @@ def test_eight_bits_follow_adamw_and_take_a_quarter() -> None:
             (steepness * (weight - 1) ** 2).sum().backward()
             optimizer.step(0.02)
         ends[kind] = weight.detach()
-        state[kind] = sum(tensor.nbytes for tensor in optimizer.state_tensors().values())
+        state[kind] = sum(tensor.nbytes for tensor in dict(optimizer.state_tensors()).values())
     way = (ends["adamw"] - start).norm()
     assert way > 0.5 * (start - 1).norm()
     assert 0 < (ends["adamw_8bit"] - ends["adamw"]).norm() < 0.1 * way
@@ -219,10 +219,10 @@ def test_a_missing_package_is_named(monkeypatch) -> None:
 def test_the_state_goes_through_a_file_and_back(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = OptimizerConfig(kind=kind)
     unbroken = MasterOptimizer(weights_of(dtype), config)
-    assert unbroken.state_tensors() == {}
+    assert dict(unbroken.state_tensors()) == {}
     walk(unbroken, gradients(3))
     save_file({name: master.detach() for name, master in unbroken.masters.items()}, tmp_path / "weights")
-    save_file(unbroken.state_tensors(), tmp_path / "state")
+    save_file(dict(unbroken.state_tensors()), tmp_path / "state")
     resumed = MasterOptimizer(weights_of(dtype), config)
     resumed.load(load_file(tmp_path / "weights"), load_file(tmp_path / "state"))
     assert all(torch.equal(resumed.parameters[name], weight) for name, weight in unbroken.parameters.items())
@@ -230,7 +230,7 @@ def test_the_state_goes_through_a_file_and_back(kind: str, dtype: torch.dtype, t
         walk(optimizer, gradients(2, seed=3))
     for name, master in unbroken.masters.items():
         assert torch.equal(resumed.masters[name], master), name
-    states = resumed.state_tensors(), unbroken.state_tensors()
+    states = dict(resumed.state_tensors()), dict(unbroken.state_tensors())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
     if kind == "adamw_8bit":
@@ -241,7 +241,7 @@ def test_the_size_of_the_state_is_known_before_the_first_step(kind: str) -> None
     optimizer = MasterOptimizer(weights_of(torch.float32), OptimizerConfig(kind=kind))
     walk(optimizer, gradients(1))
     for name, master in optimizer.masters.items():
-        own = [tensor for key, tensor in optimizer.state_tensors().items() if key.endswith("." + name)]
+        own = [tensor for key, tensor in dict(optimizer.state_tensors()).items() if key.endswith("." + name)]
         assert state_bytes(optimizer.config, name, master.shape) == sum(tensor.nbytes for tensor in own), name
 
 
@@ -274,7 +274,7 @@ def test_a_step_in_the_backward_pass_is_the_same_step(kind: str, dtype: str, tin
     for name, master in ordinary.optimizer.masters.items():
         assert torch.equal(other.optimizer.masters[name], master), name
         assert torch.equal(other.optimizer.parameters[name], ordinary.optimizer.parameters[name]), name
-    state, other_state = ordinary.optimizer.state_tensors(), other.optimizer.state_tensors()
+    state, other_state = dict(ordinary.optimizer.state_tensors()), dict(other.optimizer.state_tensors())
     assert state.keys() == other_state.keys() and all(torch.equal(state[key], other_state[key]) for key in state)
     for step, other_step in zip(steps, other_steps, strict=True):
         assert other_step["loss"].value == step["loss"].value
@@ -339,4 +339,4 @@ def test_an_offloaded_optimizer_takes_the_same_step(kind: str, dtype: torch.dtyp
         assert master.is_cpu and weights[name].is_cuda and weights[name].grad is None
         assert torch.allclose(master, here.masters[name], atol=1e-5)
         assert torch.equal(weights[name].cpu(), master.to(dtype))
-    assert all(tensor.is_cpu for tensor in offloaded.state_tensors().values())
+    assert all(tensor.is_cpu for tensor in dict(offloaded.state_tensors()).values())

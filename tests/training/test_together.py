@@ -94,7 +94,7 @@ def test_they_work_together(
         recompute(policy.model, every=recomputed)
 
     learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=45)
-    roles = LocalRoles(learner, None, keeps_reference=True)
+    roles = LocalRoles(learner, None, reference=policy)
     batch = pack(PAIRS)
     assert len(batch.token_ids_T) == 117  # each prompt stands once
     batch = replace(batch, reference_logprobs_S=roles.reference_logprobs(batch))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import TypeAdapter, model_validator
 
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_plan import Generation, LargestStep
@@ -20,7 +22,7 @@ from burnish.data.chat import Chat, render_prompt
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.environments.base import load_environment
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, MachineError
 from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
@@ -30,7 +32,7 @@ from burnish.rewards.combine import reward_of
 from burnish.rollout.collect import Collected, Collector, judged
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
-from burnish.rollout.play import Play, SingleTurn, conversation_line
+from burnish.rollout.play import Play, Sample, SingleTurn, conversation_line
 from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
 from burnish.training.checkpoint import TrainState
 
@@ -47,6 +49,8 @@ COLUMNS = (
     "mismatch_mean",
     "tokens_per_second",
 )
+
+_COLLECTED = TypeAdapter(Collected)
 
 
 class AskingConfig(RunConfig):
@@ -207,28 +211,68 @@ def rollout_steps(
 ) -> Iterator[Collected]:
     """The scored groups of each step, from where `state` stands to the end of the run, or until it should stop.
 
-    With `rollout.max_refills`, prompts whose group has no signal are replaced by further ones (dynamic sampling, DAPO,
-    Yu et al. 2025, section 3.2); what then has a signal is the step, and the rest does not count.
+    With `rollout.lag` a step is sampled so many steps before it is learnt from. A checkpoint has what was sampled by
+    then, so that nothing is sampled twice, or with other weights.
     """
     order = _prompt_order(config, inputs, hooks, state)
     collect = inputs.collector()
+    ahead: deque[Future[Collected]] = deque(map(_done, state.ahead))
+
+    def settle() -> None:
+        waiting = enumerate(ahead, start=state.step + 1)
+        collected = [_within(config.cluster.timeout_seconds, each, step) for step, each in waiting]
+        state.ahead = [_COLLECTED.dump_python(each, mode="json") for each in collected]
+        state.data_position = order.position
+
+    hooks.settle = settle
     hooks.before_steps()
     while state.step < config.train.num_steps and not hooks.should_stop:
-        wanted = config.rollout.num_prompts
-        found = _collect(collect, order.next(wanted, step=state.step), roles, state, first=0)
-        refills = 0
-        while config.rollout.max_refills > refills and (missing := wanted - len(with_signal(found))) > 0:
-            more = order.next(missing, step=state.step)
-            found += _collect(collect, more, roles, state, first=found.prompts_asked)
-            refills += 1
-        found.require_scores()
-        order.learn(found.groups, step=state.step)
-        if config.rollout.max_refills:
-            # a step in which nothing has a signal is shown as it is
-            found = replace(found, groups=tuple(with_signal(found)[:wanted]) or found.groups)
-        state.data_position = order.position  # before the step, which saves it
+        for step in range(state.step + len(ahead), min(state.step + 1 + config.rollout.lag, config.train.num_steps)):
+            ahead.append(roles.aside(partial(_step, config, collect, order, step, state.weight_version)))
+        found = _within(config.cluster.timeout_seconds, ahead.popleft(), state.step + 1)
         _report_failures(hooks, state.step + 1, found)
         yield found
+
+
+def _step(
+    config: AskingConfig, collect: Collector, order: PromptOrder, step: int, weight_version: int, sample: Sample
+) -> Collected:
+    """The groups of one step.
+
+    With `rollout.max_refills`, prompts whose group has no signal are replaced by further ones (dynamic sampling, DAPO,
+    Yu et al. 2025, section 3.2); what then has a signal is the step, and the rest does not count.
+    """
+
+    def ask(number: int, *, first: int) -> Collected:
+        return collect(sample, order.next(number, step=step), step=step, weight_version=weight_version, first=first)
+
+    wanted = config.rollout.num_prompts
+    found = ask(wanted, first=0)
+    refills = 0
+    while config.rollout.max_refills > refills and (missing := wanted - len(with_signal(found))) > 0:
+        found += ask(missing, first=found.prompts_asked)
+        refills += 1
+    found.require_scores()
+    order.learn(found.groups, step=step)
+    if config.rollout.max_refills:
+        # a step in which nothing has a signal is shown as it is
+        found = replace(found, groups=tuple(with_signal(found)[:wanted]) or found.groups)
+    return found
+
+
+def _within(seconds: float, sampled: Future[Collected], step: int) -> Collected:
+    try:
+        return sampled.result(timeout=seconds)
+    except TimeoutError as error:
+        raise MachineError(
+            f"waited {seconds:.0f} s for the samples of step {step}, in vain: cluster.timeout_seconds sets the limit"
+        ) from error
+
+
+def _done(saved: dict[str, Any]) -> Future[Collected]:
+    done: Future[Collected] = Future()
+    done.set_result(_COLLECTED.validate_python(saved))
+    return done
 
 
 def _prompt_order(config: AskingConfig, inputs: TaskInputs, hooks: Hooks, state: TrainState) -> PromptOrder:
@@ -240,12 +284,6 @@ def _prompt_order(config: AskingConfig, inputs: TaskInputs, hooks: Hooks, state:
 
     right_at = config.evaluation.right_at
     return MiddleFirst(inputs.train, seed=config.seed, pass_rates=state.pass_rates, right_at=right_at, log=log)
-
-
-def _collect(
-    collect: Collector, prompts: Sequence[Prompt], roles: Roles, state: TrainState, *, first: int
-) -> Collected:
-    return collect(roles.sample, prompts, step=state.step, weight_version=state.weight_version, first=first)
 
 
 def with_signal(collected: Collected) -> list[RolloutGroup]:

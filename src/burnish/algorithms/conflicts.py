@@ -6,7 +6,8 @@ import copy
 import io
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.session import Inputs, algorithm_of, load_roles, prepare
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles
-from burnish.distributed.roles import Trainable
+from burnish.distributed.roles import T, Trainable
 from burnish.losses.loss import Loss
 from burnish.losses.parts import parts_of
 from burnish.monitoring.console import Progress
@@ -138,6 +139,10 @@ class _Measuring:
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Roles."""
         return self.roles.sample(requests)
+
+    def aside(self, job: Callable[[Sample], T]) -> Future[T]:
+        """See Roles."""
+        return self.roles.aside(job)
 
     def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """See Roles."""

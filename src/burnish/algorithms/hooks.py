@@ -16,10 +16,14 @@ from burnish.records import Metric
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import TrainState
 
+_SAVE_SECONDS = 10.0  # what a first save may take, and what comes after it
+
 
 @dataclass(kw_only=True)
 class Hooks:
-    """`evaluate(step)` returns the held-out figure; `save(state)` writes a checkpoint."""
+    """`evaluate(step)` returns the held-out figure; `save(state)` writes a checkpoint. Before either, `settle` waits
+    for what is sampled beside the loop, and notes it in the state.
+    """
 
     run: RunFolder
     progress: Progress
@@ -30,7 +34,13 @@ class Hooks:
     save: Callable[[TrainState], None]
     should_stop: bool = False
     profile: Profile | None = None
+    observe_roles: Callable[[], Mapping[str, float]] = dict
+    settle: Callable[[], None] = lambda: None
+    deadline: float | None = None
+    """By time.monotonic(): when the run must have stopped."""
     _out_of_memory: float = 0.0
+    _longest: float = 0.0
+    _saving: float = 0.0
 
     def before_steps(self) -> None:
         """Start the clock of the first step."""
@@ -60,7 +70,8 @@ class Hooks:
         learned = time.monotonic()
         if self.profile is not None and (table := self.profile.end(self.run.path / "profile")):
             self.progress.say(table)
-        metrics: dict[str, Any] = {"step": state.step, **state.controllers, **observed, **reduce_metrics(parts)}
+        seen = {**observed, **self.observe_roles()}
+        metrics: dict[str, Any] = {"step": state.step, **state.controllers, **seen, **reduce_metrics(parts)}
         for message in adjust(metrics) if adjust is not None else ():
             self.progress.say(f"step {state.step}: {message}")
             self.run.add_event("noticed", step=state.step, message=message)
@@ -77,13 +88,30 @@ class Hooks:
         if rollouts:
             self.run.write_step("rollouts", state.step, rollouts)
             self.run.trim_rollouts(self.checkpoint.max_rollout_megabytes * 1e6)
+        self._stop_in_time(metrics["seconds"])
         is_last = state.step == self.num_steps
-        if is_last or state.step % self.evaluate_every == 0:
+        evaluates = is_last or state.step % self.evaluate_every == 0
+        saves = is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0
+        if evaluates or saves:
+            self.settle()
+        if evaluates:
             metrics["held_out"] = self.evaluate(state.step)
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
-        if is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0:
+        if saves:
+            began = time.monotonic()
             self.save(state)
+            self._saving = max(self._saving, time.monotonic() - began)
         if self.profile is not None:
             self.profile.begin(state.step + 1)
         self._step_began = self._sampled = time.monotonic()
+
+    def _stop_in_time(self, seconds: float) -> None:
+        """Stop if another step like the longest so far, and the save after it, might not end before the deadline."""
+        self._longest = max(self._longest, seconds)
+        if self.deadline is None or self.should_stop:
+            return
+        left = self.deadline - time.monotonic()
+        if left < 1.5 * self._longest + 2 * self._saving + _SAVE_SECONDS:
+            self.should_stop = True
+            self.progress.say(f"{left:.0f} s are left until train.save_before_deadline: saving, and stopping here")

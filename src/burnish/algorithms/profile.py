@@ -60,7 +60,7 @@ class Profile:
             self._seconds = time.monotonic()
         elif step == COUNTED_STEP:
             for learner in self._roles.learners.values():
-                for tensor in learner.optimizer.state_tensors().values():
+                for tensor in dict(learner.optimizer.state_tensors()).values():
                     self._live.count(tensor)
             self._counting.enter_context(self._live)
 

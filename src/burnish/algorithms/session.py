@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any, Protocol, cast
 
-import torch
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -37,10 +37,10 @@ from burnish.algorithms.memory_plan import (
 )
 from burnish.algorithms.profile import COUNTED_STEP, Profile
 from burnish.config.loading import config_hash, read_algorithm, to_yaml
-from burnish.config.schema import RunConfig
-from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
-from burnish.distributed.roles import CriticNeeds, RoleNeeds, Roles
-from burnish.errors import BurnishError, UserError
+from burnish.config.schema import ClusterConfig, RunConfig
+from burnish.distributed.local import LocalRoles, build_local_roles, check_roles, prepare_process
+from burnish.distributed.roles import Backend, CriticNeeds, RoleNeeds, Roles
+from burnish.errors import BurnishError, LostError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
 from burnish.memory.measure import available_bytes
@@ -49,7 +49,7 @@ from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
-from burnish.training.checkpoint import TrainState, checkpoint_bytes, checkpoints, load_checkpoint, save_checkpoint
+from burnish.training.checkpoint import TrainState, checkpoints, is_saved
 
 
 class Inputs(Protocol):
@@ -144,6 +144,10 @@ def prepare(config: RunConfig) -> Inputs:
     algorithm = algorithm_of(config)
     check_roles(config, algorithm.needs(config))
     inputs = algorithm.prepare(config)
+    if config.cluster.kind != "local":
+        from burnish.distributed.ray_roles import check_cluster  # `local` does without
+
+        check_cluster(config, inputs.model, len(inputs.largest_step().examples))
     _own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 
@@ -157,6 +161,8 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
         UserError: it does not fit; the message says what would.
     """
     config = with_settings(config, {"model.compute_dtype": find_dtype(config.model)})
+    if config.cluster.kind != "local":  # each process has its own memory, of which this one knows nothing
+        return config
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
     is_settled = "auto" not in (config.train.micro_batch_tokens, config.train.recompute)
     is_alone = not needs.teachers and not isinstance(needs.critic, CriticNeeds)  # others may be of any size
@@ -189,26 +195,29 @@ def train(config: RunConfig, console: Console, *, with_profile: bool = False) ->
     Raises:
         UserError: something cannot be used, or the run does not fit into the memory.
     """
+    deadline = _deadline(config)
+    if with_profile and config.cluster.kind != "local":
+        raise UserError("--profile looks into one process: leave it out, or set cluster.kind to local")
     if with_profile and config.train.num_steps < COUNTED_STEP:
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
     inputs = prepare(config)
     config = fitted(config, inputs, available_bytes())
     inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
-    roles = load_roles(config)
-    record = {
-        "created": utc_now(),
-        "status": "running",
-        "seed": config.seed,
-        "measure": algorithm_of(config).MEASURE,
-        "code": code_record(),
-        "environment": environment_record(config.model.num_threads),
-        **_fingerprints(config, inputs),
-    }
-    run = RunFolder.create(config.runs_folder, config.name)
-    write_text(run.path / "config.yaml", to_yaml(config))
-    run.write_record(record)
-    with run.locked():
-        _train(config, inputs, roles, run, console, event="started", with_profile=with_profile)
+    with running_roles(config) as roles:
+        record = {
+            "created": utc_now(),
+            "status": "running",
+            "seed": config.seed,
+            "measure": algorithm_of(config).MEASURE,
+            "code": code_record(),
+            "environment": environment_record(config.model.num_threads),
+            **_fingerprints(config, inputs),
+        }
+        run = RunFolder.create(config.runs_folder, config.name)
+        write_text(run.path / "config.yaml", to_yaml(config))
+        run.write_record(record)
+        with run.locked():
+            _train(config, inputs, roles, run, console, event="started", deadline=deadline, with_profile=with_profile)
     return run
 
 
@@ -218,6 +227,7 @@ def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
     Raises:
         UserError: the run is finished, or what it reads has changed since.
     """
+    deadline = _deadline(config)
     with run.locked():
         record = run.record()
         if record["status"] == "finished":
@@ -238,7 +248,9 @@ def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
         if not is_exact:
             console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
         run.update_record(status="running")
-        _train(config, inputs, load_roles(config), run, console, event="resumed" if is_exact else "resumed_not_exact")
+        event = "resumed" if is_exact else "resumed_not_exact"
+        with running_roles(config) as roles:
+            _train(config, inputs, roles, run, console, event=event, deadline=deadline)
     return run
 
 
@@ -259,10 +271,16 @@ def algorithm_of(config: RunConfig) -> Algorithm:
     return next(algorithm for schema, algorithm in _ALGORITHMS.values() if isinstance(config, schema))
 
 
+def _deadline(config: RunConfig) -> float | None:
+    """By time.monotonic(), if the time of the run, from now, is limited."""
+    limit = config.train.save_before_deadline
+    return None if limit is None else time.monotonic() + limit
+
+
 def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     model = inputs.model
     return {
-        "config_sha256": config_hash(config),
+        "config_sha256": config_hash(config.model_copy(update={"cluster": ClusterConfig()})),  # it may move
         "model": model_record(model.source, base=model.base, commit=model.commit),
         **inputs.record(),
         "loss": _own_code(config),
@@ -302,34 +320,41 @@ def _import_paths(value: Any) -> Iterator[str]:
 
 
 def load_roles(config: RunConfig) -> LocalRoles:
-    """Load the weights that a run starts from."""
-    allocator.choose(returns_freed="return_memory" in config.train.save_memory)
-    torch.set_num_threads(config.model.num_threads)
-    torch.use_deterministic_algorithms(True)
-    # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
+    """Load the weights that a run starts from, in this process."""
+    prepare_process(config)
     with allocator.long_lived():
         return build_local_roles(config, algorithm_of(config).needs(config))
+
+
+@contextmanager
+def running_roles(config: RunConfig) -> Iterator[Backend]:
+    """The roles of a run, where its configuration says; what they started ends with the context."""
+    if config.cluster.kind == "local":
+        yield load_roles(config)
+        return
+    from burnish.distributed.ray_roles import ray_roles  # `local` does without Ray
+
+    with ray_roles(config, algorithm_of(config).needs(config)) as roles:
+        yield roles
 
 
 def _train(
     config: RunConfig,
     inputs: Inputs,
-    roles: LocalRoles,
+    roles: Backend,
     run: RunFolder,
     console: Console,
     *,
     event: str,
+    deadline: float | None,
     with_profile: bool = False,
 ) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
-    require_free_space(run.checkpoints, checkpoint_bytes(roles.learners), "a checkpoint")  # better now than at the end
+    require_free_space(run.checkpoints, roles.checkpoint_bytes(), "a checkpoint")  # better now than at the end
     inputs.start(roles, progress.say)
-    state, recorded = TrainState(), len(run.metrics())
-    if saved := checkpoints(run.checkpoints):
-        state = load_checkpoint(saved[-1], roles.learners)
-    run.rewind(state.step)
+    recorded = len(run.metrics())
+    state = _restored(run, roles)
     run.add_event(event, step=state.step)
 
     def evaluate(step: int) -> float:
@@ -338,7 +363,9 @@ def _train(
         return mean_score(items)
 
     def save(state: TrainState) -> None:
-        path = save_checkpoint(run.checkpoints, roles.learners, state, keep_last=config.checkpoint.keep_last)
+        if is_saved(run.checkpoints, state.step):  # the last step may be an interval's end too
+            return
+        path = roles.save(run.checkpoints, state, keep_last=config.checkpoint.keep_last)
         run.add_event("saved", step=state.step, checkpoint=path.name)
 
     hooks = Hooks(
@@ -349,7 +376,9 @@ def _train(
         evaluate_every=config.evaluation.every_steps,
         evaluate=evaluate,
         save=save,
-        profile=Profile(roles) if with_profile else None,
+        profile=Profile(cast(LocalRoles, roles)) if with_profile else None,
+        observe_roles=roles.observed,
+        deadline=deadline,
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:
@@ -359,10 +388,36 @@ def _train(
             progress.say("looking at the held-out items before training")
             progress.say(f"held-out {algorithm.MEASURE} before training: {evaluate(0):.3f}")
         with progress.running():
-            algorithm.train(config, inputs, roles, hooks, state)
+            state = _trained(algorithm, config, inputs, roles, hooks, state)
         if state.step < num_steps:
+            hooks.settle()
             save(state)  # the signal may have come after the step's own turn to save
     _conclude(run, state, num_steps, progress)
+
+
+def _trained(
+    algorithm: Algorithm, config: RunConfig, inputs: Inputs, roles: Backend, hooks: Hooks, state: TrainState
+) -> TrainState:
+    """Run the loop; where a process is lost, start it anew and go on from the last checkpoint, bit by bit the same."""
+    while True:
+        try:
+            algorithm.train(config, inputs, roles, hooks, state)
+            return state
+        except LostError as error:
+            hooks.progress.say(f"{error}; starting it anew")
+            hooks.run.add_event("lost", step=state.step, reason=str(error))
+            roles.restart()
+            state = _restored(hooks.run, roles)
+            hooks.run.add_event("healed", step=state.step)
+            hooks.progress.say(f"going on after step {state.step}")
+
+
+def _restored(run: RunFolder, roles: Backend) -> TrainState:
+    """Where the newest checkpoint was saved, or the beginning; what was recorded later is dropped."""
+    saved = checkpoints(run.checkpoints)
+    state = roles.load(saved[-1]) if saved else TrainState()
+    run.rewind(state.step)
+    return state
 
 
 def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progress) -> None:

@@ -17,10 +17,12 @@ RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
 model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
+render_app = App(name="render", help="Print files that start a run on a cluster.")
 check_app = App(name="check", help="Try what you wrote, before a run does.")
 app.command(model_app)
 app.command(check_app)
 app.command(config_app)
+app.command(render_app)
 
 
 @app.command
@@ -71,8 +73,23 @@ def memory(
 
 
 @app.command
-def resume(run: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
+def doctor(
+    *,
+    address: Annotated[
+        str | None, Parameter(help="A running Ray cluster: look at every node, and between them.")
+    ] = None,
+) -> int:
+    """Say what this machine has, what a run will use of it, and what is wrong."""
+    from burnish.cli.doctor import print_doctor
+
+    return print_doctor(address)
+
+
+@app.command
+def resume(run: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")) -> int:
     """Go on with a run that was interrupted, bit by bit as if it had not been.
+
+    Where it runs may change, with --cluster.key VALUE; the numbers then agree to rounding.
 
     Parameters
     ----------
@@ -81,7 +98,7 @@ def resume(run: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
     """
     from burnish.cli.train import resume_run
 
-    return resume_run(run, runs_folder)
+    return resume_run(run, settings, runs_folder)
 
 
 @app.command(name="runs")
@@ -110,6 +127,60 @@ def show(
     from burnish.cli.show import print_run
 
     return print_run(run, runs_folder, step=step, num_groups=groups)
+
+
+Nodes = Annotated[int, Parameter(help="Machines.")]
+Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
+Gpus = Annotated[int, Parameter(help="GPUs of each.")]
+
+
+@render_app.command
+def slurm(
+    recipe: str,
+    *settings: Settings,
+    nodes: Nodes = 1,
+    cpus: Cpus = 4,
+    gpus: Gpus = 0,
+    time: Annotated[str, Parameter(help="As sbatch's --time.")] = "04:00:00",
+    setup: Annotated[str, Parameter(help="A shell line that makes burnish and ray findable.")] = "",
+    sbatch: Annotated[str, Parameter(help="More options of sbatch, such as '--partition=long'.")] = "",
+) -> int:
+    """Print a script for sbatch that starts Ray on the job's machines and trains a recipe there.
+
+    Example: burnish render slurm quickstart --nodes 2 --cluster.learners 2 > train.sh
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe that ships with burnish, or path of a YAML file.
+    """
+    from burnish.cli.render import print_slurm
+
+    job = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
+    return print_slurm(recipe, settings, job, time=time, setup=setup, sbatch=sbatch)
+
+
+@render_app.command
+def kubernetes(
+    recipe: str,
+    *settings: Settings,
+    nodes: Nodes = 1,
+    cpus: Cpus = 4,
+    gpus: Gpus = 0,
+    image: Annotated[str, Parameter(help="An image with burnish[ray].")],
+    claim: Annotated[str, Parameter(help="A PersistentVolumeClaim that every node shares, for the runs.")],
+) -> int:
+    """Print a RayJob for KubeRay that trains a recipe.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe that ships with burnish, or path of a YAML file in the image.
+    """
+    from burnish.cli.render import print_kubernetes
+
+    job = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
+    return print_kubernetes(recipe, settings, job, image=image, claim=claim)
 
 
 @model_app.command

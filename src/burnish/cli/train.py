@@ -1,5 +1,6 @@
 """`burnish train` and `burnish resume`."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from rich.console import Console
 
 from burnish.algorithms.session import prepare, resume, schema_for, train
 from burnish.config.loading import resolve
-from burnish.config.schema import RunConfig
+from burnish.config.schema import ClusterConfig, RunConfig
+from burnish.errors import ConfigError
 from burnish.reproducibility.run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -26,16 +28,22 @@ def train_recipe(
     return _exit_status(train(config, Console(), with_profile=with_profile))
 
 
-def resume_run(run: str, runs_folder: Path) -> int:
-    """Find the run and go on with the configuration it was started with."""
+def resume_run(run: str, settings: Sequence[str], runs_folder: Path) -> int:
+    """Find the run and go on with the configuration it was started with; `settings` say where, if elsewhere."""
+    for setting in settings:
+        if setting.startswith("--") and not setting.startswith("--cluster."):
+            raise ConfigError(f"{setting}: a run is resumed with its own settings; only those of --cluster may change")
     folder = RunFolder.find(run, runs_folder)
-    return _exit_status(resume(folder, run_config(folder), Console()))
+    if settings:  # they say all of where it runs: what the run began with does not linger
+        defaults = {key: field.default for key, field in ClusterConfig.model_fields.items()}
+        settings = [*(f"--cluster.{key}={json.dumps(value)}" for key, value in defaults.items()), *settings]
+    return _exit_status(resume(folder, run_config(folder, settings), Console()))
 
 
-def run_config(run: RunFolder) -> RunConfig:
-    """The configuration that a run was started with."""
+def run_config(run: RunFolder, settings: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, changed by `settings`."""
     recipe = str(run.path / "config.yaml")
-    return resolve(schema_for(recipe), recipe, environment={}).config
+    return resolve(schema_for(recipe), recipe, flags=settings, environment={}).config
 
 
 def _exit_status(run: RunFolder) -> int:

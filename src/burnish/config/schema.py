@@ -119,6 +119,8 @@ class RolloutConfig(Section):
     """Sampling temperature. The learner divides its logits by it too: both look at the same policy."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
+    lag: int = Field(0, ge=0)
+    """Steps that sampling runs ahead of learning: a step learns from samples of weights that are so many steps old."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
     curriculum: Literal["uniform", "middle"] = "uniform"
@@ -204,6 +206,8 @@ class TrainConfig(Section):
     """Tokens in one forward and backward pass: memory against speed, no effect on the result. auto: as many as fit."""
     recompute: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Every k-th layer forgets its activations and computes them again: 1 is all, 0 none, auto as few as must."""
+    save_before_deadline: float | None = Field(None, gt=0)
+    """Seconds within which the run has saved and stopped, for a job whose time is limited; null is no limit."""
     save_memory: tuple[Literal["return_memory", "step_in_backward", "offload_optimizer", "offload_reference"], ...] = ()
     """return_memory: on a CPU, what is freed goes back to the system at once, for two fifths more time a step.
     step_in_backward: each weight is updated as soon as its gradient is known, and the gradient freed; it needs one
@@ -244,6 +248,37 @@ class CheckpointConfig(Section):
     """Stored rollouts beyond this size are removed, oldest first."""
 
 
+class ClusterConfig(Section):
+    """Where it runs. It changes the time that a run takes, not what it learns."""
+
+    kind: Literal["local", "ray"] = "local"
+    """local: one process. ray: learners and generators are actors of a Ray cluster."""
+    address: str | None = None
+    """Address of a running Ray cluster, auto for the one of this machine; null starts Ray here, for this run alone."""
+    learners: int = Field(1, ge=1)
+    """Processes that share the weights, the optimizer and the batch."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Learners that share one matrix product; the others share the batch."""
+    generators: int = Field(1, ge=1)
+    """Processes that sample."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """Longest wait for an answer of a learner or generator."""
+    start_seconds: float = Field(300.0, gt=0)
+    """Longest wait until all of them are there and have loaded their weights."""
+    max_restarts: int = Field(3, ge=0)
+    """How often what was lost is started anew, in a run, before the run fails."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> "ClusterConfig":
+        if self.kind == "local" and (given := [key for key in type(self).model_fields if self.changes(key)]):
+            raise ConfigError(f"cluster.{given[0]} would be ignored: it belongs to cluster.kind=ray")
+        if self.learners % self.tensor_parallel:
+            raise ConfigError(
+                f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"
+            )
+        return self
+
+
 class RunConfig(Section):
     """What every run depends on; an algorithm's file adds its own sections."""
 
@@ -258,6 +293,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _refuse_to_clip_what_is_gone(self) -> "RunConfig":

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from burnish.config.schema import ModelConfig, OptimizerConfig, RunConfig
-from burnish.distributed.roles import CriticNeeds, RoleNeeds
-from burnish.errors import ConfigError
+from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
+from burnish.distributed.sharding import Sharding
+from burnish.errors import ConfigError, MachineError
 from burnish.losses.loss import Loss
+from burnish.memory.allocator import allocator
 from burnish.memory.recompute import recompute
-from burnish.models.load import find_device, load_policy, with_value_head
+from burnish.models.load import ModelKind, find_device, find_dtype, load_policy, with_value_head
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.base import Generator
 from burnish.rollout.generators.native import NativeGenerator
+from burnish.rollout.play import Sample
+from burnish.training.checkpoint import TrainState, checkpoint_bytes, load_checkpoint, save_checkpoint
 from burnish.training.learner import Learner
 from burnish.training.optimizer import MasterOptimizer, check_installed
 
@@ -28,8 +34,8 @@ from burnish.training.optimizer import MasterOptimizer, check_installed
 class LocalRoles:
     """The generator reads the learner's own parameters, so publishing copies nothing; it only counts.
 
-    `keeps_reference` holds what `reference_logprobs` needs: the adapters switched off under LoRA, otherwise a second
-    copy of the weights. Create it before the policy is trained or restored.
+    `reference` is what `reference_logprobs` needs: the policy itself under LoRA, whose adapters are then switched off,
+    otherwise a second copy of the weights.
     """
 
     def __init__(
@@ -37,7 +43,7 @@ class LocalRoles:
         learner: Learner,
         generator: Generator | None,
         *,
-        keeps_reference: bool,
+        reference: Policy | None = None,
         critic: Learner | None = None,
         offloads_reference: bool = False,
     ) -> None:
@@ -45,7 +51,7 @@ class LocalRoles:
         self._critic = critic
         self.generator = generator
         self.weight_version = 0
-        self._reference = _reference_of(learner) if keeps_reference else None
+        self._reference = None if reference is None else replace_policy(learner, reference)
         self._offloads_reference = offloads_reference and not learner.policy.is_adapted
         if self._reference is not None and self._offloads_reference:
             self._reference.policy.module.to("cpu")
@@ -67,6 +73,12 @@ class LocalRoles:
         if self.generator is None:
             raise ValueError("these roles were made without a sampler")
         return self.generator.generate(requests)
+
+    def aside(self, job: Callable[[Sample], T]) -> Future[T]:
+        """See Roles: here it is done at once, for there is one process and one set of weights."""
+        done: Future[T] = Future()
+        done.set_result(job(self.sample))
+        return done
 
     def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
         """See Roles."""
@@ -104,6 +116,35 @@ class LocalRoles:
         """See Roles."""
         self.weight_version = version
 
+    def save(self, folder: Path, state: TrainState, *, keep_last: int) -> Path:
+        """See Backend."""
+        return save_checkpoint(folder, self.learners, state, keep_last=keep_last)
+
+    def load(self, checkpoint: Path) -> TrainState:
+        """See Backend."""
+        return load_checkpoint(checkpoint, self.learners)
+
+    def checkpoint_bytes(self) -> int:
+        """See Backend."""
+        return checkpoint_bytes(self.learners)
+
+    def observed(self) -> dict[str, float]:
+        """See Backend: there is nothing to tell."""
+        return {}
+
+    def restart(self) -> None:
+        """See Backend. What is lost of one process is the process."""
+        raise MachineError("a run in one process is resumed, not restarted")
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Settings of torch and of the allocator, before the weights load."""
+    allocator.choose(returns_freed="return_memory" in config.train.save_memory)
+    torch.set_num_threads(config.model.num_threads)
+    torch.use_deterministic_algorithms(True)
+    # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
+
 
 def check_roles(config: RunConfig, needs: RoleNeeds) -> None:
     """Refuse what could not be built, or would have no effect, before any weight is loaded.
@@ -127,31 +168,91 @@ def check_roles(config: RunConfig, needs: RoleNeeds) -> None:
         )
 
 
-def build_local_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.device | None = None) -> LocalRoles:
-    """Load the weights and put learner and sampler on them; see `load_policy` for the device."""
-    policy = load_policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind, device=device)
+def build_local_roles(
+    config: RunConfig, needs: RoleNeeds, *, device: torch.device | None = None, sharding: Sharding | None = None
+) -> LocalRoles:
+    """Load the weights and put learner and sampler on them; see `load_policy` for the device.
+
+    With a `sharding` this is one of several processes that build the same, and the weights are spread over them.
+    """
+    build = _Build(config, device, sharding)
+    policy = build.policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
     if needs.critic == "shared":
         policy = with_value_head(policy)
-    learner = Learner(
+    reference = None
+    if needs.reference:
+        reference = policy if policy.is_adapted else build.frozen(policy)
+    learner = build.learner(
         policy,
-        build_optimizer(policy, config, config.optimizer),
-        micro_batch_tokens=_settled(config.train.micro_batch_tokens),
+        config.optimizer,
         temperature=needs.temperature,
-        teachers=[load_teacher(config.model, path, device=device) for path in needs.teachers],
+        teachers=[build.teacher(path) for path in needs.teachers],
         divergence=needs.divergence,
     )
-    generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows else None
-    critic = build_critic(config, needs.critic, device=device) if isinstance(needs.critic, CriticNeeds) else None
-    roles = LocalRoles(
+    generator = NativeGenerator(policy, max_rows=needs.max_rows) if needs.max_rows and sharding is None else None
+    critic = build.critic(needs.critic) if isinstance(needs.critic, CriticNeeds) else None
+    return LocalRoles(
         learner,
         generator,
-        keeps_reference=needs.reference,
+        reference=learner.policy if reference is policy else reference,
         critic=critic,
         offloads_reference="offload_reference" in config.train.save_memory,
     )
-    for trained in roles.learners.values() if config.train.recompute else ():
-        recompute(trained.policy.model, every=_settled(config.train.recompute))
-    return roles
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """The models of a run, where they belong."""
+
+    config: RunConfig
+    device: torch.device | None
+    sharding: Sharding | None
+
+    def policy(self, model: ModelConfig, *, seed: int, kind: ModelKind) -> Policy:
+        """Trained weights, whole. What is to be spread is kept in float32, and computes in the model's type."""
+        if self.sharding is not None:
+            model = model.model_copy(update={"compute_dtype": "float32"})
+        return load_policy(model, seed=seed, kind=kind, device=self.device)
+
+    def learner(self, policy: Policy, settings: OptimizerConfig, **options: Any) -> Learner:
+        """A policy with its optimizer."""
+        train = self.config.train
+        if train.recompute:
+            recompute(policy.model, every=_settled(train.recompute))
+        if self.sharding is not None:
+            policy = self.sharding.spread(policy, self._dtype)
+        optimizer = MasterOptimizer(
+            policy.trainable(),
+            settings,
+            device=torch.device("cpu") if "offload_optimizer" in train.save_memory else None,
+            steps_in_backward="step_in_backward" in train.save_memory,
+            complete_gradients=None if self.sharding is None else self.sharding.complete_gradients,
+        )
+        return Learner(policy, optimizer, micro_batch_tokens=_settled(train.micro_batch_tokens), **options)
+
+    def critic(self, needs: CriticNeeds) -> Learner:
+        """A value model with its own optimizer."""
+        model = self.config.model.model_copy(update={"path": needs.path or self.config.model.path})
+        policy = self.policy(model, seed=seed_for(self.config.seed, "critic adapter"), kind="value")
+        return self.learner(policy, self.config.optimizer.model_copy(update={"learning_rate": needs.learning_rate}))
+
+    def teacher(self, path: str) -> Policy:
+        """A model to learn from, in the student's compute type, which nothing trains."""
+        return self._spread(load_teacher(self.config.model, path, device=self.device))
+
+    def frozen(self, policy: Policy) -> Policy:
+        """A copy of the weights as they are."""
+        model: Any = copy.deepcopy(policy.model).requires_grad_(False)
+        model.to(self._dtype)
+        return self._spread(replace(policy, module=model, model=model))
+
+    def _spread(self, policy: Policy) -> Policy:
+        return policy if self.sharding is None else self.sharding.spread(policy, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, find_dtype(self.config.model))
+        return dtype
 
 
 def _settled(setting: int | Literal["auto"]) -> int:
@@ -160,40 +261,11 @@ def _settled(setting: int | Literal["auto"]) -> int:
     return setting
 
 
-def build_critic(config: RunConfig, needs: CriticNeeds, *, device: torch.device | None = None) -> Learner:
-    """A value model with its own optimizer."""
-    model = config.model.model_copy(update={"path": needs.path or config.model.path})
-    policy = load_policy(model, seed=seed_for(config.seed, "critic adapter"), kind="value", device=device)
-    optimizer = config.optimizer.model_copy(update={"learning_rate": needs.learning_rate})
-    return Learner(
-        policy, build_optimizer(policy, config, optimizer), micro_batch_tokens=_settled(config.train.micro_batch_tokens)
-    )
-
-
-def build_optimizer(policy: Policy, config: RunConfig, settings: OptimizerConfig) -> MasterOptimizer:
-    """The optimizer of everything that is trained in a policy."""
-    saved = config.train.save_memory
-    return MasterOptimizer(
-        policy.trainable(),
-        settings,
-        device=torch.device("cpu") if "offload_optimizer" in saved else None,
-        steps_in_backward="step_in_backward" in saved,
-    )
-
-
 def load_teacher(config: ModelConfig, path: str, *, device: torch.device | None = None) -> Policy:
     """A model to learn from, in the student's compute type, which nothing trains."""
     teacher = load_policy(config.model_copy(update={"path": path, "lora": None}), seed=0, device=device)
     teacher.module.requires_grad_(False)
     return teacher
-
-
-def _reference_of(learner: Learner) -> Learner:
-    policy = learner.policy
-    if policy.is_adapted:
-        return learner
-    frozen = copy.deepcopy(policy.model).requires_grad_(False)
-    return replace_policy(learner, replace(policy, module=frozen, model=frozen))
 
 
 def replace_policy(learner: Learner, policy: Policy) -> Learner:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
     from torch import Tensor
 
     from burnish.losses.loss import Loss
     from burnish.models.divergence import Divergence
+    from burnish.rollout.play import Sample
+    from burnish.training.checkpoint import TrainState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,12 @@ class Roles(Trainable, Protocol):
         """Completions from the weights published last."""
         ...
 
+    def aside(self, job: Callable[[Sample], T]) -> Future[T]:
+        """Let a job sample, from the weights published last whatever is published while it does; beside what follows
+        where there are processes for it, otherwise before this returns. One job is done after the other.
+        """
+        ...
+
     @property
     def critic(self) -> Trainable:
         """A value model of its own, where one was asked for."""
@@ -80,4 +93,28 @@ class Roles(Trainable, Protocol):
 
     def publish_weights(self, version: int) -> None:
         """Let the sampler use the learner's weights from now on, under this version."""
+        ...
+
+
+class Backend(Roles, Protocol):
+    """Roles with what a run does around its algorithm."""
+
+    def save(self, folder: Path, state: TrainState, *, keep_last: int) -> Path:
+        """Write a checkpoint; see `save_checkpoint`."""
+        ...
+
+    def load(self, checkpoint: Path) -> TrainState:
+        """Go on from a checkpoint; see `load_checkpoint`."""
+        ...
+
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint."""
+        ...
+
+    def observed(self) -> dict[str, float]:
+        """What the roles have to tell of the time since they were asked last, for the metrics of a step."""
+        ...
+
+    def restart(self) -> None:
+        """Start anew what is lost, with the weights that the run began with. Raises a MachineError if it cannot."""
         ...

@@ -33,6 +33,8 @@ class Policy:
     stop_token_ids: tuple[int, ...]
     """Tokens that end an answer."""
     own_value_head: nn.Linear | None = None
+    trunk: nn.Module | None = None
+    """From tokens to hidden states, where the weights are spread over processes and must be gathered for it."""
 
     @property
     def is_adapted(self) -> bool:
@@ -68,6 +70,9 @@ class Policy:
 
     def hidden_states(self, token_ids_T: Tensor, position_ids_T: Tensor, plan: AttentionPlan) -> Tensor:
         """Last hidden states [T, H]."""
+        if self.trunk is not None:
+            hidden_TH: Tensor = self.trunk(token_ids_T, position_ids_T, plan)[0]
+            return hidden_TH
         return attention.hidden_states(self.model.base_model, token_ids_T, position_ids_T, plan)
 
     def trainable(self) -> dict[str, nn.Parameter]:

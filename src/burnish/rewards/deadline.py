@@ -1,10 +1,12 @@
-"""A time limit for a user's code that runs in this, the main thread."""
+"""A time limit for a user's code that runs in this process."""
 
 import asyncio
+import ctypes
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -16,9 +18,14 @@ class TooSlowError(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TooSlowError in the block after `seconds`, and again and again, should the block swallow the first.
 
-    Limits nest: the shorter one comes first, and what is left of the outer one goes on after the block. It is a timer
-    signal: code that sets `signal.alarm` itself switches it off.
+    Limits nest: the shorter one comes first, and what is left of the outer one goes on after the block. In the main
+    thread it is a timer signal: code that sets `signal.alarm` itself switches it off. In another thread the exception
+    comes between two operations of Python: a call that waits in the system is not interrupted before it returns.
     """
+    if threading.current_thread() is not threading.main_thread():
+        with _thread_limit(seconds):
+            yield
+        return
 
     def give_up(signum: int, frame: FrameType | None) -> None:
         raise TooSlowError
@@ -36,6 +43,29 @@ def time_limit(seconds: float) -> Iterator[None]:
         if outer_seconds:
             left = max(outer_seconds - (time.monotonic() - began), 1e-6)
             signal.setitimer(signal.ITIMER_REAL, left, outer_interval)
+
+
+@contextmanager
+def _thread_limit(seconds: float) -> Iterator[None]:
+    block, ended = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    one_of_us = threading.Lock()  # so that nothing is raised after the block
+
+    def watch() -> None:
+        while not ended.wait(seconds):
+            with one_of_us:
+                if not ended.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(block, ctypes.py_object(TooSlowError))
+
+    watcher = threading.Thread(target=watch, name="time limit", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        while not ended.is_set():
+            with suppress(TooSlowError), one_of_us:  # one may come on the way
+                ended.set()
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(block, None)  # or be raised and not have arrived
+        watcher.join()
 
 
 def is_cancelled() -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,8 @@ _VALUE_HEAD_FILE = "value_head.safetensors"
 @dataclass(slots=True, kw_only=True)
 class TrainState:
     """Everything that a run must remember besides weights and optimizer. Random draws need no entry: they are
-    functions of the root seed and of these numbers. `pass_rates` are the curriculum's, by task.
+    functions of the root seed and of these numbers. `pass_rates` are the curriculum's, by task. `ahead` are the steps
+    that were sampled and not yet learnt from, the next one first.
     """
 
     step: int = 0
@@ -35,6 +37,7 @@ class TrainState:
     data_position: int = 0
     controllers: dict[str, float] = field(default_factory=dict)
     pass_rates: dict[str, list[float]] = field(default_factory=dict)
+    ahead: list[dict[str, Any]] = field(default_factory=list)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -45,25 +48,30 @@ def step_of(checkpoint: Path) -> int:
 def checkpoint_bytes(learners: Mapping[str, Learner]) -> int:
     """Size of a checkpoint: master weights, what the optimizer keeps of them, and a margin for the rest."""
     weights = [
-        4 * master.numel() + state_bytes(learner.optimizer.config, name, master.shape)
+        4 * parameter.numel() + state_bytes(learner.optimizer.config, name, parameter.shape)
         for learner in learners.values()
-        for name, master in learner.optimizer.masters.items()
+        for name, parameter in learner.optimizer.parameters.items()  # a master may be a part
     ]
     return sum(weights) + 20_000_000
 
 
-def save_checkpoint(folder: Path, learners: Mapping[str, Learner], state: TrainState, *, keep_last: int) -> Path:
+def save_checkpoint(
+    folder: Path, learners: Mapping[str, Learner], state: TrainState, *, keep_last: int, is_writer: bool = True
+) -> Path:
     """Write `folder`/step-NNNNNN with the float32 master weights, then remove all but the newest `keep_last`.
 
-    The learner named "" is the checkpoint's model; another one stands in the subfolder of its name.
+    The learner named "" is the checkpoint's model; another one stands in the subfolder of its name. Where weights are
+    spread over processes, each of them calls this and one writes what all of them have: a checkpoint does not depend on
+    how many they were.
 
     Raises:
         MachineError: the disk is full; earlier checkpoints are untouched.
     """
-    folder.mkdir(exist_ok=True)
     final = folder / f"step-{state.step:06d}"
-    if (final / _MANIFEST).is_file():  # the last step may be an interval's end too
+    tensors = {name: _tensors(learner, is_writer=is_writer) for name, learner in learners.items()}
+    if not is_writer:
         return final
+    folder.mkdir(exist_ok=True)
     remove_folder(final)
     require_free_space(folder, checkpoint_bytes(learners), "a checkpoint")
 
@@ -71,10 +79,10 @@ def save_checkpoint(folder: Path, learners: Mapping[str, Learner], state: TrainS
         for name, learner in learners.items():
             place = aside / name
             place.mkdir(exist_ok=True)
-            masters = learner.optimizer.masters.items()
+            weights, state_tensors = tensors[name]
             try:
-                _write_model(place, learner.policy, {name: master.detach() for name, master in masters})
-                save_file(learner.optimizer.state_tensors(), place / _OPTIMIZER)
+                _write_model(place, learner.policy, weights)
+                save_file(state_tensors, place / _OPTIMIZER)
             except SafetensorError as error:
                 raise MachineError(f"cannot write {final}: {error}; free space and resume") from error
         write_text(aside / _STATE, json.dumps(asdict(state)))
@@ -86,6 +94,11 @@ def save_checkpoint(folder: Path, learners: Mapping[str, Learner], state: TrainS
     for old in checkpoints(folder)[:-keep_last]:
         remove_folder(old)
     return final
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    """Whether there is a whole checkpoint of a step."""
+    return (folder / f"step-{step:06d}" / _MANIFEST).is_file()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -110,6 +123,18 @@ def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainS
         weights = _read_weights(checkpoint / name, learner.policy)
         learner.optimizer.load(weights, load_file(checkpoint / name / _OPTIMIZER))
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+
+
+def _tensors(learner: Learner, *, is_writer: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The writer's weights and optimizer state. The others help to make them whole, and keep nothing."""
+    both: list[dict[str, Tensor]] = []
+    for named in (learner.optimizer.weights(), learner.optimizer.state_tensors()):
+        kept = {}
+        for name, tensor in named:
+            if is_writer:
+                kept[name] = tensor.cpu()
+        both.append(kept)
+    return both[0], both[1]
 
 
 def _write_model(folder: Path, policy: Policy, weights: dict[str, Tensor]) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from burnish.config.schema import OptimizerConfig
 from burnish.errors import BurnishError, ConfigError
 from burnish.memory.allocator import allocator
+from burnish.training.shards import local_part, part_of, whole
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "row_var", "col_var", "variance")
 _QUANTIZED = ("codes", "scale", "qmap")
 _BLOCK = 256  # values that share a scale in 8 bits
+CompleteGradients = Callable[[Mapping[str, nn.Parameter], Mapping[str, nn.Parameter]], Tensor]
+"""From parameters and their masters, which have the gradients, to the norm."""
+
 _LAYER = re.compile(r"\.\d+\.")
 
 
@@ -44,6 +49,9 @@ class MasterOptimizer:
 
     With a `device` the copies, their gradients and the moments live there, wherever the weights are. With
     `steps_in_backward` the learner takes `step_in_backward` in the place of a backward pass and `step`.
+
+    Of a weight that is spread over processes the master is the part that is here. `complete_gradients` then adds what
+    other processes have of a gradient, and returns the norm of all gradients.
     """
 
     def __init__(
@@ -53,16 +61,19 @@ class MasterOptimizer:
         *,
         device: torch.device | None = None,
         steps_in_backward: bool = False,
+        complete_gradients: CompleteGradients | None = None,
     ) -> None:
         self.config = config
+        self._complete_gradients = complete_gradients or _norm
         self.steps_in_backward = steps_in_backward
         self.parameters = dict(parameters)
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in self.parameters.items():
-            if parameter.dtype == torch.float32 and device in (None, parameter.device):
+            part = local_part(parameter.detach())
+            if part.dtype == torch.float32 and device in (None, part.device) and not isinstance(parameter, DTensor):
                 self.masters[name] = parameter
             else:
-                self.masters[name] = nn.Parameter(parameter.detach().to(device, torch.float32))
+                self.masters[name] = nn.Parameter(part.to(device, torch.float32))
                 parameter.register_post_accumulate_grad_hook(_add_gradient_to(self.masters[name]))
         self._optimizers = _make(config, self.masters)
         self._homes = {
@@ -79,7 +90,7 @@ class MasterOptimizer:
             BurnishError: the gradient is not finite; the weights are left as they were.
         """
         masters = [master for master in self.masters.values() if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        norm = self._complete_gradients(self.parameters, self.masters)
         _require_finite(float(norm))
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(masters, self.config.max_grad_norm, norm)
@@ -115,23 +126,26 @@ class MasterOptimizer:
         for master in self.masters.values():
             master.grad = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts by name, for a checkpoint."""
-        tensors = {}
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The float32 weights by name, whole, one after the other."""
+        for name, master in self.masters.items():
+            yield name, whole(master.detach(), self.parameters[name])
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Moments and step counts by name, whole, one after the other, for a checkpoint."""
         for name, master in self.masters.items():
             optimizer, _ = self._homes[master]
             for key, value in optimizer.state.get(master, {}).items():
                 if type(value) is Tensor:
-                    tensors[f"{key}.{name}"] = value
+                    yield f"{key}.{name}", whole(value, self.parameters[name])
                 else:
-                    tensors |= {f"{key}.{part}.{name}": getattr(value, part) for part in _QUANTIZED}
-        return tensors
+                    yield from ((f"{key}.{part}.{name}", getattr(value, part)) for part in _QUANTIZED)
 
     def load(self, weights: Mapping[str, Tensor], state_tensors: Mapping[str, Tensor]) -> None:
         """Take over the weights and moments of a checkpoint."""
         for name, master in self.masters.items():
             with torch.no_grad():
-                master.copy_(weights[name])
+                master.copy_(part_of(weights[name], self.parameters[name]))
             self._round_into_parameter(name)
             optimizer, _ = self._homes[master]
             state = {}
@@ -140,7 +154,8 @@ class MasterOptimizer:
                 stays = key == "step" and not optimizer.defaults.get("fused")
                 device = torch.device("cpu") if stays else master.device
                 if f"{key}.{name}" in state_tensors:
-                    state[key] = state_tensors[f"{key}.{name}"].to(device, copy=True)
+                    saved = part_of(state_tensors[f"{key}.{name}"], self.parameters[name])
+                    state[key] = saved.to(device, copy=True)
                 elif f"{key}.codes.{name}" in state_tensors:
                     parts = {part: state_tensors[f"{key}.{part}.{name}"] for part in _QUANTIZED}
                     state[key] = _quantized(parts, device, is_signed=key == "exp_avg")
@@ -168,8 +183,9 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def _round_into_parameter(self, name: str) -> None:
-        if self.masters[name] is not self.parameters[name]:
-            self.parameters[name].copy_(self.masters[name])
+        part = local_part(self.parameters[name])
+        if part.data_ptr() != self.masters[name].data_ptr():
+            part.copy_(self.masters[name])
 
 
 def state_bytes(config: OptimizerConfig, name: str, shape: torch.Size) -> int:
@@ -240,6 +256,10 @@ def _take_step(optimizer: Optimizer, learning_rate: float) -> None:
         optimizer.step()
 
 
+def _norm(parameters: Mapping[str, nn.Parameter], masters: Mapping[str, nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([master.grad for master in masters.values() if master.grad is not None])
+
+
 def _require_finite(norm: float) -> None:
     if not math.isfinite(norm):
         raise BurnishError(
@@ -250,10 +270,9 @@ def _require_finite(norm: float) -> None:
 
 def _add_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
-        gradient = parameter.grad
-        parameter.grad = None
-        if gradient is None:
+        if parameter.grad is None:
             return
+        gradient, parameter.grad = local_part(parameter.grad), None
         if master.grad is None:
             with allocator.long_lived():
                 master.grad = gradient.to(master.device, master.dtype)

@@ -1,0 +1,41 @@
+"""`burnish doctor`."""
+
+from burnish.cli.columns import print_columns
+from burnish.distributed.doctor import Machine, examine, examine_cluster
+
+
+def print_doctor(address: str | None) -> int:
+    """Print what the machines have and what is wrong. Exit status 1 if the nodes of a cluster do not fit together."""
+    if address is None:
+        _print_machine(machine := examine())
+        for problem in machine.problems():
+            print(f"note: {problem}")
+        return 0
+    report = examine_cluster(address)
+    for machine, link in zip(report.machines, report.links, strict=True):
+        _print_machine(machine)
+        print_columns([("  from here", f"{link.bytes_a_second / 1e6:,.0f} MB/s, clock {link.clock_seconds:+.1f} s")])
+        for problem in machine.problems():
+            print(f"note: {machine.host}: {problem}")
+    if report.sum_seconds is not None:
+        print(f"a sum of 4 MB over {len(report.machines)} nodes takes {report.sum_seconds * 1000:.1f} ms")
+    problems = report.problems()
+    for problem in problems:
+        print(f"wrong: {problem}")
+    return 1 if problems else 0
+
+
+def _print_machine(machine: Machine) -> None:
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine.rates.items())
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items() if version is not None)
+    free = f"{machine.available_bytes / 1e9:.1f} GB of memory, {machine.disk_bytes / 1e9:.0f} GB of disk"
+    print_columns(
+        [
+            (machine.host, f"{machine.processor}, {machine.cores} cores"),
+            ("  free", free),
+            ("  GPUs", "; ".join(machine.gpus) or "none"),
+            ("  products", rates),
+            ("  versions", packages),
+            ("  will use", f"{machine.device}, {machine.dtype} (model.device and model.compute_dtype change it)"),
+        ]
+    )

@@ -1,0 +1,39 @@
+"""`burnish render`."""
+
+import os
+from collections.abc import Sequence
+
+from burnish.algorithms.session import schema_for
+from burnish.config.loading import resolve
+from burnish.config.schema import RunConfig
+from burnish.distributed.render import Job, ray_job, slurm_script
+from burnish.errors import ConfigError
+from burnish.reproducibility.record import versions
+
+
+def print_slurm(
+    recipe: str, settings: Sequence[str], job: dict[str, int], *, time: str, setup: str, sbatch: str
+) -> int:
+    """Print a script for sbatch."""
+    options = tuple(sbatch.split()) if sbatch else ()
+    print(slurm_script(_job(recipe, settings, job), time=time, setup=setup, options=options), end="")
+    return 0
+
+
+def print_kubernetes(recipe: str, settings: Sequence[str], job: dict[str, int], *, image: str, claim: str) -> int:
+    """Print a RayJob, for the version of Ray that is installed here."""
+    ray = versions(["ray"])["ray"]
+    if ray is None:
+        raise ConfigError(
+            "burnish render kubernetes needs Ray, whose version the cluster must have: pip install 'burnish[ray]'"
+        )
+    print(ray_job(_job(recipe, settings, job), image=image, claim=claim, ray_version=ray), end="")
+    return 0
+
+
+def _job(recipe: str, settings: Sequence[str], job: dict[str, int]) -> Job:
+    """The recipe is read as it will be: what is wrong with it is said before the job waits in a queue."""
+    config: RunConfig = resolve(
+        schema_for(recipe, settings), recipe, flags=[*settings, "--cluster.kind=ray"], environment=os.environ
+    ).config
+    return Job(recipe=recipe, settings=tuple(settings), name=config.name, runs_folder=str(config.runs_folder), **job)

@@ -1,0 +1,427 @@
+"""The roles on Ray: learners that form one group, and generators, each an actor."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoConfig
+
+from burnish.config.schema import RunConfig
+from burnish.data.packing import split_batch
+from burnish.distributed.actors import Actors, ray_session
+from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
+from burnish.distributed.sharding import check_tensor_parallel
+from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
+from burnish.errors import ConfigError, LostError
+from burnish.losses.loss import Loss
+from burnish.models.load import ModelFacts, find_device
+from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
+from burnish.rollout.play import Sample
+from burnish.training.checkpoint import TrainState
+
+_CLOCK_SECONDS = 10.0  # further apart than this, the logs and deadlines of two machines cannot be read together
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A version, and Ray's reference of its weights."""
+
+    version: int
+    weights: Any
+
+
+class Group:
+    """The learners of one name, "" for the policy's: every one of them gets every call."""
+
+    def __init__(self, roles: RayRoles, name: str) -> None:
+        self._roles = roles
+        self._name = name
+
+    def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
+        """See Roles."""
+        parts: list[Scored] = self._roles.in_parts("score", batch, self._name, with_collisions)
+        return joined(parts)
+
+    def forward_backward(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
+        """See Roles."""
+        return self._roles.in_parts("forward_backward", batch, self._name, loss, keep_groups=loss.needs_whole_groups)
+
+    def optim_step(self, learning_rate: float) -> dict[str, Metric]:
+        """See Roles."""
+        found = self._roles.in_step("optim_step", self._name, learning_rate)
+        loss = sum(float(each["loss"].value) for each in found)  # each has its share of the batch
+        return {**found[0], "loss": Metric(loss, "mean")}
+
+
+class RayRoles(Group):
+    """Learners and generators of one run."""
+
+    def __init__(self, actors: Actors, config: RunConfig, needs: RoleNeeds) -> None:
+        super().__init__(self, "")
+        self.weight_version = 0
+        self._actors = actors
+        self._config = config.model_copy(
+            update={"model": config.model.model_copy(update={"path": _absolute(config.model.path)})}
+        )
+        critic = needs.critic
+        if isinstance(critic, CriticNeeds) and critic.path is not None:
+            critic = replace(critic, path=_absolute(critic.path))
+        self._needs = replace(needs, teachers=tuple(map(_absolute, needs.teachers)), critic=critic)
+        self._learners: list[Any] = []
+        self._generators: list[Any] = []
+        self._published: list[_Published] = []
+        self._newest: int | None = None  # the version that was published last
+        self._held: int | None = None  # the version that every generator has
+        self._jobs = ThreadPoolExecutor(1)
+        self._spent = {"learners": 0.0, "generators": 0.0, "publish": 0.0}
+        self._bytes = 0
+        self._since = time.monotonic()
+
+    # ---- beginning ----
+
+    def start(self) -> None:
+        """Start every process, check that they fit together, and load the weights they begin with.
+
+        Raises:
+            ConfigError: they do not fit.
+            MachineError: they are not there in time.
+        """
+        cluster = self._config.cluster
+        num_generators = cluster.generators if self._needs.max_rows else 0
+        self._actors.check_room(cluster.learners + num_generators)
+        self._generators = [
+            self._actors.start(GeneratorWorker, self._config, self._needs) for _ in range(num_generators)
+        ]
+        self._start_learners()
+        self._check_facts([each.facts.remote(None) for each in self._generators], token=None)
+        self._wait_for_models(self._generators)
+
+    def restart(self) -> None:
+        """Start the learners anew; a checkpoint must be loaded into them, or they begin again.
+
+        Raises:
+            MachineError: it was done too often.
+        """
+        self._actors.count_restart("a process")
+        self._jobs.shutdown(cancel_futures=True)  # it waits for the job that is going on, which has its deadlines
+        self._jobs = ThreadPoolExecutor(1)
+        self.weight_version = 0
+        self._actors.end(self._learners)
+        self._start_learners()
+        for number, generator in enumerate(self._generators):
+            try:
+                self._actors.wait([generator.process_id.remote()], f"generator {number}")
+            except LostError:
+                self._start_generator(number)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget what was published: before they sample, generators get whole the weights that the learners have."""
+        self._published, self._newest, self._held = [], None, None
+
+    def _start_learners(self) -> None:
+        cluster, actors = self._config.cluster, self._actors
+        self._learners = [
+            actors.start(LearnerWorker, rank, self._config, self._needs) for rank in range(cluster.learners)
+        ]
+        with _probe(self._config.runs_folder) as (path, token):
+            self._check_facts([each.facts.remote(path) for each in self._learners], token=token)
+        addresses = actors.wait([each.address.remote() for each in self._learners], "the learners' addresses")
+        joining = [each.join.remote(ip, addresses[0]) for each, (ip, _) in zip(self._learners, addresses, strict=True)]
+        actors.wait(joining, "the learners to form a group and load their weights", seconds=cluster.start_seconds)
+
+    def _wait_for_models(self, generators: Sequence[Any]) -> None:
+        loading = [each.load_model.remote() for each in generators]
+        self._actors.wait(loading, "a generator to load its model", seconds=self._config.cluster.start_seconds)
+
+    def _check_facts(self, answers: Sequence[Any], *, token: str | None) -> None:
+        began = time.time()
+        told: list[Facts] = self._actors.wait(
+            answers, "the first answer of every process", seconds=self._config.cluster.start_seconds
+        )
+        here, ended = facts(None), time.time()
+        for each in told:
+            for name, theirs, ours in (
+                ("burnish", each.burnish, here.burnish),
+                ("torch", each.torch, here.torch),
+                ("Python", each.python, here.python),
+            ):
+                if theirs != ours:
+                    raise ConfigError(
+                        f"cluster: {each.host} has another {name} ({theirs[:12]}, and here {ours[:12]}): "
+                        "install the same on every node"
+                    )
+            if not began - _CLOCK_SECONDS <= each.clock <= ended + _CLOCK_SECONDS:
+                raise ConfigError(f"cluster: the clock of {each.host} is {each.clock - ended:+.0f} s off: set it")
+            if token is not None and each.sees != token:
+                raise ConfigError(
+                    f"runs_folder: {each.host} does not see what is written there from here: give a folder that every "
+                    "node shares"
+                )
+
+    def end(self) -> None:
+        """Wait for the job that is going on: its actors are gone, so it fails at once."""
+        self._jobs.shutdown(cancel_futures=True)
+
+    # ---- the verbs ----
+
+    @property
+    def critic(self) -> Group:
+        """See Roles."""
+        if not isinstance(self._needs.critic, CriticNeeds):
+            raise ValueError("these roles were made without a critic")
+        return Group(self, "critic")
+
+    def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """See Roles. No job may be going on."""
+        self._publish_first()
+        return self._sample(self.weight_version, requests)
+
+    def aside(self, job: Callable[[Sample], T]) -> Future[T]:
+        """See Roles: a thread asks the generators while the learners learn."""
+        self._publish_first()
+        return self._jobs.submit(job, partial(self._sample, self.weight_version))
+
+    def _sample(self, version: int, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """Requests are dealt to the generators; those of one that is lost are given to a new one."""
+        self._bring(version)
+        with self._timed("generators"):
+            limit = self._config.cluster.timeout_seconds
+            deadline = time.monotonic() + limit
+            shares = [share for share in np.array_split(np.arange(len(requests)), len(self._generators)) if len(share)]
+            asked = {self._ask(number, requests, share): (number, share) for number, share in enumerate(shares)}
+            answers: dict[int, tuple[Completion, ...]] = {}
+            while asked:
+                ready = self._actors.next(
+                    list(asked), "a generator to sample", seconds=deadline - time.monotonic(), limit=limit
+                )
+                number, share = asked.pop(ready)
+                try:
+                    answers |= zip(share.tolist(), self._actors.answer(ready, f"generator {number}"), strict=True)
+                except LostError:
+                    self._replace_generator(number)
+                    asked[self._ask(number, requests, share)] = number, share
+        return [answers[index] for index in range(len(requests))]
+
+    def _ask(self, number: int, requests: Sequence[GenerationRequest], share: NDArray[np.int64]) -> Any:
+        return self._generators[number].sample.remote([requests[index] for index in share])
+
+    def _bring(self, version: int) -> None:
+        """Let every generator have a version of the weights: one change after the other, from the one that it has."""
+        while self._published and self._published[0].version <= version:
+            next_version = self._published.pop(0)
+            for number, generator in enumerate(self._generators):
+                loading = generator.load_weights.remote(next_version.weights)
+                try:
+                    self._bytes += self._actors.wait([loading], f"generator {number} to load version {version}")[0]
+                except LostError:
+                    self._held = next_version.version
+                    self._replace_generator(number)
+            self._held = next_version.version
+
+    def _replace_generator(self, number: int) -> None:
+        self._actors.count_restart("a generator")
+        self._start_generator(number)
+        weights = self._learners[0].kept_weights.remote(self._held)
+        loading = self._generators[number].load_weights.remote(weights)
+        self._bytes += self._actors.wait([loading], f"generator {number} to load version {self._held}")[0]
+
+    def _start_generator(self, number: int) -> None:
+        self._actors.end([self._generators[number]])
+        self._generators[number] = self._actors.start(GeneratorWorker, self._config, self._needs)
+        self._wait_for_models([self._generators[number]])
+
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """See Roles."""
+        return torch.cat(self.in_parts("reference_logprobs", batch))
+
+    def teacher_logprobs(self, batch: TokenBatch, teacher: int) -> Tensor:
+        """See Roles."""
+        return torch.cat(self.in_parts("teacher_logprobs", batch, teacher))
+
+    def publish_weights(self, version: int) -> None:
+        """See Roles. The weights go from the first learner to the generators through Ray's store, not through here; a
+        generator takes them over before it samples again.
+        """
+        self.weight_version = version
+        if self._generators:
+            self._publish(base=self._newest)
+
+    def _publish_first(self) -> None:
+        if self._newest is None:
+            self._publish(base=None)
+
+    def _publish(self, *, base: int | None) -> None:
+        with self._timed("publish"):
+            in_use = version if (version := self._held) is not None else self.weight_version
+            sent = [
+                each.weights.options(num_returns=2).remote(self.weight_version, base, in_use) for each in self._learners
+            ]
+            what = f"the learners to publish version {self.weight_version}"
+            self._actors.wait([is_made for is_made, _ in sent], what)
+            self._published.append(_Published(self.weight_version, sent[0][1]))
+        self._newest = self.weight_version
+
+    # ---- checkpoints and metrics ----
+
+    def save(self, folder: Path, state: TrainState, *, keep_last: int) -> Path:
+        """See Backend."""
+        path: Path = self.in_step("save", folder.resolve(), state, keep_last)[0]
+        return path
+
+    def load(self, checkpoint: Path) -> TrainState:
+        """See Backend."""
+        state: TrainState = self.in_step("load", checkpoint.resolve())[0]
+        self.weight_version = state.weight_version
+        self._begin_anew()
+        return state
+
+    def checkpoint_bytes(self) -> int:
+        """See Backend."""
+        size: int = self.in_step("checkpoint_bytes")[0]
+        return size
+
+    def observed(self) -> dict[str, float]:
+        """See Backend: what was sent, and how long who had nothing to do, since it was asked last."""
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        spent, self._spent = self._spent, dict.fromkeys(self._spent, 0.0)
+        sent, self._bytes = self._bytes, 0
+        found = {"idle_learners": 1 - spent["learners"] / seconds}
+        if self._generators:
+            found["idle_generators"] = 1 - spent["generators"] / seconds
+            found |= {"seconds_publish": spent["publish"], "bytes_published": float(sent)}
+        return found
+
+    # ---- every learner at once ----
+
+    def in_step(self, verb: str, *arguments: Any) -> list[Any]:
+        """Call every learner alike. The answers of those that share the batch, one for each share."""
+        with self._timed("learners"):
+            answers = [getattr(each, verb).remote(*arguments) for each in self._learners]
+            return self._actors.wait(answers, f"the learners' {verb}")[:: self._config.cluster.tensor_parallel]
+
+    def in_parts(self, verb: str, batch: TokenBatch, *arguments: Any, keep_groups: bool = False) -> list[Any]:
+        """Deal a batch in micro-batches to the learners. One answer for each micro-batch, in the batch's order."""
+        cluster = self._config.cluster
+        num_shares = cluster.learners // cluster.tensor_parallel
+        limit = min(int(self._config.train.micro_batch_tokens), -(-len(batch.token_ids_T) // num_shares))
+        parts = list(split_batch(batch, limit, keep_groups=keep_groups))
+        shares = deal([len(part.token_ids_T) for part in parts], num_shares)
+        smallest = min(parts, key=lambda part: len(part.token_ids_T))
+        num_rounds = max(map(len, shares))
+        with self._timed("learners"):
+            answers = []
+            for rank, learner in enumerate(self._learners):
+                share = shares[rank // cluster.tensor_parallel]
+                mine = [parts[index] for index in share] + [smallest] * (num_rounds - len(share))
+                answers.append(getattr(learner, verb).remote(mine, len(share), *arguments))
+            found = self._actors.wait(answers, f"the learners' {verb}")[:: cluster.tensor_parallel]
+        by_part = {
+            index: each
+            for share, answer in zip(shares, found, strict=True)
+            for index, each in zip(share, answer, strict=True)
+        }
+        return [by_part[index] for index in range(len(parts))]
+
+    @contextmanager
+    def _timed(self, who: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[who] += time.monotonic() - began
+
+
+def check_cluster(config: RunConfig, model: ModelFacts, num_groups: int) -> None:
+    """Refuse what cannot be spread, before anything is started; `num_groups` are those of a step's batch.
+
+    Raises:
+        ConfigError: a setting.
+    """
+    cluster, train = config.cluster, config.train
+    for name in ("micro_batch_tokens", "recompute"):
+        if getattr(train, name) == "auto":
+            raise ConfigError(f"train.{name}: auto is found in one process: give a number with cluster.kind=ray")
+    if unfit := [name for name in train.save_memory if name != "return_memory"]:
+        raise ConfigError(f"train.save_memory: {unfit[0]} is for one process: leave it out with cluster.kind=ray")
+    if config.optimizer.kind != "adamw" and cluster.learners > 1:
+        raise ConfigError(
+            f"optimizer.kind={config.optimizer.kind} needs whole weights, and {cluster.learners} learners have parts: "
+            "set it to adamw, or cluster.learners to 1"
+        )
+    num_shares = cluster.learners // cluster.tensor_parallel
+    if num_groups < num_shares:
+        raise ConfigError(
+            f"{'rollout.num_prompts' if hasattr(config, 'rollout') else 'data.batch_size'}={num_groups} is less than "
+            f"the {num_shares} learners that share a batch: raise it, or lower cluster.learners"
+        )
+    if cluster.tensor_parallel > 1 and config.model.lora is not None:
+        raise ConfigError(
+            f"cluster.tensor_parallel={cluster.tensor_parallel} and model.lora do not go together: set the first to 1; "
+            "the weights are spread over the learners all the same"
+        )
+    check_tensor_parallel(AutoConfig.from_pretrained(model.base or model.source), cluster.tensor_parallel)
+
+
+@contextmanager
+def ray_roles(config: RunConfig, needs: RoleNeeds) -> Iterator[RayRoles]:
+    """Ray, with the processes of a run; all of it ends with the context."""
+    cluster = config.cluster
+    num_processes = cluster.learners + (cluster.generators if needs.max_rows else 0)
+    with ray_session(cluster, num_processes) as ray:
+        actors = Actors(ray, cluster, on_gpu=find_device(config.model.device).type == "cuda")
+        roles = RayRoles(actors, config, needs)
+        try:
+            roles.start()
+            yield roles
+        finally:
+            actors.end()
+            roles.end()
+
+
+def _absolute(path: str) -> str:
+    """A folder by its full path, for a process may be in another folder than this one; a name as it is."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def deal(sizes: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Indices for each share; those computed at the same time are of like size, for all wait for the longest."""
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    for place, index in enumerate(sorted(range(len(sizes)), key=lambda index: -sizes[index])):
+        shares[place % num_shares].append(index)
+    return shares
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """What was scored in parts, as one."""
+
+    def all_of(name: str) -> Any:
+        present = [value for part in parts if (value := getattr(part, name)) is not None]
+        return torch.cat(present) if present else None
+
+    return Scored(**{each.name: all_of(each.name) for each in fields(Scored)})
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[tuple[str, str]]:
+    """A file in a folder, and what it says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, token = folder / f".probe.{os.getpid()}", f"{os.getpid()} {time.time()}"
+    path.write_text(token, encoding="utf-8")
+    try:
+        yield str(path.resolve()), token
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""The same recipe on Ray: the same tokens, the same numbers, whatever the layout; and what is lost is made anew."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from burnish.algorithms.session import resume, train
+from burnish.config.schema import RunConfig
+from burnish.distributed import ray_roles
+from burnish.errors import ConfigError
+from burnish.reproducibility.run_folder import RunFolder
+from tests.distributed.ray_cluster import ray_cluster
+
+from .test_resume import interrupted, outcome
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ray_cluster(8, tmp_path_factory.mktemp("ray") / "log") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def on_ray(make_config: Callable[..., RunConfig], address: str) -> Callable[..., RunConfig]:
+    def make(algorithm: str, cluster: dict[str, Any], **changes: object) -> RunConfig:
+        where = {"kind": "ray", "address": address, "timeout_seconds": 120, "start_seconds": 120, **cluster}
+        return make_config(algorithm, cluster=where, model__num_threads=1, **changes)
+
+    return make
+
+
+def weights_of(run: RunFolder, name: str = "model.safetensors") -> dict[str, Any]:
+    (checkpoint,) = run.checkpoints.glob("step-*")
+    return load_file(checkpoint / name)
+
+
+def assert_alike(run: RunFolder, local: RunFolder, name: str = "model.safetensors") -> None:
+    """The same tokens; losses, norms and weights as near as another order of additions leaves them."""
+    for line, other in zip(run.metrics(), local.metrics(), strict=True):
+        assert line.get("rollouts_sha256") == other.get("rollouts_sha256")
+        for key in ("loss", "grad_norm", "entropy", "held_out"):
+            if key in other:
+                assert line[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
+    mine, theirs = weights_of(run, name), weights_of(local, name)
+    assert mine.keys() == theirs.keys()
+    for key, weight in mine.items():
+        assert float((weight - theirs[key]).abs().max()) < 2e-5, key
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "cluster", "changes"),
+    [
+        ("grpo", {"learners": 2, "generators": 2}, {"loss__kl_coefficient": 0.05, "rollout__lag": 1}),
+        ("dpo", {"learners": 4, "tensor_parallel": 2}, {}),
+        ("ppo", {"learners": 2, "tensor_parallel": 2}, {}),
+        ("distillation", {"learners": 2}, {"train__recompute": 1}),
+    ],
+    ids=["grpo", "dpo", "ppo", "distillation"],
+)
+def test_the_layout_changes_nothing(
+    on_ray: Any, make_config: Any, quiet: Any, algorithm: str, cluster: dict[str, int], changes: dict[str, Any]
+) -> None:
+    local = train(make_config(algorithm, model__num_threads=1, **changes), quiet)
+    run = train(on_ray(algorithm, cluster, **changes), quiet)
+    assert_alike(run, local)
+    if algorithm == "grpo":
+        lines = run.metrics()
+        assert all(0 <= line["idle_learners"] <= 1 and 0 <= line["idle_generators"] <= 1 for line in lines)
+        assert all(line["bytes_published"] > 0 for line in lines[:4])  # the last steps are sampled ahead
+
+
+def test_adapters_and_a_checkpoint_of_another_layout(on_ray: Any, make_config: Any, quiet: Any, monkeypatch) -> None:
+    lora = {"rank": 2}
+    unbroken = train(make_config("sft", model__lora=lora, model__num_threads=1), quiet)
+    spread = on_ray("sft", {"learners": 2}, model__lora=lora)
+    run = interrupted(spread, quiet, monkeypatch, 3)
+    resume(run, make_config("sft", model__lora=lora, model__num_threads=1), quiet)
+    assert_alike(run, unbroken, "adapter_model.safetensors")
+    other = interrupted(make_config("sft", model__lora=lora, model__num_threads=1), quiet, monkeypatch, 3)
+    resume(other, spread, quiet)
+    assert_alike(other, unbroken, "adapter_model.safetensors")
+
+
+def test_what_is_lost_is_made_anew_and_changes_no_bit(on_ray: Any, quiet: Any, monkeypatch) -> None:
+    config = on_ray("grpo", {"learners": 2, "generators": 1}, rollout__lag=1, train__num_steps=6)
+    unhurt = train(config, quiet)
+    killed: list[str] = []
+    original = ray_roles.RayRoles.publish_weights
+
+    def publish_weights(self: Any, version: int) -> None:
+        original(self, version)
+        victims = {2: ("generator", self._generators), 5: ("learner", self._learners)}
+        name, actors = victims.get(version, ("", []))
+        if name and name not in killed:
+            killed.append(name)
+            os.kill(self._actors.ray.get(actors[-1].process_id.remote()), signal.SIGKILL)
+
+    monkeypatch.setattr(ray_roles.RayRoles, "publish_weights", publish_weights)
+    run = train(config, quiet)
+    assert killed == ["generator", "learner"]
+    mine, theirs = outcome(run), outcome(unhurt)
+    assert (mine.parameters, mine.optimizer, mine.tokens) == (theirs.parameters, theirs.optimizer, theirs.tokens)
+    events = [event["event"] for event in run.events()]
+    assert "lost" in events and "healed" in events
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "message"),
+    [
+        (
+            {"learners": 3, "generators": 6, "start_seconds": 1},
+            {},
+            r"need 9 CPUs, and the cluster has 8 after 1 s: lower",
+        ),
+        (
+            {"learners": 4, "tensor_parallel": 4},
+            {},
+            r"cluster\.tensor_parallel=4 does not divide the model's 2 key-value",
+        ),
+        ({"learners": 4}, {}, r"rollout\.num_prompts=3 is less than the 4 learners"),
+        ({}, {"train__micro_batch_tokens": "auto"}, r"train\.micro_batch_tokens: auto"),
+        ({"learners": 2}, {"optimizer__kind": "adafactor"}, r"optimizer\.kind=adafactor"),
+        ({"learners": 2, "tensor_parallel": 2}, {"model__lora": {}}, r"cluster\.tensor_parallel=2 and model\.lora"),
+    ],
+)
+def test_refused_before_anything_starts(
+    on_ray: Any, quiet: Any, cluster: dict[str, int], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(on_ray("grpo", cluster, **changes), quiet)
+
+
+def test_a_wrong_address_is_one_line(on_ray: Any, quiet: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.address=127\.0\.0\.1:1: "):
+        train(on_ray("sft", {"address": "127.0.0.1:1"}), quiet)
+
+
+def test_another_version_on_a_node_is_refused(on_ray: Any, quiet: Any, monkeypatch) -> None:
+    real = ray_roles.facts
+    monkeypatch.setattr(
+        ray_roles, "facts", lambda probe: real(probe).__class__(**{**vars_of(real(probe)), "torch": "1.0"})
+    )
+    with pytest.raises(ConfigError, match=r"has another torch \(.*, and here 1\.0\): install the same on every node"):
+        train(on_ray("sft", {}), quiet)
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
