@@ -5,7 +5,7 @@ PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
 
-.PHONY: help setup demo check test test-cluster bench lock
+.PHONY: help setup demo check test cluster-packages test-cluster bench lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -29,14 +29,18 @@ check: setup ## Lint, types and fast tests: a minute and a half
 	$(BIN)/mypy --no-error-summary
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --quiet -n 2 -m 'not slow'
 
-test: setup ## Everything, the real model included
+test: setup cluster-packages ## Everything, the real model included
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/python -m pytest --durations 10
 
-test-cluster: setup ## Several processes and machines: Ray, the layouts of the learners, what is lost
+cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v slurmctld && command -v munged && command -v ip; } > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge iproute2 procps > /dev/null; fi
+
+test-cluster: setup cluster-packages ## Several processes and machines: Ray, the layouts of the learners, what is lost
 	$(BIN)/python -m pytest --durations 10 -m cluster
 
 bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: half an hour and more; PAIRS=1 for less

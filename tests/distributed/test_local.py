@@ -1,16 +1,20 @@
 """What is refused before weights load, although each section by itself is fine."""
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from burnish.algorithms.grpo import GRPOConfig
 from burnish.algorithms.session import prepare
 from burnish.config.schema import RunConfig
-from burnish.distributed.local import check_roles
+from burnish.data.packing import pack
+from burnish.distributed.local import build_local_roles, check_roles
 from burnish.distributed.roles import RoleNeeds
 from burnish.errors import ConfigError
 from burnish.models.divergence import Divergence
+from burnish.records import Branch, Example
 
 LANGUAGE = RoleNeeds()
 
@@ -49,3 +53,12 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch) -> None
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ConfigError, match="needs torchao"):
         prepare(config(optimizer={"kind": "adamw_8bit"}))
+
+
+def test_the_reference_is_the_policy_before_it_learns(tiny_folder: Path) -> None:
+    """In bfloat16 too, where rotary frequencies stay float32: rounded, they would turn far tokens otherwise."""
+    run = config(model={"path": str(tiny_folder), "compute_dtype": "bfloat16"})
+    roles = build_local_roles(run, RoleNeeds(reference=True))
+    ids = tuple(range(3, 203))
+    batch = pack([Example(id="0", prompt_ids=ids, branches=(Branch(token_ids=ids[:40]),))])
+    assert torch.equal(roles.reference_logprobs(batch), roles.score(batch).logprobs_S)

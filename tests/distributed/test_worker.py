@@ -74,6 +74,13 @@ def test_a_change_of_another_version_or_damage_is_refused(worker: GeneratorWorke
         worker.load_weights(replace(first, checksum="0" * 64))
 
 
+def test_weights_of_another_type_are_refused(worker: GeneratorWorker, tiny_folder: Path) -> None:
+    first = published(tiny_folder, 1)
+    wide = {name: array.astype(np.float32) for name, array in first.arrays.items()}
+    with pytest.raises(ValueError, match="was published as float32, and is int16 here"):
+        worker.load_weights(replace(first, arrays=wide))
+
+
 def test_the_interface_of_an_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.1") is None

@@ -220,7 +220,7 @@ def rollout_steps(
 
     def settle() -> None:
         waiting = enumerate(ahead, start=state.step + 1)
-        collected = [_within(config.cluster.timeout_seconds, each, step) for step, each in waiting]
+        collected = [within(config.cluster.timeout_seconds, each, step) for step, each in waiting]
         state.ahead = [_COLLECTED.dump_python(each, mode="json") for each in collected]
         state.data_position = order.position
 
@@ -229,7 +229,7 @@ def rollout_steps(
     while state.step < config.train.num_steps and not hooks.should_stop:
         for step in range(state.step + len(ahead), min(state.step + 1 + config.rollout.lag, config.train.num_steps)):
             ahead.append(roles.aside(partial(_step, config, collect, order, step, state.weight_version)))
-        found = _within(config.cluster.timeout_seconds, ahead.popleft(), state.step + 1)
+        found = within(config.cluster.timeout_seconds, ahead.popleft(), state.step + 1)
         _report_failures(hooks, state.step + 1, found)
         yield found
 
@@ -260,7 +260,8 @@ def _step(
     return found
 
 
-def _within(seconds: float, sampled: Future[Collected], step: int) -> Collected:
+def within(seconds: float, sampled: Future[Collected], step: int) -> Collected:
+    """What was sampled for a step, if it is there in time. Raises a MachineError if not."""
     try:
         return sampled.result(timeout=seconds)
     except TimeoutError as error:

@@ -40,7 +40,7 @@ class Hooks:
     """By time.monotonic(): when the run must have stopped."""
     _out_of_memory: float = 0.0
     _longest: float = 0.0
-    _saving: float = 0.0
+    _around: float = 0.0
 
     def before_steps(self) -> None:
         """Start the clock of the first step."""
@@ -92,6 +92,7 @@ class Hooks:
         is_last = state.step == self.num_steps
         evaluates = is_last or state.step % self.evaluate_every == 0
         saves = is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0
+        began = time.monotonic()
         if evaluates or saves:
             self.settle()
         if evaluates:
@@ -99,19 +100,18 @@ class Hooks:
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
         if saves:
-            began = time.monotonic()
             self.save(state)
-            self._saving = max(self._saving, time.monotonic() - began)
+        self._around = max(self._around, time.monotonic() - began)
         if self.profile is not None:
             self.profile.begin(state.step + 1)
         self._step_began = self._sampled = time.monotonic()
 
     def _stop_in_time(self, seconds: float) -> None:
-        """Stop if another step like the longest so far, and the save after it, might not end before the deadline."""
+        """Stop if a step like the longest so far, its evaluation and its save might not end before the deadline."""
         self._longest = max(self._longest, seconds)
         if self.deadline is None or self.should_stop:
             return
         left = self.deadline - time.monotonic()
-        if left < 1.5 * self._longest + 2 * self._saving + _SAVE_SECONDS:
+        if left < 1.5 * self._longest + 1.5 * self._around + _SAVE_SECONDS:
             self.should_stop = True
             self.progress.say(f"{left:.0f} s are left until train.save_before_deadline: saving, and stopping here")

@@ -147,7 +147,7 @@ def prepare(config: RunConfig) -> Inputs:
     if config.cluster.kind != "local":
         from burnish.distributed.ray_roles import check_cluster  # `local` does without
 
-        check_cluster(config, inputs.model, len(inputs.largest_step().examples))
+        check_cluster(config, algorithm.needs(config), inputs.model, len(inputs.largest_step().examples))
     _own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 
@@ -384,32 +384,37 @@ def _train(
     if recorded > state.step:
         progress.say(f"steps {state.step + 1} to {recorded} were not saved yet and are repeated")
     with _failure_recorded(run), _stop_on_signal(hooks):
-        if 0 not in run.steps("evaluations"):
-            progress.say("looking at the held-out items before training")
-            progress.say(f"held-out {algorithm.MEASURE} before training: {evaluate(0):.3f}")
-        with progress.running():
-            state = _trained(algorithm, config, inputs, roles, hooks, state)
-        if state.step < num_steps:
-            hooks.settle()
-            save(state)  # the signal may have come after the step's own turn to save
+        state = _trained(algorithm, config, inputs, roles, hooks, state)
     _conclude(run, state, num_steps, progress)
 
 
 def _trained(
     algorithm: Algorithm, config: RunConfig, inputs: Inputs, roles: Backend, hooks: Hooks, state: TrainState
 ) -> TrainState:
-    """Run the loop; where a process is lost, start it anew and go on from the last checkpoint, bit by bit the same."""
+    """Evaluate and train; where a process is lost, start it anew and go on from the last checkpoint, bit by bit the
+    same.
+    """
+    lost: LostError | None = None
     while True:
         try:
-            algorithm.train(config, inputs, roles, hooks, state)
+            if lost is not None:
+                roles.restart()
+                state = _restored(hooks.run, roles)
+                hooks.run.add_event("healed", step=state.step)
+                hooks.progress.say(f"going on after step {state.step}")
+            if 0 not in hooks.run.steps("evaluations"):
+                hooks.progress.say("looking at the held-out items before training")
+                hooks.progress.say(f"held-out {algorithm.MEASURE} before training: {hooks.evaluate(0):.3f}")
+            with hooks.progress.running():
+                algorithm.train(config, inputs, roles, hooks, state)
+            if state.step < hooks.num_steps:
+                hooks.settle()
+                hooks.save(state)  # the signal may have come after the step's own turn to save
             return state
         except LostError as error:
-            hooks.progress.say(f"{error}; starting it anew")
+            lost = error
+            hooks.progress.say(f"{error}; starting anew")
             hooks.run.add_event("lost", step=state.step, reason=str(error))
-            roles.restart()
-            state = _restored(hooks.run, roles)
-            hooks.run.add_event("healed", step=state.step)
-            hooks.progress.say(f"going on after step {state.step}")
 
 
 def _restored(run: RunFolder, roles: Backend) -> TrainState:

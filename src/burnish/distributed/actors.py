@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from burnish.config.schema import ClusterConfig
+from burnish.distributed.roles import T
 from burnish.errors import BurnishError, ConfigError, LostError, MachineError
 
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
+_GRACE_SECONDS = 10.0
 
 
 class Actors:
@@ -26,24 +31,33 @@ class Actors:
         self.kind = "GPU" if on_gpu else "CPU"
         self.num_restarts = 0
         self._living: list[Any] = []
+        self._lock = threading.Lock()  # a job in a thread may start one while all are ended
+        self._is_closed = False
 
     def check_room(self, wanted: int) -> None:
         """Wait for the nodes that the processes need: a cluster may still be growing.
 
         Raises:
-            ConfigError: they do not come.
+            ConfigError: they do not come. A MachineError where they were there before.
         """
         deadline = time.monotonic() + self.cluster.start_seconds
         while (there := int(self.ray.cluster_resources().get(self.kind, 0))) < wanted:
             if time.monotonic() > deadline:
-                raise ConfigError(
+                what = (
                     f"cluster: learners and generators need {wanted} {self.kind}s, and the cluster has {there} after "
-                    f"{self.cluster.start_seconds:.0f} s: lower cluster.learners or cluster.generators, or add nodes"
+                    f"{self.cluster.start_seconds:.0f} s: "
                 )
+                if self.num_restarts:
+                    raise MachineError(f"{what}a node is lost; add one, and resume")
+                raise ConfigError(f"{what}lower cluster.learners or cluster.generators, or add nodes")
             time.sleep(_POLL_SECONDS)
 
     def start(self, worker: type, *arguments: Any, node: str | None = None) -> Any:
-        """A new actor, on a node by its id if one is given. It is not there yet when this returns."""
+        """A new actor, on a node by its id if one is given. It is not there yet when this returns.
+
+        Raises:
+            LostError: all of them have just been ended.
+        """
         options = {"num_cpus": 1, "num_gpus": int(self.kind == "GPU"), "max_restarts": 0, "max_task_retries": 0}
         if node is not None:
             strategies = self.ray.util.scheduling_strategies
@@ -51,55 +65,87 @@ class Actors:
                 "num_cpus": 0,
                 "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node, soft=False),
             }
-        actor = self.ray.remote(worker).options(**options).remote(*arguments)
-        self._living.append(actor)
+        with self._lock:
+            self._check_open()
+            actor = self.ray.remote(worker).options(**options).remote(*arguments)
+            self._living.append(actor)
         return actor
 
-    def end(self, actors: Sequence[Any] | None = None) -> None:
-        """End some actors, or all."""
-        for actor in list(self._living) if actors is None else actors:
-            self.ray.kill(actor)  # says nothing of one that is gone already
+    def end(self, actor: Any) -> None:
+        """End one of them. Nothing is said of one that is gone already."""
+        with self._lock:
+            self._check_open()
             self._living.remove(actor)
+        self.ray.kill(actor)
+
+    def end_all(self) -> None:
+        """End every actor. Whoever still waits for one finds it lost, and none is started before `open`."""
+        with self._lock:
+            self._is_closed = True
+            living, self._living = self._living, []
+        for actor in living:
+            with suppress(self.ray.exceptions.RayError):  # the cluster may be gone
+                self.ray.kill(actor)
+
+    def open(self) -> None:
+        """Let actors be started again."""
+        self._is_closed = False
 
     def count_restart(self, what: str) -> None:
         """Note that something is started anew.
 
         Raises:
+            LostError: all of them have just been ended.
             MachineError: it was done too often.
         """
-        self.num_restarts += 1
+        with self._lock:
+            self._check_open()
+            self.num_restarts += 1
         if self.num_restarts > self.cluster.max_restarts:
             raise MachineError(
                 f"{what} was lost once more after {self.cluster.max_restarts} restarts (cluster.max_restarts): "
                 "see what ends the processes, then resume"
             )
 
-    def wait(self, answers: Sequence[Any], what: str, *, seconds: float | None = None) -> list[Any]:
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise LostError("every process is being started anew")
+
+    def wait(self, answers: Sequence[Any], what: str, *, is_start: bool = False) -> list[Any]:
         """All answers, in order. The first error ends it, though others are still awaited.
 
         Raises:
             LostError: an actor is gone.
-            MachineError: they are not all there in time, `cluster.timeout_seconds` unless `seconds` says it.
+            MachineError: they are not all there within `cluster.timeout_seconds`, or `start_seconds`.
         """
-        limit = self.cluster.timeout_seconds if seconds is None else seconds
+        limit = self.cluster.start_seconds if is_start else self.cluster.timeout_seconds
         deadline = time.monotonic() + limit
         found: dict[Any, Any] = {}
         while len(found) < len(answers):
-            ready = self.next(
-                [each for each in answers if each not in found], what, seconds=deadline - time.monotonic(), limit=limit
-            )
-            found[ready] = self.answer(ready, what)
+            left = [each for each in answers if each not in found]
+            ready = self.next(left, what, deadline, is_start=is_start)
+            try:
+                found[ready] = self.answer(ready, what)
+            except _FailedError:
+                # one that is killed in the middle of a sum makes the others fail, who are heard first
+                others, _ = self.ray.wait(left, num_returns=len(left), timeout=_GRACE_SECONDS)
+                for other in others:
+                    with suppress(_FailedError):
+                        self.answer(other, what)
+                raise
         return [found[each] for each in answers]
 
-    def next(self, answers: Sequence[Any], what: str, *, seconds: float, limit: float) -> Any:
-        """The first of some answers that is there, within the `seconds` that are left of a `limit`.
+    def next(self, answers: Sequence[Any], what: str, deadline: float, *, is_start: bool = False) -> Any:
+        """The first of some answers that is there before a deadline, by time.monotonic().
 
         Raises:
             MachineError: none is in time.
         """
-        ready, _ = self.ray.wait(list(answers), timeout=max(0.0, seconds))
+        ready, _ = self.ray.wait(list(answers), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise MachineError(f"waited {limit:.0f} s for {what}, in vain: cluster.timeout_seconds sets the limit")
+            name = "start_seconds" if is_start else "timeout_seconds"
+            limit = getattr(self.cluster, name)
+            raise MachineError(f"waited for {what} in vain: cluster.{name}={limit:.0f} sets the limit")
         return ready[0]
 
     def answer(self, ready: Any, what: str) -> Any:
@@ -108,19 +154,70 @@ class Actors:
         Raises:
             LostError: the actor is gone.
             BurnishError: it raised one.
+            MachineError: it failed otherwise.
         """
         exceptions = self.ray.exceptions
+        gone = (
+            exceptions.RayActorError,
+            exceptions.ObjectLostError,
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.LocalRayletDiedError,
+        )
         try:
             return self.ray.get(ready, timeout=self.cluster.timeout_seconds)
         except exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, BurnishError):
                 raise cause from None
-            raise MachineError(f"{what}: {type(cause).__name__}: {' '.join(str(cause).split())[:500]}") from error
-        except (exceptions.RayActorError, exceptions.ObjectLostError) as error:
-            raise LostError(f"{what}: a process is gone ({' '.join(str(error).split())[:300]})") from error
+            if isinstance(cause, gone):  # of an argument that another actor was to make
+                raise LostError(f"{what}: a process is gone ({_line(cause)})") from error
+            raise _FailedError(f"{what}: {type(cause).__name__}: {_line(cause)}") from error
+        except gone as error:
+            raise LostError(f"{what}: a process is gone ({_line(error)})") from error
         except exceptions.GetTimeoutError as error:
             raise MachineError(f"{what}: the answer did not arrive in {self.cluster.timeout_seconds:.0f} s") from error
+
+
+class _FailedError(MachineError):
+    """A process raised something, perhaps because another is gone."""
+
+
+class Jobs:
+    """One job after the other, in a thread that does not keep the program from ending."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="sampling aside", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Let a job be done when those before it are."""
+        done: Future[T] = Future()
+
+        def do() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                done.set_result(job())
+            except BaseException as error:  # whoever asks for the result gets it
+                done.set_exception(error)
+
+        self._waiting.put(do)
+        return done
+
+    def end(self) -> None:
+        """Wait a moment for the job that is going on; one that does not end is left behind."""
+        self._waiting.put(None)
+        self._thread.join(_GRACE_SECONDS)
+
+    def _work(self) -> None:
+        while (do := self._waiting.get()) is not None:
+            do()
+
+
+def _line(error: Any) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 @contextmanager
@@ -143,7 +240,7 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
         "configure_logging": False,
     }
     if cluster.address is None:
-        options |= {"num_cpus": num_processes, "object_store_memory": None}
+        options |= {"num_cpus": num_processes}
     if cluster.address is not None:
         _check_reachable(cluster.address)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from burnish.config.schema import ClusterConfig, ModelConfig
 from burnish.distributed.actors import Actors, ray_session
-from burnish.distributed.worker import facts, free_address, join_group
+from burnish.distributed.worker import free_address, join_group
 from burnish.errors import MachineError
 from burnish.memory.measure import available_bytes
 from burnish.models.layout import multiplies_bfloat16
@@ -101,11 +102,11 @@ class ClusterReport:
 
 def examine() -> Machine:
     """This machine."""
-    told, record = facts(None), environment_record(torch.get_num_threads())
+    record = environment_record(torch.get_num_threads())
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     model = ModelConfig(path="any")
     return Machine(
-        host=told.host,
+        host=socket.gethostname(),
         processor=record["cpu"] + ("" if multiplies_bfloat16() else ", no bfloat16"),
         cores=os.cpu_count() or 1,
         available_bytes=available_bytes(),
@@ -126,7 +127,7 @@ def examine_cluster(address: str) -> ClusterReport:
     Raises:
         ConfigError: there is none at the address.
     """
-    cluster = ClusterConfig(kind="ray", address=address, timeout_seconds=120)
+    cluster = ClusterConfig(kind="ray", address=address, timeout_seconds=2 * _COLLECTIVE_SECONDS)
     with ray_session(cluster, 1) as ray:
         actors = Actors(ray, cluster, on_gpu=False)
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -136,7 +137,7 @@ def examine_cluster(address: str) -> ClusterReport:
             links = [_link(actors, probe, machine) for probe, machine in zip(probes, machines, strict=True)]
             return ClusterReport(machines=machines, links=links, sum_seconds=_sum_seconds(actors, probes))
         finally:
-            actors.end()
+            actors.end_all()
 
 
 class NodeProbe:
@@ -185,7 +186,7 @@ def _sum_seconds(actors: Actors, probes: Sequence[Any]) -> float | None:
         for rank, (each, (ip, _)) in enumerate(zip(probes, addresses, strict=True))
     ]
     try:
-        seconds: list[float] = actors.wait(summing, "a sum over the nodes", seconds=2 * _COLLECTIVE_SECONDS)
+        seconds: list[float] = actors.wait(summing, "a sum over the nodes")
         return max(seconds)
     except MachineError:
         return None

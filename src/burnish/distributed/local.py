@@ -228,7 +228,8 @@ class _Build:
             steps_in_backward="step_in_backward" in train.save_memory,
             complete_gradients=None if self.sharding is None else self.sharding.complete_gradients,
         )
-        return Learner(policy, optimizer, micro_batch_tokens=_settled(train.micro_batch_tokens), **options)
+        tokens = _settled(train.micro_batch_tokens)
+        return Learner(policy, optimizer, micro_batch_tokens=tokens, may_halve=self.sharding is None, **options)
 
     def critic(self, needs: CriticNeeds) -> Learner:
         """A value model with its own optimizer."""
@@ -241,9 +242,10 @@ class _Build:
         return self._spread(load_teacher(self.config.model, path, device=self.device))
 
     def frozen(self, policy: Policy) -> Policy:
-        """A copy of the weights as they are."""
-        model: Any = copy.deepcopy(policy.model).requires_grad_(False)
-        model.to(self._dtype)
+        """A copy of the weights as they are, in the type that computes."""
+        model = copy.deepcopy(policy.model).requires_grad_(False)
+        for parameter in model.parameters():  # and no buffer: rotary frequencies are float32 in every model
+            parameter.data = parameter.data.to(self._dtype)
         return self._spread(replace(policy, module=model, model=model))
 
     def _spread(self, policy: Policy) -> Policy:

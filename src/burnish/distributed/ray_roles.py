@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,13 +21,13 @@ from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.data.packing import split_batch
-from burnish.distributed.actors import Actors, ray_session
+from burnish.distributed.actors import Actors, Jobs, ray_session
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
 from burnish.distributed.sharding import check_tensor_parallel
 from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
 from burnish.errors import ConfigError, LostError
 from burnish.losses.loss import Loss
-from burnish.models.load import ModelFacts, find_device
+from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState
@@ -78,16 +79,16 @@ class RayRoles(Group):
         critic = needs.critic
         if isinstance(critic, CriticNeeds) and critic.path is not None:
             critic = replace(critic, path=_absolute(critic.path))
+        self._lag = getattr(getattr(config, "rollout", None), "lag", 0)
         self._needs = replace(needs, teachers=tuple(map(_absolute, needs.teachers)), critic=critic)
         self._learners: list[Any] = []
         self._generators: list[Any] = []
         self._published: list[_Published] = []
         self._newest: int | None = None  # the version that was published last
-        self._held: int | None = None  # the version that every generator has
-        self._jobs = ThreadPoolExecutor(1)
-        self._spent = {"learners": 0.0, "generators": 0.0, "publish": 0.0}
+        self._held: int | None = None  # the version that every generator has, or is just given
+        self._jobs = Jobs()
+        self._clock = Clock()
         self._bytes = 0
-        self._since = time.monotonic()
 
     # ---- beginning ----
 
@@ -109,23 +110,25 @@ class RayRoles(Group):
         self._wait_for_models(self._generators)
 
     def restart(self) -> None:
-        """Start the learners anew; a checkpoint must be loaded into them, or they begin again.
+        """Start every process anew; a checkpoint must be loaded into the learners, or they begin again.
+
+        The generators too: the job that is going on then ends at once, however long it would have sampled.
 
         Raises:
             MachineError: it was done too often.
         """
         self._actors.count_restart("a process")
-        self._jobs.shutdown(cancel_futures=True)  # it waits for the job that is going on, which has its deadlines
-        self._jobs = ThreadPoolExecutor(1)
+        self.end()
+        self._actors.open()
+        self._jobs = Jobs()
         self.weight_version = 0
-        self._actors.end(self._learners)
-        self._start_learners()
-        for number, generator in enumerate(self._generators):
-            try:
-                self._actors.wait([generator.process_id.remote()], f"generator {number}")
-            except LostError:
-                self._start_generator(number)
         self._begin_anew()
+        self.start()
+
+    def end(self) -> None:
+        """End every process; the job that is going on then fails."""
+        self._actors.end_all()
+        self._jobs.end()
 
     def _begin_anew(self) -> None:
         """Forget what was published: before they sample, generators get whole the weights that the learners have."""
@@ -138,19 +141,19 @@ class RayRoles(Group):
         ]
         with _probe(self._config.runs_folder) as (path, token):
             self._check_facts([each.facts.remote(path) for each in self._learners], token=token)
-        addresses = actors.wait([each.address.remote() for each in self._learners], "the learners' addresses")
+        addresses = actors.wait(
+            [each.address.remote() for each in self._learners], "the learners' addresses", is_start=True
+        )
         joining = [each.join.remote(ip, addresses[0]) for each, (ip, _) in zip(self._learners, addresses, strict=True)]
-        actors.wait(joining, "the learners to form a group and load their weights", seconds=cluster.start_seconds)
+        actors.wait(joining, "the learners to form a group and load their weights", is_start=True)
 
     def _wait_for_models(self, generators: Sequence[Any]) -> None:
         loading = [each.load_model.remote() for each in generators]
-        self._actors.wait(loading, "a generator to load its model", seconds=self._config.cluster.start_seconds)
+        self._actors.wait(loading, "a generator to load its model", is_start=True)
 
     def _check_facts(self, answers: Sequence[Any], *, token: str | None) -> None:
         began = time.time()
-        told: list[Facts] = self._actors.wait(
-            answers, "the first answer of every process", seconds=self._config.cluster.start_seconds
-        )
+        told: list[Facts] = self._actors.wait(answers, "the first answer of every process", is_start=True)
         here, ended = facts(None), time.time()
         for each in told:
             for name, theirs, ours in (
@@ -171,10 +174,6 @@ class RayRoles(Group):
                     "node shares"
                 )
 
-    def end(self) -> None:
-        """Wait for the job that is going on: its actors are gone, so it fails at once."""
-        self._jobs.shutdown(cancel_futures=True)
-
     # ---- the verbs ----
 
     @property
@@ -190,23 +189,25 @@ class RayRoles(Group):
         return self._sample(self.weight_version, requests)
 
     def aside(self, job: Callable[[Sample], T]) -> Future[T]:
-        """See Roles: a thread asks the generators while the learners learn."""
+        """See Roles: a thread asks the generators while the learners learn; without a lag nothing is gained by one."""
         self._publish_first()
-        return self._jobs.submit(job, partial(self._sample, self.weight_version))
+        sample = partial(self._sample, self.weight_version)
+        if self._lag:
+            return self._jobs.submit(partial(job, sample))
+        done: Future[T] = Future()
+        done.set_result(job(sample))
+        return done
 
     def _sample(self, version: int, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """Requests are dealt to the generators; those of one that is lost are given to a new one."""
         self._bring(version)
-        with self._timed("generators"):
-            limit = self._config.cluster.timeout_seconds
-            deadline = time.monotonic() + limit
+        with self._clock.of("generators"):
+            deadline = time.monotonic() + self._config.cluster.timeout_seconds
             shares = [share for share in np.array_split(np.arange(len(requests)), len(self._generators)) if len(share)]
             asked = {self._ask(number, requests, share): (number, share) for number, share in enumerate(shares)}
             answers: dict[int, tuple[Completion, ...]] = {}
             while asked:
-                ready = self._actors.next(
-                    list(asked), "a generator to sample", seconds=deadline - time.monotonic(), limit=limit
-                )
+                ready = self._actors.next(list(asked), "a generator to sample", deadline)
                 number, share = asked.pop(ready)
                 try:
                     answers |= zip(share.tolist(), self._actors.answer(ready, f"generator {number}"), strict=True)
@@ -221,27 +222,23 @@ class RayRoles(Group):
     def _bring(self, version: int) -> None:
         """Let every generator have a version of the weights: one change after the other, from the one that it has."""
         while self._published and self._published[0].version <= version:
-            next_version = self._published.pop(0)
-            for number, generator in enumerate(self._generators):
-                loading = generator.load_weights.remote(next_version.weights)
+            self._held = self._published[0].version
+            weights = self._published.pop(0).weights
+            loading = [generator.load_weights.remote(weights) for generator in self._generators]
+            for number, each in enumerate(loading):
                 try:
-                    self._bytes += self._actors.wait([loading], f"generator {number} to load version {version}")[0]
+                    self._bytes += self._actors.wait([each], f"generator {number} to load version {self._held}")[0]
                 except LostError:
-                    self._held = next_version.version
                     self._replace_generator(number)
-            self._held = next_version.version
 
     def _replace_generator(self, number: int) -> None:
         self._actors.count_restart("a generator")
-        self._start_generator(number)
-        weights = self._learners[0].kept_weights.remote(self._held)
-        loading = self._generators[number].load_weights.remote(weights)
+        self._actors.end(self._generators[number])
+        new = self._actors.start(GeneratorWorker, self._config, self._needs)
+        self._generators[number] = new
+        self._wait_for_models([new])
+        loading = new.load_weights.remote(self._learners[0].kept_weights.remote(self._held))
         self._bytes += self._actors.wait([loading], f"generator {number} to load version {self._held}")[0]
-
-    def _start_generator(self, number: int) -> None:
-        self._actors.end([self._generators[number]])
-        self._generators[number] = self._actors.start(GeneratorWorker, self._config, self._needs)
-        self._wait_for_models([self._generators[number]])
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """See Roles."""
@@ -264,8 +261,9 @@ class RayRoles(Group):
             self._publish(base=None)
 
     def _publish(self, *, base: int | None) -> None:
-        with self._timed("publish"):
-            in_use = version if (version := self._held) is not None else self.weight_version
+        with self._clock.of("publish"):
+            in_use = min([self.weight_version, *(each.version for each in self._published)])
+            in_use = in_use if self._held is None else min(in_use, self._held)
             sent = [
                 each.weights.options(num_returns=2).remote(self.weight_version, base, in_use) for each in self._learners
             ]
@@ -295,21 +293,19 @@ class RayRoles(Group):
 
     def observed(self) -> dict[str, float]:
         """See Backend: what was sent, and how long who had nothing to do, since it was asked last."""
-        now = time.monotonic()
-        seconds, self._since = now - self._since, now
-        spent, self._spent = self._spent, dict.fromkeys(self._spent, 0.0)
+        seconds, spent = self._clock.read()
         sent, self._bytes = self._bytes, 0
-        found = {"idle_learners": 1 - spent["learners"] / seconds}
+        found = {"idle_learners": 1 - spent.get("learners", 0.0) / seconds}
         if self._generators:
-            found["idle_generators"] = 1 - spent["generators"] / seconds
-            found |= {"seconds_publish": spent["publish"], "bytes_published": float(sent)}
+            found["idle_generators"] = 1 - spent.get("generators", 0.0) / seconds
+            found |= {"seconds_publish": spent.get("publish", 0.0), "bytes_published": float(sent)}
         return found
 
     # ---- every learner at once ----
 
     def in_step(self, verb: str, *arguments: Any) -> list[Any]:
         """Call every learner alike. The answers of those that share the batch, one for each share."""
-        with self._timed("learners"):
+        with self._clock.of("learners"):
             answers = [getattr(each, verb).remote(*arguments) for each in self._learners]
             return self._actors.wait(answers, f"the learners' {verb}")[:: self._config.cluster.tensor_parallel]
 
@@ -322,7 +318,7 @@ class RayRoles(Group):
         shares = deal([len(part.token_ids_T) for part in parts], num_shares)
         smallest = min(parts, key=lambda part: len(part.token_ids_T))
         num_rounds = max(map(len, shares))
-        with self._timed("learners"):
+        with self._clock.of("learners"):
             answers = []
             for rank, learner in enumerate(self._learners):
                 share = shares[rank // cluster.tensor_parallel]
@@ -336,16 +332,44 @@ class RayRoles(Group):
         }
         return [by_part[index] for index in range(len(parts))]
 
+
+class Clock:
+    """How long who was busy since it was read last; what is still going on counts up to now."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since = time.monotonic()
+        self._busy_since: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
+
     @contextmanager
-    def _timed(self, who: str) -> Iterator[None]:
-        began = time.monotonic()
+    def of(self, who: str) -> Iterator[None]:
+        """The time of a block is theirs."""
+        with self._lock:
+            self._busy_since[who] = time.monotonic()
         try:
             yield
         finally:
-            self._spent[who] += time.monotonic() - began
+            with self._lock:
+                self._book(who, time.monotonic())
+                del self._busy_since[who]
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """(seconds since it was read last, seconds of them that each was busy)."""
+        with self._lock:
+            now = time.monotonic()
+            for who in self._busy_since:
+                self._book(who, now)
+            spent, self._spent = self._spent, {}
+            seconds, self._since = now - self._since, now
+        return seconds, spent
+
+    def _book(self, who: str, now: float) -> None:
+        self._spent[who] = self._spent.get(who, 0.0) + now - self._busy_since[who]
+        self._busy_since[who] = now
 
 
-def check_cluster(config: RunConfig, model: ModelFacts, num_groups: int) -> None:
+def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_groups: int) -> None:
     """Refuse what cannot be spread, before anything is started; `num_groups` are those of a step's batch.
 
     Raises:
@@ -373,7 +397,14 @@ def check_cluster(config: RunConfig, model: ModelFacts, num_groups: int) -> None
             f"cluster.tensor_parallel={cluster.tensor_parallel} and model.lora do not go together: set the first to 1; "
             "the weights are spread over the learners all the same"
         )
-    check_tensor_parallel(AutoConfig.from_pretrained(model.base or model.source), cluster.tensor_parallel)
+    if config.model.lora is not None and config.model.lora.base_bits < 16:
+        raise ConfigError(
+            f"model.lora.base_bits={config.model.lora.base_bits} is for one process: set it to 16, and the weights are "
+            "spread over the learners"
+        )
+    critic = [needs.critic.path] if isinstance(needs.critic, CriticNeeds) and needs.critic.path is not None else []
+    for each in (model, *map(inspect_model, (*needs.teachers, *critic))):
+        check_tensor_parallel(AutoConfig.from_pretrained(each.base or each.source), cluster.tensor_parallel)
 
 
 @contextmanager
@@ -382,13 +413,13 @@ def ray_roles(config: RunConfig, needs: RoleNeeds) -> Iterator[RayRoles]:
     cluster = config.cluster
     num_processes = cluster.learners + (cluster.generators if needs.max_rows else 0)
     with ray_session(cluster, num_processes) as ray:
-        actors = Actors(ray, cluster, on_gpu=find_device(config.model.device).type == "cuda")
+        on_gpu = config.model.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        actors = Actors(ray, cluster, on_gpu=on_gpu)
         roles = RayRoles(actors, config, needs)
         try:
             roles.start()
             yield roles
         finally:
-            actors.end()
             roles.end()
 
 

@@ -23,8 +23,8 @@ _SLURM = """#!/bin/bash
 #SBATCH --signal=B:TERM@{save_seconds}
 #SBATCH --requeue
 {extra}
-# One Ray node on each machine of the job, then the run on the first. SIGTERM, from Slurm before the time is up or the
-# job is pre-empted, lets the run save; a job that is queued again goes on where it stopped.
+# One Ray node on each machine of the job, then the run on the first. The signal that Slurm sends before the time is up
+# lets the run save. A job that is queued again goes on; so does a new one with BURNISH_RUNS set to its runs folder.
 set -euo pipefail
 {setup}
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
@@ -55,9 +55,9 @@ until ray health-check --address "$head_ip:$port" > /dev/null 2>&1; do
     sleep 2
 done
 
-runs={runs_folder}/slurm-$SLURM_JOB_ID
+runs=${{BURNISH_RUNS:-{runs_folder}/slurm-$SLURM_JOB_ID}}
 where=(--cluster.kind ray --cluster.address "$head_ip:$port" {cluster})
-if [ -d "$runs" ]; then
+if compgen -G "$runs/*/run.json" > /dev/null; then
     burnish resume last --runs-folder "$runs" "${{where[@]}}" &
 else
     burnish train {recipe} --runs_folder "$runs" {settings} "${{where[@]}}" &
@@ -122,14 +122,19 @@ def slurm_script(job: Job, *, time: str, setup: str, options: tuple[str, ...]) -
 
 def ray_job(job: Job, *, image: str, claim: str, ray_version: str) -> str:
     """A RayJob for KubeRay 1.5.1 or newer, which makes the cluster's token. Every node shares the volume of `claim`."""
+    if not job.runs_folder.startswith("/"):
+        raise ConfigError(f"runs_folder={job.runs_folder}: give the full path at which the claim is to be mounted")
     cluster, settings = _parted(job.settings)
-    train = ["burnish", "train", job.recipe, "--runs_folder", job.runs_folder, *settings]
+    runs = f"{job.runs_folder}/{job.name}"
     where = ["--cluster.kind", "ray", "--cluster.address", "auto", *cluster]
+    train = shlex.join(["burnish", "train", job.recipe, "--runs_folder", runs, *settings, *where])
+    resume = shlex.join(["burnish", "resume", "last", "--runs-folder", runs, *where])
+    begun = f"ls {shlex.quote(runs)}/*/run.json > /dev/null 2>&1"
     spec: dict[str, Any] = {
-        "entrypoint": shlex.join([*train, *where]),
+        "entrypoint": shlex.join(["sh", "-c", f"if {begun}; then {resume}; else {train}; fi"]),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "backoffLimit": 0,
+        "backoffLimit": 3,  # each with a new cluster, in which the run goes on
         "rayClusterSpec": {
             "rayVersion": ray_version,
             "authOptions": {"mode": "token"},
@@ -179,18 +184,19 @@ def _pod(job: Job, role: str, image: str, claim: str) -> dict[str, Any]:
         {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{2 * job.cpus}Gi"}},
     ]
-    # a run has its minutes to save when a node is drained
-    return {"spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": _SAVE_SECONDS}}
+    return {"spec": {"containers": [container], "volumes": volumes}}
 
 
 def _parted(settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Flags of the cluster, and the others; a flag may have its value in the word that follows."""
+    """Flags of the cluster, and the others but for the runs folder; a flag may have its value in the next word."""
     cluster: list[str] = []
     others: list[str] = []
+    elsewhere: list[str] = []
     to = others
     for word in settings:
         if word.startswith("--"):
             to = cluster if word.startswith("--cluster.") else others
+            to = elsewhere if word.partition("=")[0] == "--runs_folder" else to
             if word.partition("=")[0] in ("--cluster.kind", "--cluster.address"):
                 raise ConfigError(f"{word.partition('=')[0]}: the file that starts the cluster sets it; leave it out")
         to.append(word)

@@ -19,8 +19,9 @@ from transformers import PretrainedConfig
 
 from burnish.errors import ConfigError
 from burnish.models import attention
-from burnish.models.attention import AttentionPlan
+from burnish.models.attention import AttentionPlan, SegmentAttention
 from burnish.models.policy import Policy
+from burnish.records import Segment
 
 _SUMMED = "replicated_with_grad_allreduce"
 _STYLES: dict[str, tuple[type[ParallelStyle], dict[str, Any]]] = {
@@ -71,7 +72,13 @@ class Sharding:
         for layer in _layers(policy):
             _sum_gradients(fully_shard(layer, mesh=self.mesh["data"], mp_policy=precision))
         _sum_gradients(fully_shard(trunk, mesh=self.mesh["data"], mp_policy=precision, ignored_params=kept))
-        return replace(policy, trunk=trunk)
+        spread = replace(policy, trunk=trunk)
+        # FSDP looks once, in the first pass, which weights are trained: adapters that are switched off then are not
+        zero_T = torch.zeros(1, dtype=torch.long, device=policy.device)
+        with torch.no_grad():
+            spread.hidden_states(zero_T, zero_T, SegmentAttention([Segment(1, ())]))
+        trunk.reshard()  # type: ignore[operator]  # FSDP's
+        return spread
 
     def _cut_products(self, policy: Policy) -> None:
         model = policy.model
@@ -93,7 +100,7 @@ class Sharding:
 
         Every process must call it, and gets the same norm.
         """
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.mesh.device_type)
         for name, master in masters.items():
             if master.grad is None:
                 continue
@@ -101,7 +108,7 @@ class Sharding:
                 dist.all_reduce(master.grad, group=self.mesh["data"].get_group())
             if any(f".{each}." in f".{name}" for each in self.summed):
                 dist.all_reduce(master.grad, group=self.mesh["tensor"].get_group())
-            total += torch.linalg.vector_norm(master.grad).cpu() ** 2 / self._num_copies(parameters[name])
+            total += torch.linalg.vector_norm(master.grad) ** 2 / self._num_copies(parameters[name])
         dist.all_reduce(total)
         return total.sqrt()
 

@@ -62,6 +62,7 @@ class Facts:
     """What a process says of itself before the first step."""
 
     host: str
+    process_id: int
     burnish: str
     torch: str
     python: str
@@ -85,10 +86,6 @@ class LearnerWorker:
     def facts(self, probe: str | None) -> Facts:
         """See Facts; `probe` is a file that a shared folder must show."""
         return facts(probe)
-
-    def process_id(self) -> int:
-        """Of this process, where it runs; an answer says that it is there."""
-        return os.getpid()
 
     def address(self) -> tuple[str, int]:
         """Where the others find this process."""
@@ -115,6 +112,7 @@ class LearnerWorker:
 
     def optim_step(self, role: str, learning_rate: float) -> dict[str, Metric]:
         """See Learner."""
+        self._reshard()
         return {name: _on_cpu(metric) for name, metric in self._roles.learners[role].optim_step(learning_rate).items()}
 
     def score(self, parts: Sequence[TokenBatch], num_real: int, role: str, with_collisions: bool) -> list[Scored]:
@@ -135,10 +133,13 @@ class LearnerWorker:
 
         With a `base`, a version from before, only what changed since then. Versions from `in_use` on are kept.
         """
-        dtype = getattr(torch, find_dtype(self.config.model))
+        policy = self._roles.learner.policy
+        # peft keeps adapters in float32
+        dtype = torch.float32 if policy.is_adapted else getattr(torch, find_dtype(self.config.model))
+        sampled_from = {name for name, _ in policy.module.named_parameters()}  # a shared critic's head is not
         arrays: dict[str, NDArray[Any]] = {}
         for name, weight in self._roles.learner.optimizer.weights():
-            if self.rank == 0:
+            if self.rank == 0 and name in sampled_from:
                 arrays[name] = bits_of(weight.to(dtype))
         if self.rank != 0:
             return True, None
@@ -159,11 +160,18 @@ class LearnerWorker:
 
     def load(self, checkpoint: Path) -> TrainState:
         """Take over a checkpoint, of however many processes."""
+        self._reshard()
         return load_checkpoint(checkpoint, self._roles.learners)
 
     def checkpoint_bytes(self) -> int:
         """See Roles."""
         return self._roles.checkpoint_bytes()
+
+    def _reshard(self) -> None:
+        """Let go of what FSDP gathered to score and keeps: after the weights change it would be the old ones."""
+        for learner in self._roles.learners.values():
+            trunk: Any = learner.policy.trunk
+            trunk.reshard()
 
 
 class GeneratorWorker:
@@ -177,10 +185,6 @@ class GeneratorWorker:
     def facts(self, probe: str | None) -> Facts:
         """See Facts."""
         return facts(probe)
-
-    def process_id(self) -> int:
-        """See LearnerWorker."""
-        return os.getpid()
 
     def load_model(self) -> None:
         """Load the weights that the run starts from."""
@@ -200,7 +204,10 @@ class GeneratorWorker:
             raise ValueError(f"a change of version {weights.base} for version {self.version}")
         arrays: dict[str, NDArray[Any]] = {}
         for name, parameter in self._policy.trainable().items():
-            arrays[name] = changed(bits_of(parameter.detach()), weights.arrays[name])
+            here, sent = bits_of(parameter.detach()), weights.arrays[name]
+            if here.dtype != (values := sent[1] if isinstance(sent, tuple) else sent).dtype:
+                raise ValueError(f"{name} was published as {values.dtype}, and is {here.dtype} here")
+            arrays[name] = changed(here, sent)
             parameter.copy_(_tensor(arrays[name], parameter.dtype))
         if checksum_of(arrays) != weights.checksum:
             raise ValueError(f"weights of version {weights.version} arrived damaged: their checksum differs")
@@ -230,7 +237,15 @@ def facts(probe: str | None) -> Facts:
     sees = None
     if probe is not None and Path(probe).is_file():
         sees = Path(probe).read_text(encoding="utf-8")
-    return Facts(socket.gethostname(), package_sha256(), torch.__version__, sys.version.split()[0], time.time(), sees)
+    return Facts(
+        socket.gethostname(),
+        os.getpid(),
+        package_sha256(),
+        torch.__version__,
+        sys.version.split()[0],
+        time.time(),
+        sees,
+    )
 
 
 def free_address() -> tuple[str, int]:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -61,10 +61,14 @@ def _thread_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        while not ended.is_set():
-            with suppress(TooSlowError), one_of_us:  # one may come on the way
-                ended.set()
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(block, None)  # or be raised and not have arrived
+        while True:
+            try:
+                with one_of_us:
+                    ended.set()
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(block, None)  # one that has not arrived yet
+                break
+            except TooSlowError:  # one that arrives here
+                continue
         watcher.join()
 
 

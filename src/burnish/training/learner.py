@@ -24,7 +24,8 @@ from burnish.training.optimizer import MasterOptimizer
 class Learner:
     """Trains a policy. `temperature` divides the logits, so that it scores the distribution that was sampled.
 
-    A batch that names one of the `teachers` is scored with the `divergence` from it too.
+    A batch that names one of the `teachers` is scored with the `divergence` from it too. Out of memory, it goes on in
+    smaller micro-batches if it `may_halve` them: one of several processes, which pass in step, may not.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Learner:
         temperature: float = 1.0,
         teachers: Sequence[Policy] = (),
         divergence: Divergence | None = None,
+        may_halve: bool = True,
     ) -> None:
         self.policy = policy
         self.teachers = teachers
@@ -43,6 +45,7 @@ class Learner:
         self.optimizer = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
+        self._may_halve = may_halve
         self._accumulated_loss = torch.zeros(())
         self._accumulated: list[tuple[TokenBatch, Loss]] = []
         self._num_halvings = 0
@@ -65,7 +68,7 @@ class Learner:
             self.optimizer.forget_gradients()
             self._accumulated_loss, self._pending = torch.zeros(()), None
             # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
-            if self.micro_batch_tokens < min(map(_shortest_part, batch.segments)):
+            if not self._may_halve or self.micro_batch_tokens < min(map(_shortest_part, batch.segments)):
                 raise MachineError(
                     f"out of memory in a micro-batch of {self.micro_batch_tokens} tokens; `burnish memory` says what "
                     "would make the recipe fit"

@@ -1,0 +1,146 @@
+"""Random `kill -9` of a cluster's processes: does every run end, in time, with the same bits?
+
+    python scripts/kill_cluster.py [--kills 20] [--steps 30] [--seed 0] [--learners 2] [--generators 2]
+
+A run of the tiny model on Ray that nobody hurts, then others in which, at a random moment, a learner, a generator, the
+raylet (a node) or the command itself is killed. What stops is resumed. Printed for each: the victim, the step, seconds
+until the run healed or stopped, how often it was resumed, and whether weights and tokens are those of the first run.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from burnish.models.tiny import make_tiny_model
+from burnish.reproducibility.files import sha256_of_file
+
+LIMIT_SECONDS = 60.0
+VICTIMS = {
+    "learner": r"^ray::LearnerWorker",
+    "generator": r"^ray::GeneratorWorker",
+    "node": r"raylet/raylet ",
+    "controller": r"-m burnish (train|resume)",
+}
+
+
+def main() -> None:
+    """Run, hurt, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"kills": 20, "steps": 30, "seed": 0, "learners": 2, "generators": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_tiny_model(folder / "model")
+        expected = outcome(run_through(folder / "unhurt", model, arguments, victim=None, draw=draw)[0])
+        print(
+            "| victim | killed after step | healed or stopped after, s | resumed | same bits |\n|---|---|---|---|---|"
+        )
+        failures = 0
+        for number in range(arguments.kills):
+            victim = list(VICTIMS)[number % len(VICTIMS)]
+            run, step, seconds, resumed = run_through(folder / str(number), model, arguments, victim=victim, draw=draw)
+            is_same = outcome(run) == expected
+            failures += not is_same or seconds > LIMIT_SECONDS
+            print(f"| {victim} | {step} | {seconds:.1f} | {resumed} | {'yes' if is_same else 'NO'} |", flush=True)
+        good = arguments.kills - failures
+        print(f"\n{good} of {arguments.kills} ended with the same bits, and stopped or healed in a minute")
+
+
+def run_through(
+    folder: Path, model: Path, arguments: argparse.Namespace, *, victim: str | None, draw: random.Random
+) -> tuple[Path, int, float, int]:
+    """(run folder, step of the kill, seconds until it healed or stopped, how often it was resumed)."""
+    folder.mkdir()
+    settings = {"model.path": model, "model.num_threads": 1, "model.compute_dtype": "float32", "runs_folder": folder}
+    settings |= {"task.source": "reasoning-gym:chain_sum", "task.options": '{"size": 200}', "task.num_held_out": 4}
+    settings |= {"rollout.max_tokens": 12, "rollout.num_prompts": 4, "rollout.group_size": 4, "rollout.lag": 1}
+    settings |= {"train.num_steps": arguments.steps, "checkpoint.every_steps": 5, "loss.entropy_coefficient": 0.01}
+    settings |= {"cluster.kind": "ray", "cluster.learners": arguments.learners}
+    settings |= {"cluster.generators": arguments.generators, "cluster.timeout_seconds": 120}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    at_step, step, seconds, resumed = draw.randrange(1, arguments.steps - 1), 0, 0.0, 0
+    process = start(folder, ["train", "grpo", *flags])
+    if victim is not None:
+        run = wait_for_step(folder, at_step, process)
+        time.sleep(draw.random() * 0.5)
+        step, killed = last_step(run), time.monotonic()
+        for pid in draw.sample(pids := find(VICTIMS[victim]), 1 if pids else 0):
+            os.kill(pid, signal.SIGKILL)
+        while process.poll() is None and not (last_step(run) >= step + 2 and was_noticed(run, victim)):
+            time.sleep(0.05)
+            if time.monotonic() - killed > 300:
+                raise SystemExit(f"{victim} killed after step {step}: nothing happened for 300 s")
+        seconds = time.monotonic() - killed
+    while process.wait(timeout=600) != 0 and resumed < 3:
+        resumed += 1
+        process = start(folder, ["resume", "last", "--runs-folder", str(folder)])
+    (run,) = folder.glob("*/run.json")
+    return run.parent, step, seconds, resumed
+
+
+def start(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """A command in the background."""
+    with (folder / "output").open("ab") as output:
+        return subprocess.Popen([sys.executable, "-m", "burnish", *words], stdout=output, stderr=output)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> Path:
+    """The run, when it has logged a step."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in folder.glob("*/metrics.jsonl"):
+            if last_step(path.parent) >= step:
+                return path.parent
+        time.sleep(0.05)
+    raise SystemExit(f"step {step} did not come: {(folder / 'output').read_text()[-2000:]}")
+
+
+def find(pattern: str) -> list[int]:
+    """Processes by what they are called with."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        if re.search(pattern, words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def last_step(run: Path) -> int:
+    """The step logged last."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def was_noticed(run: Path, victim: str) -> bool:
+    """Whether a learner's loss was healed; a generator's is when its samples are there."""
+    lines = (run / "events.jsonl").read_text().splitlines()
+    return victim != "learner" or any(json.loads(line)["event"] == "healed" for line in lines)
+
+
+def outcome(run: Path) -> tuple[str, str, str]:
+    """Weights, optimizer, and the tokens of every step: each prompt once, none lost, none doubled."""
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    hashes = [json.loads(line)["rollouts_sha256"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return (
+        sha256_of_file(checkpoint / "model.safetensors"),
+        sha256_of_file(checkpoint / "optimizer.safetensors"),
+        json.dumps(hashes),
+    )
+
+
+if __name__ == "__main__":
+    main()
