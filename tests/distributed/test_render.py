@@ -84,7 +84,7 @@ def test_a_ray_job_is_what_kuberay_takes() -> None:
 def test_the_runs_are_where_the_file_says(tmp_path: Path) -> None:
     settings = ("--runs_folder", "elsewhere", "--train.num_steps", "3")
     assert "elsewhere" not in slurm(settings=settings, runs_folder="/shared/runs")
-    with pytest.raises(ConfigError, match="^runs_folder=runs: give the full path at which the claim is to be mounted"):
+    with pytest.raises(ConfigError, match=r"^runs_folder=runs: give the full path at which the claim is to be mounted"):
         ray_job(job(runs_folder="runs"), image="i", claim="c", ray_version="2.60.0")
 
 
