@@ -54,6 +54,7 @@ def main() -> None:
             print(f"| {victim} | {step} | {seconds:.1f} | {resumed} | {'yes' if is_same else 'NO'} |", flush=True)
         good = arguments.kills - failures
         print(f"\n{good} of {arguments.kills} ended with the same bits, and stopped or healed in a minute")
+    sys.exit(failures > 0)
 
 
 def run_through(
@@ -74,8 +75,9 @@ def run_through(
         run = wait_for_step(folder, at_step, process)
         time.sleep(draw.random() * 0.5)
         step, killed = last_step(run), time.monotonic()
-        for pid in draw.sample(pids := find(VICTIMS[victim]), 1 if pids else 0):
-            os.kill(pid, signal.SIGKILL)
+        while not (found := find(VICTIMS[victim], process.pid)):
+            time.sleep(0.01)
+        os.kill(draw.choice(found), signal.SIGKILL)
         while process.poll() is None and not (last_step(run) >= step + 2 and was_noticed(run, victim)):
             time.sleep(0.05)
             if time.monotonic() - killed > 300:
@@ -105,17 +107,21 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> 
     raise SystemExit(f"step {step} did not come: {(folder / 'output').read_text()[-2000:]}")
 
 
-def find(pattern: str) -> list[int]:
-    """Processes by what they are called with."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def find(pattern: str, ancestor: int) -> list[int]:
+    """Processes that descend from one, or are it, by what they are called with."""
+    parents: dict[int, int] = {}
+    called: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            called[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # it ended meanwhile
             continue
-        if re.search(pattern, words):
-            found.append(int(path.parent.name))
-    return found
+
+    def descends(pid: int) -> bool:
+        return pid == ancestor or (pid in parents and descends(parents[pid]))
+
+    return [pid for pid, words in called.items() if re.search(pattern, words) and descends(pid)]
 
 
 def last_step(run: Path) -> int:

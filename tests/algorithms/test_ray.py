@@ -66,20 +66,32 @@ def assert_alike(run: RunFolder, local: RunFolder, name: str = "model.safetensor
         ("grpo", {"learners": 2, "generators": 2}, {"loss__kl_coefficient": 0.05, "rollout__lag": 1}),
         ("dpo", {"learners": 4, "tensor_parallel": 2}, {}),
         ("ppo", {"learners": 2, "tensor_parallel": 2}, {"critic__kind": "shared"}),
+        ("ppo", {"learners": 2}, {}),
         ("distillation", {"learners": 2}, {"train__recompute": 1}),
     ],
-    ids=["grpo", "dpo", "ppo", "distillation"],
+    ids=["grpo", "dpo", "shared critic", "own critic", "distillation"],
 )
 def test_the_layout_changes_nothing(
-    on_ray: Any, make_config: Any, quiet: Any, algorithm: str, cluster: dict[str, int], changes: dict[str, Any]
+    on_ray: Any,
+    make_config: Any,
+    quiet: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str,
+    cluster: dict[str, int],
+    changes: dict[str, Any],
 ) -> None:
     local = train(make_config(algorithm, model__num_threads=1, **changes), quiet)
-    run = train(on_ray(algorithm, cluster, **changes), quiet)
+    config = on_ray(algorithm, cluster, **changes)
+    if algorithm == "dpo":  # and its checkpoint is cut as it was
+        run = interrupted(config, quiet, monkeypatch, 3)
+        resume(run, config, quiet)
+    else:
+        run = train(config, quiet)
     assert_alike(run, local)
     if algorithm == "grpo":
         lines = run.metrics()
         assert all(0 <= line["idle_learners"] <= 1 and 0 <= line["idle_generators"] <= 1 for line in lines)
-        assert all(line["bytes_published"] > 0 for line in lines[:4])  # the last steps are sampled ahead
+        assert sum(line["bytes_published"] for line in lines) > 0
 
 
 def test_adapters_and_a_checkpoint_of_another_layout(on_ray: Any, make_config: Any, quiet: Any, monkeypatch) -> None:

@@ -38,9 +38,10 @@ class Hooks:
     settle: Callable[[], None] = lambda: None
     deadline: float | None = None
     """By time.monotonic(): when the run must have stopped."""
+    around: float = 0.0
+    """The longest that was needed after a step so far, to settle, evaluate and save, in seconds."""
     _out_of_memory: float = 0.0
     _longest: float = 0.0
-    _around: float = 0.0
 
     def before_steps(self) -> None:
         """Start the clock of the first step."""
@@ -101,7 +102,7 @@ class Hooks:
         self.progress.update(state.step, metrics)
         if saves:
             self.save(state)
-        self._around = max(self._around, time.monotonic() - began)
+        self.around = max(self.around, time.monotonic() - began)
         if self.profile is not None:
             self.profile.begin(state.step + 1)
         self._step_began = self._sampled = time.monotonic()
@@ -112,6 +113,6 @@ class Hooks:
         if self.deadline is None or self.should_stop:
             return
         left = self.deadline - time.monotonic()
-        if left < 1.5 * self._longest + 1.5 * self._around + _SAVE_SECONDS:
+        if left < 1.5 * self._longest + 1.5 * self.around + _SAVE_SECONDS:
             self.should_stop = True
             self.progress.say(f"{left:.0f} s are left until train.save_before_deadline: saving, and stopping here")

@@ -86,6 +86,7 @@ class Learning:
             "model": model_record(self.model.source, base=self.model.base, commit=self.model.commit),
             "compute_dtype": self.config.model.compute_dtype,
             "micro_batch_tokens": self.config.train.micro_batch_tokens,
+            "layout": [self.config.cluster.learners, self.config.cluster.tensor_parallel],
         }
         folder = cache_folder() / "reference"
         self.reference = cached_reference(folder, chunks, origin, lambda batch: roles.score(batch).logprobs_S, say)

@@ -334,6 +334,7 @@ def running_roles(config: RunConfig) -> Iterator[Backend]:
         return
     from burnish.distributed.ray_roles import ray_roles  # `local` does without Ray
 
+    prepare_process(config)  # a reward that is a model computes here
     with ray_roles(config, algorithm_of(config).needs(config)) as roles:
         yield roles
 
@@ -404,7 +405,9 @@ def _trained(
                 hooks.progress.say(f"going on after step {state.step}")
             if 0 not in hooks.run.steps("evaluations"):
                 hooks.progress.say("looking at the held-out items before training")
+                began = time.monotonic()
                 hooks.progress.say(f"held-out {algorithm.MEASURE} before training: {hooks.evaluate(0):.3f}")
+                hooks.around = time.monotonic() - began
             with hooks.progress.running():
                 algorithm.train(config, inputs, roles, hooks, state)
             if state.step < hooks.num_steps:

@@ -35,21 +35,23 @@ class Actors:
         self._is_closed = False
 
     def check_room(self, wanted: int) -> None:
-        """Wait for the nodes that the processes need: a cluster may still be growing.
+        """Wait for the nodes that the processes need: a cluster that was there before the run may still be growing.
 
         Raises:
             ConfigError: they do not come. A MachineError where they were there before.
         """
-        deadline = time.monotonic() + self.cluster.start_seconds
+        seconds = 0.0 if self.cluster.address is None else self.cluster.start_seconds
+        deadline = time.monotonic() + seconds
         while (there := int(self.ray.cluster_resources().get(self.kind, 0))) < wanted:
             if time.monotonic() > deadline:
                 what = (
                     f"cluster: learners and generators need {wanted} {self.kind}s, and the cluster has {there} after "
-                    f"{self.cluster.start_seconds:.0f} s: "
+                    f"{seconds:.0f} s: "
                 )
                 if self.num_restarts:
                     raise MachineError(f"{what}a node is lost; add one, and resume")
-                raise ConfigError(f"{what}lower cluster.learners or cluster.generators, or add nodes")
+                on_cpu = ", or set model.device to cpu" if self.kind == "GPU" else ""
+                raise ConfigError(f"{what}lower cluster.learners or cluster.generators, or add nodes{on_cpu}")
             time.sleep(_POLL_SECONDS)
 
     def start(self, worker: type, *arguments: Any, node: str | None = None) -> Any:

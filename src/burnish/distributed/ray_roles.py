@@ -86,6 +86,7 @@ class RayRoles(Group):
         self._published: list[_Published] = []
         self._newest: int | None = None  # the version that was published last
         self._held: int | None = None  # the version that every generator has, or is just given
+        self._epoch = 0  # counts the restarts
         self._jobs = Jobs()
         self._clock = Clock()
         self._bytes = 0
@@ -118,9 +119,11 @@ class RayRoles(Group):
             MachineError: it was done too often.
         """
         self._actors.count_restart("a process")
+        self._epoch += 1
         self.end()
         self._actors.open()
         self._jobs = Jobs()
+        self._clock = Clock()
         self.weight_version = 0
         self._begin_anew()
         self.start()
@@ -186,20 +189,22 @@ class RayRoles(Group):
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Roles. No job may be going on."""
         self._publish_first()
-        return self._sample(self.weight_version, requests)
+        return self._sample(self._epoch, self.weight_version, requests)
 
     def aside(self, job: Callable[[Sample], T]) -> Future[T]:
         """See Roles: a thread asks the generators while the learners learn; without a lag nothing is gained by one."""
         self._publish_first()
-        sample = partial(self._sample, self.weight_version)
+        sample = partial(self._sample, self._epoch, self.weight_version)
         if self._lag:
             return self._jobs.submit(partial(job, sample))
         done: Future[T] = Future()
         done.set_result(job(sample))
         return done
 
-    def _sample(self, version: int, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+    def _sample(self, epoch: int, version: int, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """Requests are dealt to the generators; those of one that is lost are given to a new one."""
+        if epoch != self._epoch:  # a job from before a restart, which user's code kept from noticing it
+            raise LostError("the generators that this was to be sampled from are gone")
         self._bring(version)
         with self._clock.of("generators"):
             deadline = time.monotonic() + self._config.cluster.timeout_seconds
@@ -386,6 +391,8 @@ def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_gr
             f"optimizer.kind={config.optimizer.kind} needs whole weights, and {cluster.learners} learners have parts: "
             "set it to adamw, or cluster.learners to 1"
         )
+    if not needs.max_rows and cluster.changes("generators"):
+        raise ConfigError(f"cluster.generators={cluster.generators} would be ignored: this algorithm samples nothing")
     num_shares = cluster.learners // cluster.tensor_parallel
     if num_groups < num_shares:
         raise ConfigError(

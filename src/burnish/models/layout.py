@@ -39,4 +39,5 @@ def _can_pack(weight: Tensor) -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products in bfloat16; without them they go by way of float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # where torch was built without oneDNN, as for Apple's processors, it does not have the question
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -67,9 +67,11 @@ class Progress:
         if not self.console.is_terminal:
             yield
             return
-        with Live(self._table(), console=self.console, auto_refresh=False) as self._live:
-            yield
-        self._live = None
+        try:
+            with Live(self._table(), console=self.console, auto_refresh=False) as self._live:
+                yield
+        finally:
+            self._live = None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step."""
