@@ -76,6 +76,8 @@ def run_through(
         time.sleep(draw.random() * 0.5)
         step, killed = last_step(run), time.monotonic()
         while not (found := find(VICTIMS[victim], process.pid)):
+            if process.poll() is not None or time.monotonic() - killed > LIMIT_SECONDS:
+                raise SystemExit(f"no {victim} to kill after step {step}: {(folder / 'output').read_text()[-2000:]}")
             time.sleep(0.01)
         os.kill(draw.choice(found), signal.SIGKILL)
         while process.poll() is None and not (last_step(run) >= step + 2 and was_noticed(run, victim)):
