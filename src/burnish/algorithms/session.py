@@ -33,6 +33,7 @@ from burnish.algorithms.memory_plan import (
     certainly_below,
     changes_that_fit,
     plan_memory,
+    probe,
     with_settings,
 )
 from burnish.algorithms.profile import COUNTED_STEP, Profile
@@ -43,7 +44,7 @@ from burnish.distributed.roles import Backend, CriticNeeds, RoleNeeds, Roles
 from burnish.errors import BurnishError, LostError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
-from burnish.memory.measure import available_bytes
+from burnish.memory.measure import available_bytes, resident_bytes
 from burnish.models.load import ModelFacts, find_dtype
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.files import require_free_space, write_text
@@ -200,10 +201,15 @@ def train(config: RunConfig, console: Console, *, with_profile: bool = False) ->
         raise UserError("--profile looks into one process: leave it out, or set cluster.kind to local")
     if with_profile and config.train.num_steps < COUNTED_STEP:
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
-    inputs = prepare(config)
-    config = fitted(config, inputs, available_bytes())
-    inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
+    asked, inputs = config, prepare(config)
+    budget = available_bytes()
+    limit = budget + resident_bytes()
+    config = fitted(asked, inputs, budget)
     with running_roles(config) as roles:
+        if asked.train.micro_batch_tokens == "auto" and isinstance(roles, LocalRoles):
+            tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), limit)
+            config = with_settings(config, {"train.micro_batch_tokens": tokens})
+        inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
         record = {
             "created": utc_now(),
             "status": "running",
