@@ -163,20 +163,20 @@ def samples(
     """
     from burnish.stats.power import SampledMeans, required_samples
 
-    if [effect, items, samples].count(None) > 1:
-        raise UserError("give two of --effect, --items and --samples; the third is worked out")
+    spread = {"item_sd": item_sd, "sample_sd": sample_sd}
     with _Mended():
-        is_asked = samples is None and items is not None and effect is not None
-        if is_asked:
-            spread = {"item_sd": item_sd, "sample_sd": sample_sd}
-            samples = required_samples(items, effect, **spread, alpha=aim.alpha, power=aim.power)
-        design = SampledMeans(item_sd=item_sd, sample_sd=sample_sd, samples=samples or 1)
-        plan = _solve(design, "items", items, effect, aim)
-    if is_asked:
+        if samples is not None:
+            each = samples
+        elif items is not None and effect is not None:
+            each = required_samples(items, effect, **spread, alpha=aim.alpha, power=aim.power)
+        else:
+            raise UserError("give two of --effect, --items and --samples; the third is worked out")
+        plan = _solve(SampledMeans(**spread, samples=each), "items", items, effect, aim)
+    if samples is None:
         plan = replace(plan, target=None)  # the samples were worked out, and the items are what was given
-    number = f"{plan.number:,} items x {samples or 1} samples of both models"
-    cost = _answer_cost(2 * plan.number * (samples or 1), aim)
-    _print(plan, number, f"{plan.effect:.3g}", cost, (aim, []), samples=samples or 1)
+    cost = _answer_cost(2 * plan.number * each, aim)
+    number = f"{plan.number:,} items x {each:,} samples of both models"
+    _print(plan, number, f"{plan.effect:.3g}", cost, (aim, []), samples=each)
     return 0
 
 

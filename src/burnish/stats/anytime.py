@@ -71,10 +71,10 @@ def anytime_mean_interval(values: ArrayLike, *, alpha: float = 0.05) -> tuple[fl
     needed = math.log(2 / alpha)  # each side bets with half of the wealth
 
     def is_too_low(mean: float) -> bool:
-        return _log_wealth(x, stakes, mean, 1).max() >= needed
+        return bool(_log_wealth(x, stakes, mean, 1).max() >= needed)
 
     def is_too_high(mean: float) -> bool:
-        return _log_wealth(x, stakes, mean, -1).max() >= needed
+        return bool(_log_wealth(x, stakes, mean, -1).max() >= needed)
 
     # wealth that bets on more falls with the mean it bets against, so each end is found by halving
     low = _border(is_too_low, 0.0, 1.0) if is_too_low(0.0) else 0.0

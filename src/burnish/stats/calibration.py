@@ -60,10 +60,11 @@ def calibration(
     """Expected calibration error: the mean over answers of |share right - mean confidence| of their bin.
 
     The bins are made once, from these answers: equal numbers in each (equal confidences stay together), or equal widths
-    on [0, 1]. Chance makes the error of a calibrated model positive too, the more so the fewer answers a bin has; so
-    the interval is the reflected bootstrap (Davison & Hinkley 1997, eq. 5.6), which takes that bias off, cut at 0. What
-    is drawn are answers, or whole `items` where several answers belong to one. The p-value draws outcomes from the
-    confidences (Bröcker & Smith 2007), and takes answers as independent.
+    on [0, 1]. Chance alone makes the error of a calibrated model positive, the more so the fewer answers a bin has, and
+    a plain bootstrap would do that again. So with the gaps' noise drawn by bootstrap (of answers, or of whole `items`
+    where several answers belong to one), `low` is the error less the sum of the noise's sizes, which is the most that
+    noise can add, and `high` the error plus the noise along the signs seen. Both err on the careful side. The p-value
+    draws outcomes from the confidences (Bröcker & Smith 2007), and takes answers as independent.
 
     Raises:
         ValueError: no answers, different numbers of the two, or confidences outside [0, 1].
@@ -79,20 +80,21 @@ def calibration(
     gaps_IB = np.zeros((num_items, size))
     np.add.at(gaps_IB, (item_N, bin_N), right - sure)
     answers_I = np.bincount(item_N)
-    drawn = np.empty(num_resamples)
-    by_chance = np.empty(num_resamples)
+    gaps_B = gaps_IB.sum(axis=0) / len(sure)
+    signs_B = np.where(gaps_B < 0, -1, 1)
+    sizes, along, by_chance = np.empty((3, num_resamples))
     for index in range(num_resamples):
         times_I = np.bincount(rng.integers(num_items, size=num_items), minlength=num_items)
-        drawn[index] = np.abs(times_I @ gaps_IB).sum() / (times_I @ answers_I)
+        noise_B = (times_I @ gaps_IB) / (times_I @ answers_I) - gaps_B
+        sizes[index], along[index] = np.abs(noise_B).sum(), signs_B @ noise_B
         outcomes = rng.random(len(sure)) < sure
         by_chance[index] = np.abs(np.bincount(bin_N, outcomes - sure, minlength=size)).sum() / len(sure)
-    error = float(np.abs(gaps_IB.sum(axis=0)).sum() / len(sure))
-    below, above = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    error = float(np.abs(gaps_B).sum())
     return Calibration(
         n=len(sure),
         error=error,
-        low=float(max(0.0, 2 * error - above)),
-        high=float(min(1.0, max(0.0, 2 * error - below))),
+        low=max(0.0, error - float(np.quantile(sizes, (1 + level) / 2))),
+        high=min(1.0, error - float(np.quantile(along, (1 - level) / 2))),
         error_if_calibrated=float(by_chance.mean()),
         p_value=float((1 + (by_chance >= error - 1e-12).sum()) / (1 + num_resamples)),
         binning=binning,

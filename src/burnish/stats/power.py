@@ -94,8 +94,8 @@ class PairedProportions:
     def power(self, number: float, effect: float, alpha: float) -> float:
         """Exact: over the number of discordant items, and how they fall. A part of an item is left out."""
         items, share = int(number), (1 + effect / self.discordance) / 2
-        first, last = binom.ppf([1e-12, 1 - 1e-12], items, self.discordance)
-        discordant = np.arange(int(first), int(last) + 1)
+        first, last = (int(binom.ppf(tail, items, self.discordance)) for tail in (1e-12, 1 - 1e-12))
+        discordant = np.arange(first, last + 1)
         fewest = binom.ppf(alpha / 2, discordant, 0.5)  # of the rarer side, that still are as likely as alpha
         fewest = np.where(binom.cdf(fewest, discordant, 0.5) > alpha / 2, fewest - 1, fewest)
         found = binom.cdf(fewest, discordant, share) + binom.sf(discordant - fewest - 1, discordant, share)
