@@ -154,7 +154,8 @@ def test_watch_once(capsys, stores) -> None:
     assert "0 of 40 items: nothing to compare yet" in out and out.endswith("go on\n")
     add(a, [0.0] * 10)
     add(b, [1.0] * 6)
-    (b / "samples.jsonl").open("a").write('{"id": "6", "sam')
+    with (b / "samples.jsonl").open("a") as file:
+        file.write('{"id": "6", "sam')
     assert run([*command, "--json"]) == 1
     look = json.loads(capsys.readouterr().out)
     assert (look["n"], look["only_b"], look["verdict"], look["is_over"]) == (6, 6, "go on", False)

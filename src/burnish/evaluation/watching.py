@@ -134,7 +134,7 @@ def require_same_questions(a: GrowingEvaluation, b: GrowingEvaluation) -> None:
     if changed:
         raise DataError(f"{len(changed)} items are asked differently in {a.label} and {b.label}: first {changed[0]!r}")
     if a.samples_per_item != b.samples_per_item:
-        raise DataError(f"{a.label} has {a.samples_per_item} samples per item and {b.label} {b.samples_per_item}")
+        raise DataError(f"{a.label} has {a.samples_per_item} samples per item and {b.label} has {b.samples_per_item}")
     for key in sorted({*a.settings, *b.settings}):
         first_value, second_value = (json.dumps(each.settings.get(key))[:80] for each in (a, b))
         if a.settings.get(key) != b.settings.get(key):

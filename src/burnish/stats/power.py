@@ -310,7 +310,8 @@ def _normal_power(shift: float, needed: float, spread: float) -> float:
 
 def _t_power(freedom: float, shift: float, alpha: float) -> float:
     needed = float(t.isf(alpha / 2, freedom))
-    return float(nct.sf(needed, freedom, shift) + nct.cdf(-needed, freedom, shift))
+    # the far tail by its mirror image: scipy's own is NaN for many shifts
+    return float(nct.sf(needed, freedom, shift) + nct.sf(needed, freedom, -shift))
 
 
 def _sd(share: float) -> float:
