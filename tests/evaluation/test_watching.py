@@ -82,6 +82,29 @@ def test_several_samples_and_answers_without_a_score(tmp_path: Path) -> None:
     assert (pairs.scores_a, pairs.scores_b, pairs.num_unscored) == ((0.5,), (1.0,), 1)
 
 
+def test_a_cluster_is_one_observation_once_it_is_whole(tmp_path: Path) -> None:
+    """Items a and c share a passage; b stands alone. c is late, so that b waits."""
+    stores = [make_store(tmp_path / "x"), make_store(tmp_path / "y")]
+    for store in stores:
+        lines = [json.loads(line) for line in (store / "items.jsonl").read_text().splitlines()]
+        for line, cluster in zip(lines, ["passage", None, "passage"], strict=True):
+            line["cluster"] = cluster
+        (store / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        add(store, "a", 1.0)
+        add(store, "b", 1.0)
+    a, b = opened(*stores)
+    a.refresh()
+    b.refresh()
+    pairs = paired_so_far(a, b)
+    assert (pairs.unit, pairs.scores_a, pairs.num_waiting, pairs.num_units) == ("clusters", (), 1, 2)
+    add(stores[0], "c", 0.0)
+    add(stores[1], "c", 1.0)
+    a.refresh()
+    b.refresh()
+    pairs = paired_so_far(a, b)
+    assert (pairs.scores_a, pairs.scores_b, pairs.is_complete) == ((0.5, 1.0), (1.0, 1.0), True)
+
+
 def test_done_is_seen(tmp_path: Path) -> None:
     store = make_store(tmp_path / "x")
     (a,) = opened(store)

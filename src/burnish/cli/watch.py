@@ -41,7 +41,7 @@ def watch(
     """Judge B against A on the items that both have answered so far. Valid at every look: stop when it says decided.
 
     Exit status 1 while it is not decided. Items count in the order of the items file, which must say nothing about
-    them: shuffle items that are sorted by kind.
+    them: shuffle items that are sorted by kind. The items of a cluster count as one.
 
     Example: burnish watch evals/base-1a2b3c evals/tuned-4d5e6f --follow
 
@@ -86,7 +86,7 @@ def watch(
 
 
 def _line(look: "Look", pairs: "PairedScores") -> str:
-    text = f"{look.n} of {pairs.num_items} items"
+    text = f"{look.n} of {pairs.num_units} {pairs.unit}"
     if pairs.num_waiting:
         text += f" ({pairs.num_waiting} more wait for earlier ones)"
     if pairs.num_unscored:
@@ -96,7 +96,7 @@ def _line(look: "Look", pairs: "PairedScores") -> str:
     return (
         f"{text}: A {look.mean_a:.3f} B {look.mean_b:.3f}, difference {look.difference:+.3f}, "
         f"{100 * (1 - look.alpha):.3g}% confidence sequence [{look.low:+.3f}, {look.high:+.3f}], "
-        f"better item by item A {look.only_a} B {look.only_b}, e-value {look.e_value:.3g} of {1 / look.alpha:.3g}"
+        f"better one by one A {look.only_a} B {look.only_b}, e-value {look.e_value:.3g} of {1 / look.alpha:.3g}"
     )
 
 
@@ -105,17 +105,24 @@ def _verdict(
 ) -> str:
     if look.verdict in ("better", "worse"):
         winner = both[1].label if look.verdict == "better" else both[0].label
-        return f"decided after {look.decided_at} items: {'B' if look.verdict == 'better' else 'A'} better ({winner})"
+        return f"decided after {look.decided_at} {pairs.unit}: {'B' if look.verdict == 'better' else 'A'} better ({winner})"
     if look.verdict == "equivalent":
-        return f"decided after {look.decided_at} items: equivalent within {look.margin:g}"
+        return f"decided after {look.decided_at} {pairs.unit}: equivalent within {look.margin:g}"
     if not is_over:
         return "go on"
-    missing = pairs.num_items - look.n - pairs.num_unscored
-    end = f"all that will come are in, {missing} are missing" if missing else f"all {pairs.num_items} items are in"
+    missing = pairs.num_units - look.n - pairs.num_unscored
+    end = (
+        f"all that will come are in, {missing} are missing" if missing else f"all {pairs.num_units} {pairs.unit} are in"
+    )
     return f"undecided: {end}; `burnish power items` says how many would tell"
 
 
 def _as_json(look: "Look", pairs: "PairedScores", is_over: bool) -> str:
-    counts = {"num_items": pairs.num_items, "num_waiting": pairs.num_waiting, "num_unscored": pairs.num_unscored}
+    counts = {
+        "unit": pairs.unit,
+        "num_units": pairs.num_units,
+        "num_waiting": pairs.num_waiting,
+        "num_unscored": pairs.num_unscored,
+    }
     content = {**asdict(look), **counts, "is_over": is_over}
     return json.dumps({key: None if value != value else value for key, value in content.items()})

@@ -1,12 +1,13 @@
 """Two evaluations of the same items, read while they grow: an eval store, or the held-out items of a run.
 
 Items are paired in the order of the items, which was fixed before anything was answered, up to the first that is not
-answered by both. What came early because it is short, or easy, can so not decide.
+answered by both. What came early because it is short, or easy, can so not decide. Items of one cluster are alike, so
+that they are one observation: their mean, once all of them are in.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from burnish.reproducibility.run_folder import RunFolder
 
 @dataclass(slots=True, kw_only=True)
 class GrowingEvaluation:
-    """The items of one evaluation, and the scores that are in: `scores[id][sample]`, NaN for an answer without one."""
+    """The items of one evaluation, and the scores that are in: `scores[id][sample]`, NaN for an answer without one.
+
+    `questions` and `clusters` are by id, in the order of the items; an item without a cluster is not in `clusters`.
+    """
 
     label: str
     questions: Mapping[str, str]
+    clusters: Mapping[str, str]
     settings: Mapping[str, Any]
     samples_per_item: int
     samples_file: Path
@@ -71,22 +76,23 @@ class GrowingEvaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedScores:
-    """Scores of A and B on the items that both answered, in order.
+    """Scores of A and B on the units, items or clusters, that both answered, in order.
 
-    `num_waiting` more are answered by both after one that is not; `num_unscored` are left out because an answer of
-    theirs has no score.
+    `num_waiting` more are answered by both after one that is not; `num_unscored` are left out because an answer has no
+    score.
     """
 
+    unit: str
     scores_a: tuple[float, ...]
     scores_b: tuple[float, ...]
-    num_items: int
+    num_units: int
     num_waiting: int
     num_unscored: int
 
     @property
     def is_complete(self) -> bool:
-        """Whether no item is missing."""
-        return len(self.scores_a) + self.num_unscored == self.num_items
+        """Whether none is missing."""
+        return len(self.scores_a) + self.num_unscored == self.num_units
 
 
 def open_growing(what: str, runs_folder: Path) -> GrowingEvaluation:
@@ -109,9 +115,11 @@ def open_growing(what: str, runs_folder: Path) -> GrowingEvaluation:
             f"run {run.path.name} has no evaluation at step {step_text!r}; it has {steps[0]} to {steps[-1]}"
         )
     file = run.path / "evaluations" / f"step-{step:06d}.jsonl"
+    questions, clusters = _items(file)
     return GrowingEvaluation(
         label=f"{run.path.name}@{step}",
-        questions=_questions(file),
+        questions=questions,
+        clusters=clusters,
         settings={},
         samples_per_item=1,
         samples_file=file,
@@ -143,11 +151,15 @@ def require_same_questions(a: GrowingEvaluation, b: GrowingEvaluation) -> None:
 
 def paired_so_far(a: GrowingEvaluation, b: GrowingEvaluation) -> PairedScores:
     """Pair what was read, in A's order of items."""
+    units: dict[tuple[str, str], list[str]] = {}
+    for item_id in a.questions:
+        unit = ("cluster", a.clusters[item_id]) if item_id in a.clusters else ("item", item_id)
+        units.setdefault(unit, []).append(item_id)
     scores_a, scores_b = [], []
     waiting = unscored = 0
     is_prefix = True
-    for item_id in a.questions:
-        score_a, score_b = a.item_score(item_id), b.item_score(item_id)
+    for items in units.values():
+        score_a, score_b = _mean(a, items), _mean(b, items)
         if score_a is None or score_b is None:
             is_prefix = False
         elif not is_prefix:
@@ -158,12 +170,18 @@ def paired_so_far(a: GrowingEvaluation, b: GrowingEvaluation) -> PairedScores:
             scores_a.append(score_a)
             scores_b.append(score_b)
     return PairedScores(
+        unit="clusters" if a.clusters else "items",
         scores_a=tuple(scores_a),
         scores_b=tuple(scores_b),
-        num_items=len(a.questions),
+        num_units=len(units),
         num_waiting=waiting,
         num_unscored=unscored,
     )
+
+
+def _mean(evaluation: GrowingEvaluation, items: Sequence[str]) -> float | None:
+    scores = [score for item in items if (score := evaluation.item_score(item)) is not None]
+    return math.fsum(scores) / len(scores) if len(scores) == len(items) else None
 
 
 def _open_store(path: Path) -> GrowingEvaluation:
@@ -171,9 +189,11 @@ def _open_store(path: Path) -> GrowingEvaluation:
     samples = record.get("samples_per_item")
     if not isinstance(samples, int) or samples < 1 or not isinstance(record.get("settings"), dict):
         raise DataError(f"{path / 'eval.json'} is not the record of an evaluation: samples_per_item or settings")
+    questions, clusters = _items(path / "items.jsonl")
     return GrowingEvaluation(
         label=path.name,
-        questions=_questions(path / "items.jsonl"),
+        questions=questions,
+        clusters=clusters,
         settings=record["settings"],
         samples_per_item=samples,
         samples_file=path / "samples.jsonl",
@@ -182,11 +202,12 @@ def _open_store(path: Path) -> GrowingEvaluation:
     )
 
 
-def _questions(file: Path) -> dict[str, str]:
-    """What each item asks and what is right, in order."""
+def _items(file: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What each item asks and what is right, in order; and the cluster of each that has one."""
     if not file.is_file():
         raise DataError(f"{file} is not there yet: the evaluation has not begun")
     questions: dict[str, str] = {}
+    clusters: dict[str, str] = {}
     for number, item in _objects(file):
         item_id = item.get("id")
         if not isinstance(item_id, str):
@@ -194,9 +215,11 @@ def _questions(file: Path) -> dict[str, str]:
         if item_id in questions:
             raise DataError(f"{file}, line {number}: the id {item_id!r} is there twice")
         questions[item_id] = json.dumps([item.get("messages", item.get("prompt")), item.get("answer")])
+        if item.get("cluster") is not None:
+            clusters[item_id] = str(item["cluster"])
     if not questions:
         raise DataError(f"{file} has no items")
-    return questions
+    return questions, clusters
 
 
 def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,8 +2,8 @@
 
 By Ville's inequality a wealth that is fair under the null ever reaches 1/alpha with probability at most alpha. So the
 largest wealth so far may be used, and what is once decided stays decided. This is exact for any number of items. It
-needs items in an order that was fixed before and says nothing about them: not sorted by kind, and not by which answer
-came first (a wrong answer may take longer).
+needs items that are independent of each other, in an order that was fixed before and says nothing about them: not
+sorted by kind, and not by which answer came first (a wrong answer may take longer).
 """
 
 import math
