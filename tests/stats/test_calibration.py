@@ -56,6 +56,16 @@ def test_a_model_too_sure_is_found_out() -> None:
     assert found.p_value < 0.001 and found.low > 0.05 and found.error > 3 * found.error_if_calibrated
 
 
+def test_the_interval_of_one_bin_is_that_of_a_mean() -> None:
+    """One bin, far from calibrated: the error is the mean gap, and its noise is normal with the mean's error."""
+    right = np.arange(400) < 120
+    found = calibration(np.full(400, 0.8), right)
+    noise = np.sqrt(0.3 * 0.7 / 400)
+    assert found.error == pytest.approx(0.5)
+    assert found.high == pytest.approx(0.5 + 1.96 * noise, abs=0.004)
+    assert found.low == pytest.approx(0.5 - 2.24 * noise, abs=0.004)  # 97.5% of the sizes lie within 2.24
+
+
 def test_answers_of_one_item_are_drawn_together() -> None:
     sure, right = simulated(0.2, 1)
     alone = calibration(sure, right)

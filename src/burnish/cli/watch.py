@@ -104,8 +104,8 @@ def _verdict(
     look: "Look", pairs: "PairedScores", is_over: bool, both: "tuple[GrowingEvaluation, GrowingEvaluation]"
 ) -> str:
     if look.verdict in ("better", "worse"):
-        winner = both[1].label if look.verdict == "better" else both[0].label
-        return f"decided after {look.decided_at} {pairs.unit}: {'B' if look.verdict == 'better' else 'A'} better ({winner})"
+        name, winner = ("B", both[1]) if look.verdict == "better" else ("A", both[0])
+        return f"decided after {look.decided_at} {pairs.unit}: {name} better ({winner.label})"
     if look.verdict == "equivalent":
         return f"decided after {look.decided_at} {pairs.unit}: equivalent within {look.margin:g}"
     if not is_over:
