@@ -13,6 +13,8 @@ from burnish.errors import BurnishError
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
 RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
+StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step, as Ctrl-C would.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
 model_app = App(name="model", help="Get models.")
@@ -32,6 +34,7 @@ def train(
     file: SettingsFile = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
     profile: Annotated[bool, Parameter(negative="", help="Say where the time and memory of a step go.")] = False,
+    stop_after: StopAfter = None,
 ) -> int:
     """Train a recipe; override any setting with --section.key VALUE.
 
@@ -44,7 +47,7 @@ def train(
     """
     from burnish.cli.train import train_recipe
 
-    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile)
+    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile, stop_after=stop_after)
 
 
 @app.command
@@ -86,7 +89,15 @@ def doctor(
 
 
 @app.command
-def resume(run: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")) -> int:
+def resume(
+    run: str,
+    *settings: Settings,
+    runs_folder: RunsFolder = Path("runs"),
+    stop_after: StopAfter = None,
+    allow_changed: Annotated[
+        bool, Parameter(negative="", help="Go on although data, reward, model or tokenizer changed; it is recorded.")
+    ] = False,
+) -> int:
     """Go on with a run that was interrupted, bit by bit as if it had not been.
 
     Where it runs may change, with --cluster.key VALUE; the numbers then agree to rounding.
@@ -98,15 +109,15 @@ def resume(run: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")
     """
     from burnish.cli.train import resume_run
 
-    return resume_run(run, settings, runs_folder)
+    return resume_run(run, settings, runs_folder, stop_after=stop_after, allow_changed=allow_changed)
 
 
 @app.command(name="runs")
-def list_runs(*, runs_folder: RunsFolder = Path("runs")) -> int:
+def list_runs(*, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """List the runs."""
-    from burnish.cli.show import print_runs
+    from burnish.cli.runs import print_runs
 
-    return print_runs(runs_folder)
+    return print_runs(runs_folder, as_json=as_json)
 
 
 @app.command
