@@ -140,6 +140,100 @@ def show(
     return print_run(run, runs_folder, step=step, num_groups=groups)
 
 
+@app.command
+def rerun(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    steps: Annotated[int | None, Parameter(help="Only the first so many steps.")] = None,
+    into: Annotated[Path | None, Parameter(help="Folder for the new run; where the old one is by default.")] = None,
+    here: Annotated[bool, Parameter(negative="", help="With the code as it is, in the working directory.")] = False,
+    allow_changed: Annotated[
+        bool, Parameter(negative="", help="Although data, reward, model or tokenizer changed; it is recorded.")
+    ] = False,
+    replicates: Annotated[
+        str | None, Parameter(help="Runs of other seeds, with commas between: how far apart chance lets runs fall.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Repeat a run with the code, settings, data and seeds it was recorded with, and say whether it gave the same.
+
+    The verdict is bit-equal, within seed noise, or different; then the first step and value that differ are named, and
+    the exit status is 1.
+
+    Example: burnish rerun last --steps 5
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.rerun import rerun_run
+
+    options = {"steps": steps, "here": here, "allow_changed": allow_changed}
+    return rerun_run(run, runs_folder, into=into, replicates=replicates, as_json=as_json, **options)
+
+
+@app.command
+def verify(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    steps: Annotated[int, Parameter(help="Steps before the break, and after it.")] = 2,
+    repeats: Annotated[int, Parameter(help="Unbroken trainings, all of which must be the same.")] = 2,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether a run's training repeats itself and resumes bit by bit here: train it, break it, compare.
+
+    Exit status 1 if it does not. The run itself is not touched.
+
+    Example: burnish verify last --steps 2
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.verify import verify_run
+
+    return verify_run(run, runs_folder, steps=steps, repeats=repeats, as_json=as_json)
+
+
+@app.command(name="diff")
+def diff_runs(first: str, second: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
+    """Say in what two runs differ: results, configuration, code, inputs, environment.
+
+    Parameters
+    ----------
+    first
+        Path or name of a run, the beginning of its name, or `last`.
+    second
+        Another one.
+    """
+    from burnish.cli.diff import print_diff
+
+    return print_diff(first, second, runs_folder, as_json=as_json)
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    to: Annotated[Path, Parameter(help="A folder that does not exist yet.")],
+    runs_folder: RunsFolder = Path("runs"),
+) -> int:
+    """Write what others need to judge and repeat a run, as plain files: model card, lock file, bills and provenance.
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.export import export_run
+
+    return export_run(run, runs_folder, to)
+
+
 Nodes = Annotated[int, Parameter(help="Machines.")]
 Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
 Gpus = Annotated[int, Parameter(help="GPUs of each.")]

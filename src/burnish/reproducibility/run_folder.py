@@ -87,7 +87,7 @@ class RunFolder:
                 content = run.kept_summary() or _read_json(folder / "run.json")
                 content["created"] = str(content["created"])
                 found.append((run, content))
-        return sorted(found, key=lambda each: (each[1]["created"], each[0].path.name))
+        return sorted(found, key=lambda each: (each[1]["created"], str(each[0].path)))
 
     @property
     def checkpoints(self) -> Path:
@@ -190,9 +190,11 @@ class RunFolder:
     def kept_summary(self) -> dict[str, Any] | None:
         """The summary of a run that has ended; None where there is none."""
         try:
-            return _read_json(self.path / "summary.json")
+            with open(f"{self.path}/summary.json", "rb", buffering=0) as file:  # as fast as thousands of them need
+                summary: dict[str, Any] = json.loads(file.read())
         except FileNotFoundError:
             return None
+        return summary
 
     def update_record(self, **changes: Any) -> None:
         """Change fields of run.json."""
