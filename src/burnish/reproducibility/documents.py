@@ -26,7 +26,7 @@ def lock_file(record: Mapping[str, Any]) -> str:
 
 
 def containerfile(record: Mapping[str, Any]) -> str:
-    """A recipe for an image in which the run can be repeated; the base image is an argument, from wherever you trust."""
+    """A recipe for an image in which the run can be repeated; the base image is an argument."""
     python = record["environment"]["python"]
     variables = {
         name: value
@@ -162,7 +162,7 @@ def provenance(
 
 
 def ro_crate(run_id: str, record: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """RO-Crate 1.3 with the profile of Process Run Crate 0.5: one action, made with burnish, from inputs to results.
+    """RO-Crate 1.3 with the profile of Process Run Crate 0.6: one action, made with burnish, from inputs to results.
     `files` are those of the exported folder with what each is.
     """
     inputs = {**_base_model(record), **_data(record)}
@@ -193,7 +193,7 @@ def ro_crate(run_id: str, record: Mapping[str, Any], files: Mapping[str, str]) -
     }
     if "finished" in record:
         action["endTime"] = record["finished"]
-    profile = "https://w3id.org/ro/wfrun/process/0.5"
+    profile = "https://w3id.org/ro/wfrun/process/0.6"
     root = {
         "@id": "./",
         "@type": "Dataset",
@@ -216,7 +216,7 @@ def ro_crate(run_id: str, record: Mapping[str, Any], files: Mapping[str, str]) -
         "@graph": [
             metadata,
             root,
-            {"@id": profile, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
+            {"@id": profile, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.6"},
             software,
             action,
             *things,
