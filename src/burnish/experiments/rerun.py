@@ -102,22 +102,9 @@ def rerun(
             say(f"step {step} repeated")
         return False
 
-    into.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".rerun-", dir=into)).resolve()
-    try:
-        with _place(run, record, here=here) as place:
-            say(f"repeating {run.path.name} in {place.folder}")
-            log = aside / "log"
-            arguments = ["train", str((run.path / "config.yaml").resolve()), "--runs_folder", str(aside)]
-            arguments += [] if steps is None else ["--stop-after", str(steps)]
-            longest = max(line["seconds"] for line in recorded)
-            with burnish_process(arguments, place, log=log) as process:
-                new = follow(process, aside, log=log, step_seconds=longest, seen=seen)
-        final = into / new.path.name
-        new.path.rename(final)
-        new = RunFolder(final)
-    finally:
-        shutil.rmtree(aside)
+    with _place(run, record, here=here) as place:
+        say(f"repeating {run.path.name} in {place.folder}")
+        new = _trained(run, place, into, steps, seen)
     result = _judged(run, new, steps, replicates, tuple(filter(None, remarks)))
     difference = result.comparison.difference
     new.seal(
@@ -129,6 +116,26 @@ def rerun(
         }
     )
     return result
+
+
+def _trained(
+    run: RunFolder, place: Place, into: Path, steps: int | None, seen: Callable[[RunFolder, int], bool]
+) -> RunFolder:
+    """Train a run's settings in a process of its own; the new run appears in `into` when it has ended."""
+    into.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".rerun-", dir=into)).resolve()
+    try:
+        log = aside / "log"
+        arguments = ["train", str((run.path / "config.yaml").resolve()), "--runs_folder", str(aside)]
+        arguments += [] if steps is None else ["--stop-after", str(steps)]
+        longest = max(line["seconds"] for line in run.metrics())
+        with burnish_process(arguments, place, log=log) as process:
+            new = follow(process, aside, log=log, step_seconds=longest, seen=seen)
+        final = into / new.path.name
+        new.path.rename(final)
+    finally:
+        shutil.rmtree(aside)
+    return RunFolder(final)
 
 
 def noise_of_seeds(figures: Sequence[float]) -> SeedNoise:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote
 
 _BUILD_TYPE = "urn:burnish:training:1"
 
@@ -55,50 +56,26 @@ def ml_bom(
     """CycloneDX 1.6: the trained model with its card, what it was made from, and the packages. `weights` are the hashes
     of its files; a figure has `name`, `value`, `low`, `high`.
     """
-    reference = f"model:{run_id}"
-    base, data = _base_model(record), _data(record)
-    metrics = [
-        {
-            "type": figure["name"],
-            "value": repr(figure["value"]),
-            "confidenceInterval": {"lowerBound": repr(figure["low"]), "upperBound": repr(figure["high"])},
-        }
-        for figure in figures
-    ]
     packages = [
-        {"type": "library", "bom-ref": f"pkg:pypi/{name}@{version}", "name": name, "version": version}
-        | {"purl": f"pkg:pypi/{name}@{version}"}
+        {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
         for name, version in record["environment"]["packages"].items()
+        for purl in [f"pkg:pypi/{name}@{quote(version)}"]
     ]
     model = {
         "type": "machine-learning-model",
-        "bom-ref": reference,
+        "bom-ref": f"model:{run_id}",
         "name": run_id,
         "version": run_id,
-        "components": [
-            {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": content}]}
-            for name, content in weights.items()
-        ],
-        "modelCard": {
-            "modelParameters": {
-                "task": "text-generation",
-                "datasets": [
-                    {"type": "dataset", "name": name, "contents": {"properties": _hash(content)}}
-                    for name, content in data.items()
-                ],
-            },
-            "quantitativeAnalysis": {"performanceMetrics": metrics},
-        },
+        "components": _file_components(weights),
+        "modelCard": _model_card(record, figures),
     }
     origin = {
         "type": "machine-learning-model",
         "bom-ref": "model:base",
         "name": record["model"]["source"],
-        "components": [
-            {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": content}]}
-            for name, content in base.items()
-        ],
+        "components": _file_components(_base_model(record)),
     }
+    version = record["code"]["package"]["version"]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -107,18 +84,40 @@ def ml_bom(
         "version": 1,
         "metadata": {
             "timestamp": record.get("finished", record["created"]),
-            "tools": {
-                "components": [
-                    {"type": "application", "name": "burnish", "version": record["code"]["package"]["version"]}
-                ]
-            },
+            "tools": {"components": [{"type": "application", "name": "burnish", "version": version}]},
             "component": model,
         },
         "components": [origin, *packages],
         "dependencies": [
-            {"ref": reference, "dependsOn": ["model:base", *(each["bom-ref"] for each in packages)]},
+            {"ref": model["bom-ref"], "dependsOn": ["model:base", *(each["bom-ref"] for each in packages)]}
         ],
     }
+
+
+def _model_card(record: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    metrics = [
+        {
+            "type": figure["name"],
+            "value": repr(figure["value"]),
+            "confidenceInterval": {"lowerBound": repr(figure["low"]), "upperBound": repr(figure["high"])},
+        }
+        for figure in figures
+    ]
+    datasets = [
+        {"type": "dataset", "name": name, "contents": {"properties": [{"name": "sha256", "value": content}]}}
+        for name, content in _data(record).items()
+    ]
+    return {
+        "modelParameters": {"task": "text-generation", "datasets": datasets},
+        "quantitativeAnalysis": {"performanceMetrics": metrics},
+    }
+
+
+def _file_components(hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": content}]}
+        for name, content in hashes.items()
+    ]
 
 
 def provenance(
@@ -177,22 +176,7 @@ def ro_crate(run_id: str, record: Mapping[str, Any], files: Mapping[str, str]) -
         "name": "burnish",
         "version": record["code"]["package"]["version"],
     }
-    action = {
-        "@id": "#training",
-        "@type": "CreateAction",
-        "name": f"training of {run_id}",
-        "instrument": {"@id": "#burnish"},
-        "object": [{"@id": each["@id"]} for each in things],
-        "result": parts,
-        "startTime": record["created"],
-        "actionStatus": {
-            "@id": "http://schema.org/CompletedActionStatus"
-            if record["status"] == "finished"
-            else "http://schema.org/FailedActionStatus"
-        },
-    }
-    if "finished" in record:
-        action["endTime"] = record["finished"]
+    action = _training_action(run_id, record, things, parts)
     profile = "https://w3id.org/ro/wfrun/process/0.6"
     root = {
         "@id": "./",
@@ -225,6 +209,28 @@ def ro_crate(run_id: str, record: Mapping[str, Any], files: Mapping[str, str]) -
     }
 
 
+def _training_action(
+    run_id: str, record: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    action = {
+        "@id": "#training",
+        "@type": "CreateAction",
+        "name": f"training of {run_id}",
+        "instrument": {"@id": "#burnish"},
+        "object": [{"@id": each["@id"]} for each in inputs],
+        "result": list(results),
+        "startTime": record["created"],
+        "actionStatus": {
+            "@id": "http://schema.org/CompletedActionStatus"
+            if record["status"] == "finished"
+            else "http://schema.org/FailedActionStatus"
+        },
+    }
+    if "finished" in record:
+        action["endTime"] = record["finished"]
+    return action
+
+
 def _base_model(record: Mapping[str, Any]) -> dict[str, str]:
     return {PurePath(name).name: content for name, content in record["model"]["sha256"].items()}
 
@@ -233,7 +239,3 @@ def _data(record: Mapping[str, Any]) -> dict[str, str]:
     """Name and hash of each side of the data."""
     sides = record.get("tasks", record.get("examples", {}))
     return {f"{name} data": side["sha256"] for name, side in sides.items()}
-
-
-def _hash(content: str) -> list[dict[str, str]]:
-    return [{"name": "sha256", "value": content}]
