@@ -66,11 +66,16 @@ def follow(
         MachineError: it failed, or it made no step for much longer than the recorded run needed for one.
     """
     patience = max(_START_SECONDS, 20 * step_seconds)
-    told, began = -1, time.monotonic()
+    told, read, began = -1, -1, time.monotonic()
     while True:
         ended = process.poll() is not None
         for run in RunFolder.all(runs_folder):
-            step = max((line["step"] for line in read_jsonl(run.path / "metrics.jsonl")), default=0)
+            metrics = run.path / "metrics.jsonl"
+            size = metrics.stat().st_size if metrics.exists() else 0
+            if size == read:  # nothing new: to read it all again would take time from the training
+                continue
+            read = size
+            step = max((line["step"] for line in read_jsonl(metrics)), default=0)
             if step != told:
                 told, began = step, time.monotonic()
                 if seen(run, step):
