@@ -5,8 +5,15 @@ import yaml
 
 from burnish.algorithms.grpo import GRPOConfig
 from burnish.algorithms.session import schema_of
-from burnish.cli.config import visible_settings
-from burnish.config.loading import config_hash, leaf_fields, read_algorithm, read_recipe, resolve, to_yaml
+from burnish.config.loading import (
+    config_hash,
+    leaf_fields,
+    read_algorithm,
+    read_recipe,
+    resolve,
+    to_yaml,
+    visible_settings,
+)
 from burnish.errors import ConfigError
 
 

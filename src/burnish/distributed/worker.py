@@ -29,7 +29,7 @@ from burnish.distributed.sharding import make_sharding
 from burnish.losses.loss import Loss
 from burnish.models.load import find_device, find_dtype, load_policy
 from burnish.records import Completion, GenerationRequest, LossOutput, Metric, Scored, TokenBatch
-from burnish.reproducibility.record import package_sha256
+from burnish.reproducibility.code_state import package_sha256
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
