@@ -33,13 +33,15 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def steps(model: Path, out: Path, dtype: str, adapters: str, world: int, tensor: int) -> tuple[dict, list[float]]:
+def steps(
+    model: Path, out: Path, dtype: str, adapters: str, *, world: int, tensor: int, copies: int
+) -> tuple[dict, list[float]]:
     """The weights and gradient norms after some steps of `world` processes; 0 is one that is no group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(SCRIPT), str(model), str(out), dtype, adapters]
-    groups = [[str(rank), str(world), str(tensor), str(port)] for rank in range(world)] or [[]]
+    groups = [[str(rank), str(world), str(tensor), str(copies), str(port)] for rank in range(world)] or [[]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([*command, *group], env=environment, stderr=subprocess.PIPE, text=True) for group in groups
@@ -57,13 +59,16 @@ def steps(model: Path, out: Path, dtype: str, adapters: str, world: int, tensor:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("family", "dtype", "adapters", "world", "tensor"),
+    ("family", "dtype", "adapters", "world", "tensor", "copies"),
     [
-        ("llama", "float32", "", 2, 1),
-        ("llama", "float32", "", 4, 2),
-        ("llama", "bfloat16", "", 2, 1),
-        ("llama", "float32", "lora", 2, 1),
-        ("qwen3", "float32", "", 2, 2),
+        ("llama", "float32", "", 2, 1, 1),
+        ("llama", "float32", "", 4, 2, 1),
+        ("llama", "bfloat16", "", 2, 1, 1),
+        ("llama", "float32", "lora", 2, 1, 1),
+        ("qwen3", "float32", "", 2, 2, 1),
+        ("llama", "float32", "", 4, 1, 2),
+        ("llama", "float32", "lora", 2, 1, 2),
+        ("qwen3", "float32", "", 4, 2, 2),
     ],
 )
 def test_several_processes_learn_as_one(
@@ -75,10 +80,11 @@ def test_several_processes_learn_as_one(
     adapters: str,
     world: int,
     tensor: int,
+    copies: int,
 ) -> None:
     model = {"llama": tiny_folder, "qwen3": qwen_folder}[family]
-    alone, norms = steps(model, tmp_path / "alone", dtype, adapters, 0, 1)
-    spread, spread_norms = steps(model, tmp_path / "spread", dtype, adapters, world, tensor)
+    alone, norms = steps(model, tmp_path / "alone", dtype, adapters, world=0, tensor=1, copies=1)
+    spread, spread_norms = steps(model, tmp_path / "spread", dtype, adapters, world=world, tensor=tensor, copies=copies)
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # bfloat16 rounds what is added in another order
     assert spread_norms == pytest.approx(norms, rel=tolerance)
     assert spread.keys() == alone.keys()

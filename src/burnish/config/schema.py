@@ -267,6 +267,9 @@ class ClusterConfig(Section):
     """Processes that share the weights, the optimizer and the batch."""
     tensor_parallel: int = Field(1, ge=1)
     """Learners that share one matrix product; the others share the batch."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the spread weights: 1 spreads them over all learners. With one copy a node, weights are gathered within
+    a node, and only gradients are summed between nodes."""
     generators: int = Field(1, ge=1)
     """Processes that sample."""
     timeout_seconds: float = Field(1800.0, gt=0)
@@ -283,6 +286,11 @@ class ClusterConfig(Section):
         if self.learners % self.tensor_parallel:
             raise ConfigError(
                 f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"
+            )
+        if self.learners // self.tensor_parallel % self.replicas:
+            raise ConfigError(
+                f"cluster.replicas={self.replicas} does not divide the {self.learners // self.tensor_parallel} learners "
+                "that share the batch (cluster.learners / cluster.tensor_parallel)"
             )
         return self
 

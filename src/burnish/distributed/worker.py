@@ -98,7 +98,7 @@ class LearnerWorker:
         prepare_process(self.config)
         backend = "nccl" if device.type == "cuda" else "gloo"
         join_group(backend, self.rank, cluster.learners, ip, master, timeout_seconds=cluster.timeout_seconds)
-        sharding = make_sharding(cluster.learners, cluster.tensor_parallel, device)
+        sharding = make_sharding(cluster.learners, cluster.tensor_parallel, cluster.replicas, device)
         self._roles = build_local_roles(self.config, replace(self.needs, max_rows=0), sharding=sharding)
 
     def forward_backward(
