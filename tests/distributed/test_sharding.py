@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, Phi3Config, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
 
+from burnish.config.schema import ClusterConfig
 from burnish.distributed.ray_roles import deal
 from burnish.distributed.sharding import check_tensor_parallel
 from burnish.errors import ConfigError
@@ -109,6 +110,13 @@ def test_parts_of_like_size_are_computed_at_the_same_time() -> None:
 def test_products_that_cannot_be_cut(shape: LlamaConfig, tensor_parallel: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_tensor_parallel(shape, tensor_parallel)
+
+
+@pytest.mark.parametrize(("learners", "tensor", "replicas"), [(4, 1, 3), (4, 2, 4), (1, 1, 2)])
+def test_copies_that_do_not_divide_the_learners(learners: int, tensor: int, replicas: int) -> None:
+    message = rf"cluster\.replicas={replicas} does not divide the {learners // tensor} learners that share the batch"
+    with pytest.raises(ConfigError, match=message):
+        ClusterConfig(kind="ray", learners=learners, tensor_parallel=tensor, replicas=replicas)
 
 
 def test_products_that_can_be_cut() -> None:

@@ -287,10 +287,11 @@ class ClusterConfig(Section):
             raise ConfigError(
                 f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"
             )
-        if self.learners // self.tensor_parallel % self.replicas:
+        num_shares = self.learners // self.tensor_parallel
+        if num_shares % self.replicas:
             raise ConfigError(
-                f"cluster.replicas={self.replicas} does not divide the {self.learners // self.tensor_parallel} learners "
-                "that share the batch (cluster.learners / cluster.tensor_parallel)"
+                f"cluster.replicas={self.replicas} does not divide the {num_shares} learners that share the batch "
+                "(cluster.learners / cluster.tensor_parallel)"
             )
         return self
 
