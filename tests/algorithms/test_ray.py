@@ -66,7 +66,7 @@ def assert_alike(run: RunFolder, local: RunFolder, name: str = "model.safetensor
     [
         ("grpo", {"learners": 2, "generators": 2}, {"loss__kl_coefficient": 0.05, "rollout__lag": 1}),
         ("dpo", {"learners": 4, "tensor_parallel": 2}, {}),
-        ("dpo", {"learners": 4, "replicas": 2}, {}),
+        ("dpo", {"learners": 4, "replicas": 2}, {"data__batch_size": 4}),
         ("ppo", {"learners": 2, "tensor_parallel": 2}, {"critic__kind": "shared"}),
         ("ppo", {"learners": 2}, {}),
         ("distillation", {"learners": 2}, {"train__recompute": 1}),

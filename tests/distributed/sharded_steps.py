@@ -1,4 +1,4 @@
-"""Steps of a learner, alone or in a group: `sharded_steps.py MODEL OUT DTYPE ADAPTERS [RANK WORLD TENSOR COPIES PORT]`."""
+"""Steps of a learner, alone or not: `sharded_steps.py MODEL OUT DTYPE ADAPTERS [RANK WORLD TENSOR COPIES PORT]`."""
 
 import json
 import sys
