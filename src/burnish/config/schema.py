@@ -121,6 +121,9 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     lag: int = Field(0, ge=0)
     """Steps that sampling runs ahead of learning: a step learns from samples of weights that are so many steps old."""
+    update_weights: Literal["between", "during"] = "between"
+    """When generators take over newer weights: between two steps' samples, which repeats bit by bit, or with
+    cluster.kind=ray and a lag also during them, between two tokens: fresher samples, which no run repeats."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
     curriculum: Literal["uniform", "middle"] = "uniform"
@@ -138,6 +141,11 @@ class RolloutConfig(Section):
             raise ConfigError(
                 f"rollout.max_rows={self.max_rows} is less than rollout.group_size={self.group_size}: "
                 "a group is decoded together"
+            )
+        if self.update_weights == "during" and not self.lag:
+            raise ConfigError(
+                "rollout.update_weights=during would be ignored with rollout.lag=0: nothing is learnt while a step is "
+                "sampled; set rollout.lag to 1 or more, or leave it out"
             )
         if self.overlong_buffer >= self.max_tokens:
             raise ConfigError(
@@ -259,6 +267,9 @@ class ClusterConfig(Section):
     """Processes that share the weights, the optimizer and the batch."""
     tensor_parallel: int = Field(1, ge=1)
     """Learners that share one matrix product; the others share the batch."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the spread weights: 1 spreads them over all learners. With one copy a node, weights are gathered within
+    a node, and only gradients are summed between nodes."""
     generators: int = Field(1, ge=1)
     """Processes that sample."""
     timeout_seconds: float = Field(1800.0, gt=0)
@@ -275,6 +286,12 @@ class ClusterConfig(Section):
         if self.learners % self.tensor_parallel:
             raise ConfigError(
                 f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"
+            )
+        num_shares = self.learners // self.tensor_parallel
+        if num_shares % self.replicas:
+            raise ConfigError(
+                f"cluster.replicas={self.replicas} does not divide the {num_shares} learners that share the batch "
+                "(cluster.learners / cluster.tensor_parallel)"
             )
         return self
 
