@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,13 @@ from burnish.data.packing import split_batch
 from burnish.distributed.actors import Actors, Jobs, ray_session
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
 from burnish.distributed.sharding import check_tensor_parallel
+from burnish.distributed.vllm_worker import VllmWorker, check_vllm
 from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
 from burnish.errors import ConfigError, LostError
 from burnish.losses.loss import Loss
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
+from burnish.rollout.generators.vllm import check_temperature
 from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState
 
@@ -73,8 +76,14 @@ class RayRoles(Group):
         super().__init__(self, "")
         self.weight_version = 0
         self._actors = actors
+        python = config.cluster.vllm_python
+        if python is not None and os.sep in python:
+            python = os.path.abspath(python)  # not resolved: an environment's interpreter is a link
         self._config = config.model_copy(
-            update={"model": config.model.model_copy(update={"path": _absolute(config.model.path)})}
+            update={
+                "model": config.model.model_copy(update={"path": _absolute(config.model.path)}),
+                "cluster": config.cluster.model_copy(update={"vllm_python": python}),
+            }
         )
         critic = needs.critic
         if isinstance(critic, CriticNeeds) and critic.path is not None:
@@ -103,9 +112,7 @@ class RayRoles(Group):
         cluster = self._config.cluster
         num_generators = cluster.generators if self._needs.max_rows else 0
         self._actors.check_room(cluster.learners + num_generators)
-        self._generators = [
-            self._actors.start(GeneratorWorker, self._config, self._needs) for _ in range(num_generators)
-        ]
+        self._generators = [self._start_generator() for _ in range(num_generators)]
         self._start_learners()
         self._check_facts([each.facts.remote(None) for each in self._generators], token=None)
         self._wait_for_models(self._generators)
@@ -236,10 +243,14 @@ class RayRoles(Group):
                 except LostError:
                     self._replace_generator(number)
 
+    def _start_generator(self) -> Any:
+        worker = VllmWorker if self._config.cluster.engine == "vllm" else GeneratorWorker
+        return self._actors.start(worker, self._config, self._needs)
+
     def _replace_generator(self, number: int) -> None:
         self._actors.count_restart("a generator")
         self._actors.end(self._generators[number])
-        new = self._actors.start(GeneratorWorker, self._config, self._needs)
+        new = self._start_generator()
         self._generators[number] = new
         self._wait_for_models([new])
         loading = new.load_weights.remote(self._learners[0].kept_weights.remote(self._held))
@@ -393,6 +404,8 @@ def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_gr
         )
     if not needs.max_rows and cluster.changes("generators"):
         raise ConfigError(f"cluster.generators={cluster.generators} would be ignored: this algorithm samples nothing")
+    if cluster.engine == "vllm":
+        _check_vllm(config, needs)
     num_shares = cluster.learners // cluster.tensor_parallel
     if num_groups < num_shares:
         raise ConfigError(
@@ -412,6 +425,20 @@ def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_gr
     critic = [needs.critic.path] if isinstance(needs.critic, CriticNeeds) and needs.critic.path is not None else []
     for each in (model, *map(inspect_model, (*needs.teachers, *critic))):
         check_tensor_parallel(AutoConfig.from_pretrained(each.base or each.source), cluster.tensor_parallel)
+
+
+def _check_vllm(config: RunConfig, needs: RoleNeeds) -> None:
+    cluster = config.cluster
+    if not needs.max_rows:
+        raise ConfigError("cluster.engine=vllm would be ignored: this algorithm samples nothing")
+    if config.model.lora is not None:
+        raise ConfigError(
+            "cluster.engine=vllm and model.lora do not go together: vLLM is given whole weights; set the "
+            "second to null, or the first to native"
+        )
+    check_temperature(needs.temperature, "rollout.temperature")
+    if cluster.address is None:  # otherwise it need not be on this node
+        check_vllm(cluster.vllm_python or sys.executable)
 
 
 @contextmanager
