@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.distributed import keeper
@@ -66,6 +67,7 @@ class VllmWorker:
             ["--dtype", find_dtype(self.config.model), "--max-num-seqs", str(self.needs.max_rows)],
             num_threads=self.config.model.num_threads,
         )
+        self._tied = _tied_names(Path(model.source))
         self.server.wait_until_up(seconds)
         self._generator = VllmGenerator(
             self.server.client,
@@ -88,11 +90,15 @@ class VllmWorker:
         if checksum_of(arrays) != weights.checksum:
             raise ValueError(f"weights of version {weights.version} arrived damaged: their checksum differs")
         self._arrays, self.version = arrays, None
+        tensors = {name: tensor_of(array) for name, array in arrays.items()}
+        # vLLM leaves a tied head as it was, unless it finds it in the file too
+        tensors |= {tied: tensors[name].clone() for tied, name in self._tied.items() if name in tensors}
         folder = self.server.folder / "weights"
         folder.mkdir(exist_ok=True)
-        require_free_space(folder, sum(each.nbytes for each in arrays.values()), "weights for vLLM")
+        require_free_space(folder, sum(each.nbytes for each in tensors.values()), "weights for vLLM")
+        said = len(self.server.log())
         try:
-            save_file({name: tensor_of(array) for name, array in arrays.items()}, folder / "model.safetensors")
+            save_file(tensors, folder / "model.safetensors")
             self._generator.load_weights(folder)
         except SafetensorError as error:
             raise MachineError(f"cannot write {folder}: {error}") from error
@@ -100,6 +106,7 @@ class VllmWorker:
             raise self.server.lost(error) from error
         finally:
             shutil.rmtree(folder)
+        check_all_loaded(self.server.log()[said:])
         self.version = weights.version
         return weights.num_bytes
 
@@ -134,8 +141,8 @@ class VllmServer:
             env=_environment(os.environ, self.folder, num_threads),
         )
         holding.wait(_PROBE_SECONDS)  # it goes on as another process
-        assert holding.stdin is not None and holding.stdout is not None
-        self._held, self._told = holding.stdin, holding.stdout
+        self._held: Any = holding.stdin
+        self._told: Any = holding.stdout
 
     def wait_until_up(self, seconds: float) -> None:
         """Wait until the server answers. If it does not, it is ended.
@@ -165,10 +172,14 @@ class VllmServer:
         """The error with the end of the server's log."""
         return LostError(f"{error}; its log ends: {self.last_words()}")
 
+    def log(self) -> str:
+        """What the server has said so far."""
+        path = self.folder / "log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
     def last_words(self) -> str:
         """What the log says last, of errors where it has some, on one line."""
-        log = self.folder / "log"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        lines = self.log().splitlines()
         return " | ".join(([line for line in lines if "Error" in line] or lines)[-2:])[-600:] or "nothing"
 
     def close(self) -> None:
@@ -202,6 +213,27 @@ def check_vllm(python: str) -> None:
         raise ConfigError(f"cluster.vllm_python={python} cannot be run ({error}): {fix}") from error
     if found.returncode:
         raise ConfigError(f"cluster.engine=vllm: {python} has no vLLM: {fix}")
+
+
+def check_all_loaded(log: str) -> None:
+    """Find out whether weights of a version before are still used: vLLM does no more than say so.
+
+    Raises:
+        MachineError: they are.
+    """
+    for line in log.splitlines():
+        if "weights were not loaded" in line or ("Failed to load weights" in line and "RotaryEmbedding" not in line):
+            raise MachineError(
+                f"vLLM did not take all weights: {line[-300:]}; use cluster.engine=native for this model"
+            )
+
+
+def _tied_names(model: Path) -> dict[str, str]:
+    """Names of the weights that are others' (the head, which is the embedding), with the others'."""
+    config = AutoConfig.from_pretrained(model)
+    if not config.tie_word_embeddings:
+        return {}
+    return dict(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys or {})
 
 
 def _scratch_folder(model: Path) -> Path:
