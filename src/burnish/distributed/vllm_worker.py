@@ -233,7 +233,8 @@ def _tied_names(model: Path) -> dict[str, str]:
     config = AutoConfig.from_pretrained(model)
     if not config.tie_word_embeddings:
         return {}
-    return dict(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys or {})
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return dict(model_class._tied_weights_keys or {})
 
 
 def _scratch_folder(model: Path) -> Path:
