@@ -45,7 +45,7 @@ def test_it_learns_from_what_vllm_samples_and_heals_when_vllm_is_killed(
     # the rates are large: weights that had not arrived would be far from the learner's
     assert max(line["mismatch_max"] for line in lines) < 1e-3, [line["mismatch_max"] for line in lines]
     held_out = [line["held_out"] for line in run.metrics() if "held_out" in line]
-    assert len(held_out) >= 3
+    assert len(held_out) == 2  # after steps 3 and 6, by greedy answers of vLLM's
 
 
 def is_server(process_id: int) -> bool:
