@@ -77,7 +77,8 @@ class Completion:
 
     `token_ids` hold every sampled token, the stopping one included, and are what is trained on. `text` is for
     people and rewards: without special tokens and cut before a stop string. `sampling_logprobs` are under the
-    distribution that was drawn from (0 for greedy), `model_logprobs` under the model at temperature 1.
+    distribution that was drawn from (0 for greedy), `model_logprobs` under the model at temperature 1 (NaN where an
+    engine does not tell).
 
     `versions` says which weights sampled it, as runs of (weight version, number of tokens), where they may change
     between two tokens; it is empty where they cannot.

@@ -146,7 +146,7 @@ def prepare(config: RunConfig) -> Inputs:
     check_roles(config, algorithm.needs(config))
     inputs = algorithm.prepare(config)
     if config.cluster.kind != "local":
-        from burnish.distributed.ray_roles import check_cluster  # `local` does without
+        from burnish.distributed.check_cluster import check_cluster  # `local` does without
 
         check_cluster(config, algorithm.needs(config), inputs.model, len(inputs.largest_step().examples))
     own_code(config)  # schedules too, which an algorithm imports when it begins

@@ -272,6 +272,10 @@ class ClusterConfig(Section):
     a node, and only gradients are summed between nodes."""
     generators: int = Field(1, ge=1)
     """Processes that sample."""
+    engine: Literal["native", "vllm"] = "native"
+    """What the generators sample with: burnish's generator, or vLLM, which needs an environment of its own."""
+    vllm_python: str | None = None
+    """The interpreter of vLLM's environment, on every node; null is the one that burnish runs with."""
     timeout_seconds: float = Field(1800.0, gt=0)
     """Longest wait for an answer of a learner or generator."""
     start_seconds: float = Field(300.0, gt=0)
@@ -283,6 +287,8 @@ class ClusterConfig(Section):
     def _refuse_what_would_be_ignored(self) -> "ClusterConfig":
         if self.kind == "local" and (given := [key for key in type(self).model_fields if self.changes(key)]):
             raise ConfigError(f"cluster.{given[0]} would be ignored: it belongs to cluster.kind=ray")
+        if self.engine != "vllm" and self.changes("vllm_python"):
+            raise ConfigError("cluster.vllm_python would be ignored: it belongs to cluster.engine=vllm")
         if self.learners % self.tensor_parallel:
             raise ConfigError(
                 f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"

@@ -17,17 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.data.packing import split_batch
 from burnish.distributed.actors import Actors, Jobs, ray_session
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
-from burnish.distributed.sharding import check_tensor_parallel
+from burnish.distributed.vllm_worker import VllmWorker
 from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
 from burnish.errors import ConfigError, LostError
 from burnish.losses.loss import Loss
-from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState
@@ -74,8 +72,14 @@ class RayRoles(Group):
         super().__init__(self, "")
         self.weight_version = 0
         self._actors = actors
+        python = config.cluster.vllm_python
+        if python is not None and os.sep in python:
+            python = os.path.abspath(python)  # not resolved: an environment's interpreter is a link
         self._config = config.model_copy(
-            update={"model": config.model.model_copy(update={"path": _absolute(config.model.path)})}
+            update={
+                "model": config.model.model_copy(update={"path": _absolute(config.model.path)}),
+                "cluster": config.cluster.model_copy(update={"vllm_python": python}),
+            }
         )
         critic = needs.critic
         if isinstance(critic, CriticNeeds) and critic.path is not None:
@@ -139,6 +143,8 @@ class RayRoles(Group):
         self._published, self._newest, self._held = [], None, None
 
     def _start_generator(self) -> Any:
+        if self._config.cluster.engine == "vllm":
+            return self._actors.start(VllmWorker, self._config, self._needs)
         if not self._updates_while_sampling:
             return self._actors.start(GeneratorWorker, self._config, self._needs)
         # one thread samples, the other is handed weights
@@ -391,46 +397,6 @@ class Clock:
     def _book(self, who: str, now: float) -> None:
         self._spent[who] = self._spent.get(who, 0.0) + now - self._busy_since[who]
         self._busy_since[who] = now
-
-
-def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_groups: int) -> None:
-    """Refuse what cannot be spread, before anything is started; `num_groups` are those of a step's batch.
-
-    Raises:
-        ConfigError: a setting.
-    """
-    cluster, train = config.cluster, config.train
-    for name in ("micro_batch_tokens", "recompute"):
-        if getattr(train, name) == "auto":
-            raise ConfigError(f"train.{name}: auto is found in one process: give a number with cluster.kind=ray")
-    if unfit := [name for name in train.save_memory if name != "return_memory"]:
-        raise ConfigError(f"train.save_memory: {unfit[0]} is for one process: leave it out with cluster.kind=ray")
-    if config.optimizer.kind != "adamw" and cluster.learners > 1:
-        raise ConfigError(
-            f"optimizer.kind={config.optimizer.kind} needs whole weights, and {cluster.learners} learners have parts: "
-            "set it to adamw, or cluster.learners to 1"
-        )
-    if not needs.max_rows and cluster.changes("generators"):
-        raise ConfigError(f"cluster.generators={cluster.generators} would be ignored: this algorithm samples nothing")
-    num_shares = cluster.learners // cluster.tensor_parallel
-    if num_groups < num_shares:
-        raise ConfigError(
-            f"{'rollout.num_prompts' if hasattr(config, 'rollout') else 'data.batch_size'}={num_groups} is less than "
-            f"the {num_shares} learners that share a batch: raise it, or lower cluster.learners"
-        )
-    if cluster.tensor_parallel > 1 and config.model.lora is not None:
-        raise ConfigError(
-            f"cluster.tensor_parallel={cluster.tensor_parallel} and model.lora do not go together: set the first to 1; "
-            "the weights are spread over the learners all the same"
-        )
-    if config.model.lora is not None and config.model.lora.base_bits < 16:
-        raise ConfigError(
-            f"model.lora.base_bits={config.model.lora.base_bits} is for one process: set it to 16, and the weights are "
-            "spread over the learners"
-        )
-    critic = [needs.critic.path] if isinstance(needs.critic, CriticNeeds) and needs.critic.path is not None else []
-    for each in (model, *map(inspect_model, (*needs.teachers, *critic))):
-        check_tensor_parallel(AutoConfig.from_pretrained(each.base or each.source), cluster.tensor_parallel)
 
 
 @contextmanager

@@ -214,7 +214,7 @@ class GeneratorWorker:
             if here.dtype != (values := sent[1] if isinstance(sent, tuple) else sent).dtype:
                 raise ValueError(f"{name} was published as {values.dtype}, and is {here.dtype} here")
             arrays[name] = changed(here, sent)
-            parameter.copy_(_tensor(arrays[name], parameter.dtype))
+            parameter.copy_(tensor_of(arrays[name]))
         if checksum_of(arrays) != weights.checksum:
             raise ValueError(f"weights of version {weights.version} arrived damaged: their checksum differs")
         self.version = weights.version
@@ -322,9 +322,10 @@ def bits_of(weight: Tensor) -> NDArray[Any]:
     return array.copy()
 
 
-def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """The inverse of `bits_of`, on the array's memory."""
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+    return tensor.view(torch.bfloat16) if array.dtype == np.int16 else tensor
 
 
 def change_of(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
