@@ -6,7 +6,7 @@ Seeds are blocks: arms are compared seed by seed, and the seed is what is counte
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -109,9 +109,9 @@ def unplanned(versions: Sequence[Version]) -> tuple[bool, set[str]]:
     """Whether amendments changed what every claim depends on, and the arms that they added."""
     first, now = (versions[index].plan for index in (0, -1))
     rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping", "sweep")
-    dumped = [plan.model_dump(mode="json", include=set(rules)) for plan in (first, now)]
+    was, is_now = (plan.model_dump(mode="json", include=set(rules)) for plan in (first, now))
     before, after = ({arm.name for arm in plan.arms} for plan in (first, now))
-    return bool(before - after) or any(differences(*dumped)), after - before
+    return bool(before - after) or any(differences(was, is_now)), after - before
 
 
 def _by_arm(plan: Plan, outcomes: Sequence[Outcome], metric: str) -> dict[str, dict[int, float]]:
@@ -149,7 +149,7 @@ def _pending(outcomes: Sequence[Outcome]) -> set[PlannedRun]:
 
 
 def _arm_claims(
-    plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric, pending: Collection[PlannedRun]
+    plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric, pending: Set[PlannedRun]
 ) -> list[Claim]:
     """Each arm against the baseline, over the seeds that both have finished."""
     base = plan.baseline or ""

@@ -138,7 +138,7 @@ class ExperimentFolder:
             name = run.path.name.rpartition("-")[0]
             if name in found:
                 raise UserError(
-                    f"{found[name].path} and {run.path} are the same planned run: move the one away that is not to count"
+                    f"{found[name].path} and {run.path} are one planned run: move away the one that is not to count"
                 )
             found[name] = run
         return found

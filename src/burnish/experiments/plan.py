@@ -146,7 +146,8 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
         for name in dict.fromkeys([*before, *after]):
             yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
     elif key == "arms" and isinstance(before, list) and isinstance(after, list):
-        yield from differences(*({arm["name"]: arm for arm in arms} for arms in (before, after)), key)
+        was, now = ({arm["name"]: arm for arm in arms} for arms in (before, after))
+        yield from differences(was, now, key)
     elif before != after and key != "runs":  # which follow from arms and seeds
         yield f"{key}: {_shown(before)} -> {_shown(after)}"
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 from burnish.config.loading import ENVIRONMENT_PREFIX, RESERVED_ENVIRONMENT
 from burnish.errors import UserError
+from burnish.experiments.analysis import decided_arms
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.outcomes import Outcome, read_outcome
 from burnish.experiments.plan import Plan, PlannedRun
@@ -83,7 +84,7 @@ class Runner:
         limit = None if self.plan.budget.hours is None else self.plan.budget.hours * 3600
         if waiting and limit is not None and spent >= limit:
             raise UserError(
-                f"budget.hours={self.plan.budget.hours:g}: {spent / 3600:.3g} h are spent and {total} runs are missing; "
+                f"budget.hours={self.plan.budget.hours:g}: {spent / 3600:.3g} h are spent, {total} runs are missing; "
                 "raise it with --amend, or report what there is"
             )
         times: list[float] = []
@@ -113,7 +114,7 @@ class Runner:
 
     def outcome(self, run: PlannedRun) -> Outcome:
         """What became of a run so far."""
-        metrics = (self.plan.primary.name,)
+        metrics = (self.plan.primary.name, *(metric.name for metric in self.plan.secondary))
         return read_outcome(run, self.folder.run_folders().get(run.name), self.folder.events(), metrics, self.plan)
 
     def _is_wanted(self, outcome: Outcome) -> bool:
@@ -177,16 +178,15 @@ class Runner:
             self._ended()
 
     def _spent(self) -> float:
-        return sum(event["seconds"] for event in self.folder.events() if event["event"] == "ended")
+        return sum(float(event["seconds"]) for event in self.folder.events() if event["event"] == "ended")
 
     def _tell(self, child: _Child, done: int, total: int, times: Sequence[float]) -> None:
         outcome = self.outcome(child.run)
         name = self.plan.primary.name
         value = f"{name} {outcome.values[name]:.4g}" if name in outcome.values else outcome.reason or child.why_ended
         left = (total - done) * sum(times) / len(times) / self.max_parallel
-        self.say(
-            f"{done}/{total} {child.run.name} {outcome.state}: {value}; {_clock(child.seconds)}, left about {_clock(left)}"
-        )
+        took = f"{_clock(child.seconds)}, left about {_clock(left)}"
+        self.say(f"{done}/{total} {child.run.name} {outcome.state}: {value}; {took}")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -204,6 +204,26 @@ class Runner:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def run_experiment(runner: Runner) -> bool:
+    """Freeze the plan and run what is missing; False if it was stopped before the end.
+
+    Raises:
+        UserError: another process runs it, or the budget's time is spent.
+    """
+    folder, plan = runner.folder, runner.plan
+    with folder.locked():
+        folder.freeze()
+        for arm in plan.arms:
+            folder.write_arm(arm.name, arm.config)
+
+        def is_decided(run: PlannedRun) -> bool:
+            outcomes = [runner.outcome(each) for each in plan.runs]
+            decided = decided_arms(plan, outcomes)
+            return run.arm in decided or (run.arm == plan.baseline and set(plan.others) <= decided)
+
+        return runner.run(plan.runs, is_decided) if plan.stopping == "sequential" else runner.run(plan.runs)
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -40,7 +40,7 @@ class Factor(Section):
     """The setting that takes the levels as values; `recipe` varies the recipe. Null: each level has its settings."""
     levels: tuple[Any, ...] | dict[str, dict[str, Any]]
     """A list of values of `key`; or, without `key`, named levels with the settings of each."""
-    within: dict[str, Any] = {}
+    within: dict[str, Any] = Field({})
     """Other factors, listed earlier, and the level of each without which this one has no meaning."""
 
     @model_validator(mode="after")
@@ -131,18 +131,18 @@ class ExperimentFile(Section):
     """What is expected, and why."""
     recipe: Text
     """Name or path of the recipe that every arm starts from."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     """Settings of every arm, by dotted key."""
-    arms: dict[Name, dict[str, Any]] = {}
+    arms: dict[Name, dict[str, Any]] = Field({})
     """What is compared: a name, and the settings in which it differs from the recipe."""
     baseline: str | None = None
     """The arm that the others are compared with."""
-    factors: dict[str, Factor] = {}
+    factors: dict[str, Factor] = Field({})
     """What is varied, instead of arms."""
     design: Literal["full", "fraction", "ablation"] = "full"
     """How factors make arms. full: every combination. fraction: half of them, or fewer, by generators. ablation: all
     factors at their second level, and that without one after the other."""
-    generators: dict[str, tuple[str, ...]] = {}
+    generators: dict[str, tuple[str, ...]] = Field({})
     """For a fraction: a factor, and the factors whose product of signs it takes (d: [a, b, c])."""
     sweep: Sweep | None = None
     """A search, instead of arms or factors."""
@@ -246,9 +246,16 @@ def _in_one_line(error: ValidationError) -> str:
 
 def _section(parts: Sequence[str]) -> type[Section]:
     """The section in which a key stands."""
-    sections = {"factors": Factor, "primary": Metric, "secondary": Metric, "budget": Budget, "sweep": Sweep}
-    found = ExperimentFile if len(parts) == 1 else sections[parts[0]]
-    return Range if found is Sweep and parts[1] == "space" else found
+    sections: dict[str, type[Section]] = {
+        "factors": Factor,
+        "primary": Metric,
+        "secondary": Metric,
+        "budget": Budget,
+        "sweep": Sweep,
+    }
+    if len(parts) == 1:
+        return ExperimentFile
+    return Range if parts[:2] == ["sweep", "space"] else sections[parts[0]]
 
 
 def _suggest(word: str | None, known: Iterable[str]) -> str:
