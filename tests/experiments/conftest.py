@@ -32,7 +32,7 @@ def load(tmp_path: Path) -> Callable[..., ExperimentFile]:
     def make(**changes: Any) -> ExperimentFile:
         tree = {key: value for key, value in {**BASIC, **changes}.items() if value is not None}
         path = tmp_path / "experiment.yaml"
-        path.write_text(yaml.safe_dump(tree))
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
         return load_experiment(path)
 
     return make
