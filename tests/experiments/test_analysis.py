@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 
@@ -166,7 +167,7 @@ def test_main_effects_agree_with_statsmodels_where_runs_are_lost(plan_of) -> Non
             if not isinstance(value, str):
                 for key, each in (("y", value), ("a", arm.levels["a"]), ("b", arm.levels["b"]), ("seed", str(seed))):
                     rows[key].append(each)
-    peer = smf.ols("y ~ C(a) + C(b) + C(seed)", rows).fit()
+    peer = smf.ols("y ~ C(a) + C(b) + C(seed)", pd.DataFrame(rows)).fit()
     claims = judge(plan, table).claims
     assert [claim.name for claim in claims] == ["a: 1 against 0", "b: 1 against 0", "b: 2 against 0"]
     for claim, name in zip(claims, ("C(a)[T.1]", "C(b)[T.1]", "C(b)[T.2]"), strict=True):
