@@ -81,6 +81,13 @@ def test_detectable_effects_as_published(standard_error: float, degrees: int, ef
     assert smallest_detectable(standard_error, degrees, alpha=0.05, power=0.8) == pytest.approx(effect, abs=0.006)
 
 
+def test_a_detectable_effect_of_two_seeds_is_found_so_often() -> None:
+    effect = smallest_detectable(2**-0.5, 1, alpha=0.05, power=0.8)
+    draws = np.random.default_rng(0).normal(effect, 1.0, size=(200_000, 2))
+    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / 2**0.5)
+    assert (np.abs(t) > 12.7062).mean() == pytest.approx(0.8, abs=0.004)
+
+
 def test_one_seed_detects_nothing() -> None:
     assert smallest_detectable(1.0, 0, alpha=0.05, power=0.8) == math.inf
 

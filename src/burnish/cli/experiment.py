@@ -12,7 +12,7 @@ from burnish.errors import UserError
 from burnish.experiments.analysis import detectable
 from burnish.experiments.designs import defining_words
 from burnish.experiments.folder import ExperimentFolder
-from burnish.experiments.outcomes import metric_at_end, read_outcomes
+from burnish.experiments.outcomes import read_outcomes, require_metric
 from burnish.experiments.plan import Plan, make_plan
 from burnish.experiments.report import alias_rows, run_table, runs_json, write_report
 from burnish.experiments.runner import Runner, run_experiment
@@ -29,8 +29,8 @@ def print_plan(
     experiment = load_experiment(file)
     past = [RunFolder.find(name, runs_folder) for name in like]
     plan = make_plan(experiment)
-    for run in past:
-        metric_at_end(run, plan.primary.name)  # so that a misspelt metric is seen before the first run
+    for metric in (plan.primary, *plan.secondary):  # so that a misspelt one is seen before the first run
+        require_metric(metric.name, past)
     folder = ExperimentFolder(experiments_folder / plan.name)
     folder.write_plan(plan, reason=amend)
     print(f"{plan.question}\nhypothesis: {plan.hypothesis}\n")

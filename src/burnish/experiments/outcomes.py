@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,15 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
     """One for each run of the plan, in its order; `also` names metrics beside the planned ones.
 
     Raises:
-        UserError: a finished run has no such metric.
+        UserError: runs are finished, and none has such a metric.
     """
     metrics = (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
     runs, events = folder.run_folders(), folder.events()
-    return [read_outcome(run, runs.get(run.name), events, metrics, plan) for run in plan.runs]
+    outcomes = [read_outcome(run, runs.get(run.name), events, metrics, plan) for run in plan.runs]
+    finished = [each.folder for each in outcomes if each.state == "finished" and each.folder is not None]
+    for name in metrics:
+        require_metric(name, finished)
+    return outcomes
 
 
 def read_outcome(
@@ -66,7 +70,8 @@ def read_outcome(
     else:
         status, record = run.status(), run.record()
         if status == "finished":
-            values = {name: metric_at_end(run, name) for name in metrics}
+            found = {name: metric_at_end(run, name) for name in metrics}
+            values = {name: value for name, value in found.items() if value is not None}
             bad = [name for name, value in values.items() if not math.isfinite(value)]
             state, reason = ("diverged", f"{bad[0]} is {values[bad[0]]}") if bad else ("finished", "")
         elif status == "failed":
@@ -89,24 +94,29 @@ def read_outcome(
     )
 
 
-def metric_at_end(run: RunFolder, name: str) -> float:
-    """held_out: the mean of the last evaluation's items; otherwise the last value that metrics.jsonl has.
+def metric_at_end(run: RunFolder, name: str) -> float | None:
+    """held_out: the mean of the last evaluation's items; otherwise the last number that metrics.jsonl has.
 
-    Raises:
-        UserError: the run has no such metric.
+    None where there is none: a step that learns nothing has no loss.
     """
     if name == HELD_OUT and (steps := run.steps("evaluations")):
         return _mean_score(run, steps[-1])
-    values = [line[name] for line in run.metrics() if name in line]
-    if not values:
-        known = ", ".join(sorted({key for line in run.metrics() for key in line if key != "step"}))
-        raise UserError(f"metric {name!r}: run {run.path.name} has none of that name; it has {known}")
-    return math.nan if values[-1] is None else float(values[-1])
+    values = [line[name] for line in run.metrics() if isinstance(line.get(name), int | float)]
+    return float(values[-1]) if values else None
+
+
+def require_metric(name: str, runs: Sequence[RunFolder]) -> None:
+    """Raise a UserError if there are runs and none has a metric of this name."""
+    if runs and all(metric_at_end(run, name) is None for run in runs):
+        lines = [line for run in runs for line in run.metrics()]
+        known = {key for line in lines for key, value in line.items() if isinstance(value, int | float)}
+        raise UserError(f"metric {name!r}: no finished run has it; they have {', '.join(sorted(known - {'step'}))}")
 
 
 def curve(run: RunFolder, name: str) -> dict[int, float]:
     """A metric by step."""
-    points = {int(line["step"]): float(line[name]) for line in run.metrics() if line.get(name) is not None}
+    lines = [line for line in run.metrics() if isinstance(line.get(name), int | float)]
+    points = {int(line["step"]): float(line[name]) for line in lines}
     if name == HELD_OUT and 0 in run.steps("evaluations"):
         points = {0: _mean_score(run, 0), **points}
     return {step: value for step, value in points.items() if math.isfinite(value)}

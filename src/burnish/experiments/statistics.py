@@ -102,24 +102,30 @@ def _stepwise(p_values: Sequence[float], factor: Callable[[int, int], float], *,
 
 
 def smallest_detectable(standard_error: float, degrees: int, *, alpha: float, power: float) -> float:
-    """The effect that a two-sided t-test finds with this power, in the unit of the standard error's scale.
+    """The effect that a two-sided t-test finds with this power, in the unit of the standard error.
 
-    From the noncentral t distribution; infinite without a degree of freedom.
+    From the noncentral t distribution, as the mean over the spread that the runs may show by chance: scipy's own
+    function of it is NaN for one degree of freedom. Infinite without a degree of freedom.
     """
+    from scipy.integrate import quad
     from scipy.optimize import brentq
-    from scipy.stats import nct, t
+    from scipy.stats import chi2, norm, t
 
     if degrees < 1:
         return math.inf
     critical = float(t.isf(alpha / 2, degrees))
 
+    def found_at(share: float, shift: float) -> float:
+        bound = critical * math.sqrt(chi2.ppf(share, degrees) / degrees)
+        return float(norm.sf(bound - shift) + norm.cdf(-bound - shift))
+
     def missing(shift: float) -> float:
-        return float(nct.sf(critical, degrees, shift)) + float(nct.cdf(-critical, degrees, shift)) - power
+        return float(quad(found_at, 0.0, 1.0, args=(shift,), limit=200)[0]) - power
 
     high = critical + 1.0
     while missing(high) < 0:
         high *= 2
-    return float(brentq(missing, 0.0, high)) * standard_error
+    return float(brentq(missing, 0.0, high, xtol=1e-6)) * standard_error
 
 
 def interquartile_mean(values: ArrayLike) -> float:
