@@ -42,7 +42,7 @@ def print_plan(
         print(f"\nfraction: {' = '.join(['1', *defining_words(plan.generators)])}")
         print_columns(alias_rows(plan).rows)
     _print_detectable(plan)
-    num_runs = len(plan.runs) + (plan.sweep.trials if plan.sweep is not None else 0)
+    num_runs = len(plan.runs)
     print(f"\n{num_runs} runs{_cost(past, num_runs, experiment.max_parallel)}")
     state = "frozen" if folder.is_frozen else "will be frozen by the first run"
     print(f"plan {folder.path / 'plan.json'} sha256 {folder.versions()[-1].sha256[:12]}, {state}")

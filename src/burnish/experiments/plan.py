@@ -14,13 +14,11 @@ from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig, Strict
 from burnish.errors import ConfigError
 from burnish.experiments.designs import FULL_ARM, Arm, arms_of
-from burnish.experiments.schema import Budget, ExperimentFile, Metric, Sweep
+from burnish.experiments.schema import Budget, ExperimentFile, Metric
 from burnish.reproducibility.seeds import seed_for
 
 RECIPE = "recipe"  # the key by which an arm, or a factor, changes the recipe itself
 OWN_KEYS = ("seed", "name", "runs_folder")  # of a run's settings, those that the experiment gives
-BASELINE_ARM = "baseline"
-WINNER_ARM = "winner"
 
 
 class PlannedArm(Strict):
@@ -54,7 +52,6 @@ class Plan(Strict):
     factors: dict[str, tuple[str, ...]]
     """The levels of each factor; empty where arms were listed, and for an ablation."""
     generators: dict[str, tuple[str, ...]]
-    sweep: Sweep | None
     seeds: tuple[int, ...]
     runs: tuple[PlannedRun, ...]
     """In the order in which they start."""
@@ -87,26 +84,24 @@ def make_plan(
     Raises:
         UserError: an arm cannot be trained, two arms are the same, or the plan does not fit into the budget.
     """
-    arms = _sweep_arms(file) if file.sweep is not None else arms_of(file)
+    arms = arms_of(file)
     configs = {arm.name: _config(file, arm, environment, check) for arm in arms}
     for first, second in combinations(configs, 2):
-        if file.sweep is None and configs[first] == configs[second]:
+        if configs[first] == configs[second]:
             raise ConfigError(f"arms {first} and {second} have the same settings: one of them changes nothing")
     seeds = file.all_seeds
     runs = tuple(ordered_runs(file.name, [arm.name for arm in arms], seeds))
-    num_runs = len(runs) + (0 if file.sweep is None else file.sweep.trials)
-    if file.budget.runs is not None and num_runs > file.budget.runs:
-        raise ConfigError(f"budget.runs={file.budget.runs}, but the plan has {num_runs} runs: leave out arms or seeds")
+    if file.budget.runs is not None and len(runs) > file.budget.runs:
+        raise ConfigError(f"budget.runs={file.budget.runs}, but the plan has {len(runs)} runs: leave out arms or seeds")
     is_factorial = bool(file.factors) and file.design != "ablation"
     return Plan(
         name=file.name,
         question=file.question,
         hypothesis=file.hypothesis,
         arms=tuple(PlannedArm(name=arm.name, levels=dict(arm.levels), config=configs[arm.name]) for arm in arms),
-        baseline=None if is_factorial else _baseline(file),
+        baseline=FULL_ARM if file.design == "ablation" else file.baseline,
         factors={name: factor.names for name, factor in file.factors.items()} if is_factorial else {},
         generators=file.generators,
-        sweep=file.sweep,
         seeds=seeds,
         runs=runs,
         primary=file.primary,
@@ -174,17 +169,6 @@ def _config(
 
 def _as_flag(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _baseline(file: ExperimentFile) -> str | None:
-    if file.sweep is not None:
-        return BASELINE_ARM
-    return file.baseline if file.arms else FULL_ARM
-
-
-def _sweep_arms(file: ExperimentFile) -> list[Arm]:
-    """The recipe as it is; the winner begins as the same and is found by the search."""
-    return [Arm(name=name, levels={}, settings={}) for name in (BASELINE_ARM, WINNER_ARM)]
 
 
 def _shown(value: Any) -> str:

@@ -79,47 +79,6 @@ class Budget(Section):
     """A run that takes longer is saved and stopped, and counts as lost."""
 
 
-class Range(Section):
-    """Where a sweep looks for the value of a setting."""
-
-    low: float | None = None
-    """Smallest value."""
-    high: float | None = None
-    """Largest value."""
-    log: bool = False
-    """Search evenly over the logarithm."""
-    whole: bool = False
-    """Whole numbers only."""
-    choices: tuple[Any, ...] = ()
-    """The values to choose among, instead of low and high."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> "Range":
-        if bool(self.choices) == (self.low is not None or self.high is not None):
-            raise ConfigError("give low and high, or choices")
-        if self.choices:
-            if len(self.choices) < 2 or self.log or self.whole:
-                raise ConfigError("choices are two or more values, without log and whole")
-        elif self.low is None or self.high is None or not self.low < self.high:
-            raise ConfigError(f"low must be less than high, got {self.low} and {self.high}")
-        elif self.log and self.low <= 0:
-            raise ConfigError(f"a logarithmic range begins above 0, got low={self.low}")
-        elif self.whole and not (self.low.is_integer() and self.high.is_integer()):
-            raise ConfigError(f"a range of whole numbers ends in whole numbers, got {self.low} and {self.high}")
-        return self
-
-
-class Sweep(Section):
-    """A search for good settings. Its winner is compared with the recipe as it is, on the experiment's seeds."""
-
-    space: dict[str, Range] = Field(min_length=1)
-    """Settings, and where to look for the value of each."""
-    trials: int = Field(ge=2)
-    """Runs of the search, one after the other."""
-    seed: Seed = 1_000_000
-    """The seed that every trial trains with, and the search's own; none of the experiment's seeds."""
-
-
 class ExperimentFile(Section):
     """One experiment: a question, the runs that answer it, and how they will be judged."""
 
@@ -144,8 +103,6 @@ class ExperimentFile(Section):
     factors at their second level, and that without one after the other."""
     generators: dict[str, tuple[str, ...]] = Field({})
     """For a fraction: a factor, and the factors whose product of signs it takes (d: [a, b, c])."""
-    sweep: Sweep | None = None
-    """A search, instead of arms or factors."""
     seeds: Seed | tuple[Seed, ...]
     """How many seeds (0, 1, ...), or a list of them. Every arm gets the same: a seed is a block."""
     primary: Metric = Metric(name="held_out")
@@ -167,9 +124,8 @@ class ExperimentFile(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_design(self) -> "ExperimentFile":
-        given = [name for name in ("arms", "factors", "sweep") if getattr(self, name)]
-        if len(given) != 1:
-            raise ConfigError(f"give one of arms, factors or sweep, got {' and '.join(given) or 'none'}")
+        if bool(self.arms) == bool(self.factors):
+            raise ConfigError(f"give either arms or factors, got {'both' if self.arms else 'none'}")
         if not self.factors and (self.design != "full" or self.generators):
             raise ConfigError("design and generators would be ignored: they belong to factors")
         if self.design != "fraction" and self.generators:
@@ -188,8 +144,6 @@ class ExperimentFile(Section):
     def _no_repeats(self) -> "ExperimentFile":
         if len(set(self.all_seeds)) < len(self.all_seeds) or not self.all_seeds:
             raise ConfigError(f"seeds={self.seeds}: needs one or more, all different")
-        if self.sweep is not None and self.sweep.seed in self.all_seeds:
-            raise ConfigError(f"sweep.seed={self.sweep.seed} must not be one of seeds: the winner needs fresh ones")
         names = [self.primary.name, *(metric.name for metric in self.secondary)]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(f"metric {repeated!r} stands twice among primary and secondary")
@@ -253,9 +207,7 @@ def _section(parts: Sequence[str]) -> type[Section]:
         "budget": Budget,
         "sweep": Sweep,
     }
-    if len(parts) == 1:
-        return ExperimentFile
-    return Range if parts[:2] == ["sweep", "space"] else sections[parts[0]]
+    return ExperimentFile if len(parts) == 1 else sections[parts[0]]
 
 
 def _suggest(word: str | None, known: Iterable[str]) -> str:
