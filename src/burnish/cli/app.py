@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.experiment_app import experiment_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
@@ -26,6 +27,7 @@ check_app = App(name="check", help="Try what you wrote, before a run does.")
 app.command(model_app)
 app.command(check_app)
 app.command(config_app)
+app.command(experiment_app)
 app.command(render_app)
 app.command(power_app)
 app.command(watch)
