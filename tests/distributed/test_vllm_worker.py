@@ -71,7 +71,7 @@ def test_shared_memory_of_one_that_does_not_want_to_end_is_freed(tmp_path: Path)
     folder = tmp_path / "kept"
     folder.mkdir()
     command = [sys.executable, "-I", keeper.__file__, str(folder), sys.executable, "-c", program]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as held:
+    with subprocess.Popen(command, stdin=subprocess.PIPE):
         wait_until(lambda: (folder / "log").is_file() and (folder / "log").read_text().endswith("\n"), "its start")
         memory = Path("/dev/shm") / (folder / "log").read_text().strip()
         assert memory.exists()

@@ -205,7 +205,6 @@ def _section(parts: Sequence[str]) -> type[Section]:
         "primary": Metric,
         "secondary": Metric,
         "budget": Budget,
-        "sweep": Sweep,
     }
     return ExperimentFile if len(parts) == 1 else sections[parts[0]]
 
