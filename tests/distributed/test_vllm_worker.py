@@ -12,7 +12,7 @@ import pytest
 from burnish.algorithms.dpo import DPOConfig
 from burnish.algorithms.grpo import GRPOConfig
 from burnish.distributed import keeper
-from burnish.distributed.ray_roles import check_cluster
+from burnish.distributed.check_cluster import check_cluster
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.vllm_worker import _environment, _tied_names, check_all_loaded, check_vllm
 from burnish.errors import ConfigError, MachineError
