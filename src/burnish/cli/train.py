@@ -49,7 +49,8 @@ def resume_run(
     folder = RunFolder.find(run, runs_folder)
     if settings:  # they say all of where it runs: what the run began with does not linger
         defaults = {key: field.default for key, field in ClusterConfig.model_fields.items()}
-        settings = [*(f"--cluster.{key}={json.dumps(value)}" for key, value in defaults.items()), *settings]
+        typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in defaults.items()}
+        settings = [*(f"--cluster.{key}={value}" for key, value in typed.items()), *settings]
     config = run_config(folder, settings)
     return _exit_status(resume(folder, config, Console(), stop_after=stop_after, allow_changed=allow_changed))
 
