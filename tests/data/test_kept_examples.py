@@ -324,11 +324,12 @@ def test_a_changed_transform_reads_anew(load, tmp_path: Path) -> None:
     assert bytes(after.train[0].branches[0].token_ids).startswith(b"ANSWER")
 
 
-def test_what_a_transform_calls_elsewhere_is_seen_in_the_first_rows(load, tmp_path: Path) -> None:
-    (tmp_path / "own_rows.py").write_text("from own_helper import turn\n" + TRANSFORM.replace("[::-1]", " + turn"))
-    (tmp_path / "own_helper.py").write_text("turn = 'x'\n")
+def test_what_a_transform_looks_up_elsewhere_is_seen_in_the_first_rows(load, tmp_path: Path) -> None:
+    head = "from pathlib import Path\nturn = Path(__file__).with_name('turn.txt').read_text()\n"
+    (tmp_path / "own_rows.py").write_text(head + TRANSFORM.replace("[::-1]", " + turn"))
+    (tmp_path / "turn.txt").write_text("x")
     load(transform="own_rows:swap")
-    (tmp_path / "own_helper.py").write_text("turn = 'y'\n")
+    (tmp_path / "turn.txt").write_text("y")
     split = load(transform="own_rows:swap")
     assert all(bytes(example.branches[0].token_ids).endswith(b"y") for example in (*split.train, *split.held_out))
     assert load.said == [
