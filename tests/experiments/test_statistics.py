@@ -11,13 +11,10 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from burnish.experiments.statistics import (
     benjamini_hochberg,
-    bootstrap_interval,
     equivalence_p_value,
     holm,
-    interquartile_mean,
     least_squares,
     mean_estimate,
-    sign_e_value,
     smallest_detectable,
 )
 
@@ -113,21 +110,3 @@ def test_what_the_columns_do_not_determine_has_no_value() -> None:
 def test_an_exact_fit_has_no_certainty() -> None:
     (found,) = least_squares([np.ones(4)], np.full(4, 0.3), level=0.95)
     assert found.value == pytest.approx(0.3) and math.isnan(found.p_value)
-
-
-def test_interquartile_means_as_published() -> None:
-    assert interquartile_mean([1, 2, 2, 2, 1, 1, 2, 1]) == 1.5
-    assert interquartile_mean([1, 1, 2, 2, 3, 3]) == 2
-    assert interquartile_mean([0, 1, 2, 100]) == 1.5
-
-
-def test_a_bootstrap_interval_repeats_and_covers_the_value() -> None:
-    values = np.random.default_rng(0).normal(size=12)
-    first, second = (bootstrap_interval(values, interquartile_mean, level=0.95, seed=3) for _ in range(2))
-    assert first == second and first[0] < interquartile_mean(values) < first[1]
-
-
-def test_e_values_as_published() -> None:
-    assert sign_e_value(10, 2) == pytest.approx(4.773893, abs=1e-6)
-    assert sign_e_value(10, 0) == pytest.approx(93.0909, abs=1e-4)
-    assert sign_e_value(0, 0) == 1

@@ -121,6 +121,23 @@ def test_the_hash_of_a_reward_covers_what_it_imports(tmp_path: Path, monkeypatch
         del sys.modules[name]
 
 
+@pytest.mark.parametrize("line", ["from .helper import x", "from . import helper", "from .. import other"])
+def test_a_reward_is_hashed_with_what_it_imports_of_its_package(tmp_path: Path, monkeypatch, line: str) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / "hashed_package" / "inner"
+    inner.mkdir(parents=True)
+    for path in (inner / "__init__.py", inner.parent / "__init__.py"):
+        path.write_text("")
+    (inner / "reward.py").write_text(f"{line}\n\ndef score(): ...\n")
+    changed = inner.parent / "other.py" if "other" in line else inner / "helper.py"
+    changed.write_text("x = 1\n")
+    before = source_hash("hashed_package.inner.reward:score", "task.reward")
+    changed.write_text("x = 2\n")
+    assert source_hash("hashed_package.inner.reward:score", "task.reward") != before
+    for name in [name for name in sys.modules if name.startswith("hashed_package")]:
+        del sys.modules[name]
+
+
 # --- secrets ---
 
 

@@ -19,6 +19,7 @@ Y = [[1, 1], [2, 2], [3, 3]]
 def test_published_by_rliable() -> None:
     assert interquartile_mean(X) == 1.5
     assert interquartile_mean(Y) == 2.0
+    assert interquartile_mean([[0], [1], [2], [100]]) == 1.5
     assert probability_of_improvement(X, Y) == pytest.approx(1 / 3)
 
 

@@ -255,8 +255,7 @@ def _learning(
 ) -> Iterator[Phase]:
     micros, loss = _micro_batches(learner, step, needs)
     largest = max(micros, key=_num_tokens)
-    gradients = sum(master.numel() * 4 for master in learner.optimizer.masters.values())
-    gradients = 0 if steps_in_backward else gradients
+    gradients = 0 if steps_in_backward else _gradient_bytes(learner)
     before = live.live_bytes
     live.reset_peak()
     with torch.no_grad():
@@ -278,13 +277,14 @@ def probe(roles: LocalRoles, needs: RoleNeeds, step: LargestStep, budget_bytes: 
     `budget_bytes` is what the process may hold in all. Nothing is left of the trial but that size, in every learner.
     """
     for learner in roles.learners.values():
-        before = resident_bytes()
+        fixed = resident_bytes() + _gradient_bytes(learner)  # whatever the micro-batch
         micros, loss = _micro_batches(learner, step, needs)
         learner.forward_backward(max(micros, key=_num_tokens), loss)
         learner.forget()
-        needed, room = peak_memory_bytes() - before, max(1, budget_bytes - before)
-        while needed > room and learner.micro_batch_tokens // 2 >= max(_SMALLEST_MICRO_BATCH, step.longest_tokens):
-            needed //= 2
+        growing = max(0, peak_memory_bytes() - fixed)
+        smallest = max(_SMALLEST_MICRO_BATCH, step.longest_tokens)
+        while fixed + growing > budget_bytes and learner.micro_batch_tokens // 2 >= smallest:
+            growing //= 2
             learner.micro_batch_tokens //= 2
     found = min(learner.micro_batch_tokens for learner in roles.learners.values())
     for learner in roles.learners.values():
@@ -300,6 +300,10 @@ def _micro_batches(learner: Learner, step: LargestStep, needs: RoleNeeds) -> tup
         batch = replace(batch, teacher=0)
     micros = list(split_batch(batch, learner.micro_batch_tokens, keep_groups=whole_groups))
     return micros, FunctionLoss(_everything, needs_whole_groups=whole_groups)
+
+
+def _gradient_bytes(learner: Learner) -> int:
+    return sum(master.numel() * 4 for master in learner.optimizer.masters.values())
 
 
 def _num_tokens(batch: TokenBatch) -> int:

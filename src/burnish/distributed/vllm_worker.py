@@ -252,9 +252,9 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _environment(environment: Mapping[str, str], folder: Path, num_threads: int) -> dict[str, str]:
     return (
-        {"VLLM_CPU_KVCACHE_SPACE": "4"}
+        {"VLLM_CPU_KVCACHE_SPACE": "4"}  # GiB; nine tenths of the memory otherwise
         | _clean(environment)
-        | {  # GiB; nine tenths of the memory otherwise
+        | {
             "VLLM_SERVER_DEV_MODE": "1",  # the paths that change the weights
             "VLLM_RPC_BASE_PATH": str(folder),
             "VLLM_HOST_IP": "127.0.0.1",

@@ -21,13 +21,10 @@ from burnish.experiments.schema import Metric
 from burnish.experiments.statistics import (
     Estimate,
     benjamini_hochberg,
-    bootstrap_interval,
     equivalence_p_value,
     holm,
-    interquartile_mean,
     least_squares,
     mean_estimate,
-    sign_e_value,
     smallest_detectable,
 )
 from burnish.reproducibility.seeds import seed_for
@@ -125,13 +122,18 @@ def _by_arm(plan: Plan, outcomes: Sequence[Outcome], metric: str) -> dict[str, d
 def _summary(
     plan: Plan, arm: str, values: Mapping[int, float], outcomes: Sequence[Outcome], level: float
 ) -> ArmSummary:
+    from burnish.stats.aggregate import interquartile_mean, stratified_interval  # brings scipy.stats
+
     numbers = list(values.values())
+    runs_RT = np.array(numbers)[:, None]
     low = high = iqm = math.nan
     if numbers:
-        iqm = interquartile_mean(numbers)
+        iqm = interquartile_mean(runs_RT)
     if len(numbers) > 1:
         seed = seed_for(0, "interval of an interquartile mean", plan.name, arm)
-        low, high = bootstrap_interval(numbers, interquartile_mean, level=level, seed=seed)
+        low, high = map(
+            float, stratified_interval(interquartile_mean, runs_RT, runs_span_tasks=True, level=level, seed=seed)
+        )
     return ArmSummary(
         arm=arm,
         values=dict(values),
@@ -176,11 +178,11 @@ def _arm_claims(
 
 def sequential_p_value(differences_S: Sequence[float]) -> float:
     """Valid at every look: 1 over the largest e-value that the signs of the differences reached; ties say nothing."""
-    best, better, worse = 1.0, 0, 0
-    for difference in differences_S:
-        better, worse = better + (difference > 0), worse + (difference < 0)
-        best = max(best, sign_e_value(better, worse))
-    return 1 / best
+    from burnish.stats.anytime import discordant_log_e  # brings scipy
+
+    signs_S = np.sign(np.asarray(differences_S, dtype=np.float64))
+    log_e_S = discordant_log_e(np.cumsum(signs_S < 0), np.cumsum(signs_S > 0))
+    return math.exp(-log_e_S.max(initial=0.0))
 
 
 def decided_arms(plan: Plan, outcomes: Sequence[Outcome]) -> set[str]:
@@ -312,7 +314,7 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
     if len(plan.seeds) == 1:
         said.append(
             "one seed: no claim about a method can be made, for another seed may turn it round; of the two models "
-            "themselves, `burnish compare` judges the items"
+            "themselves, `burnish diff` judges the held-out items"
         )
     elif len(plan.seeds) < 5:
         said.append(f"{len(plan.seeds)} seeds: only large effects can be found; every value stands in the table")

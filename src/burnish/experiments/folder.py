@@ -10,9 +10,7 @@ report.md, report.html, report.json, figures/
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from burnish.config.schema import Strict
 from burnish.errors import UserError
 from burnish.experiments.plan import Plan, differences, plan_sha256
 from burnish.experiments.schema import read_file
-from burnish.reproducibility.files import full_disk_is_a_machine_error, write_text
+from burnish.reproducibility.files import append_line, locked, write_text
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl, utc_now
 
 FORMAT = 1
@@ -156,11 +154,7 @@ class ExperimentFolder:
 
     def add_event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl."""
-        path = self.path / "events.jsonl"
-        with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": utc_now(), "event": kind, **details}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / "events.jsonl", {"time": utc_now(), "event": kind, **details})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -169,11 +163,7 @@ class ExperimentFolder:
         Raises:
             UserError: another process runs it.
         """
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"experiment {self.path.name} is being run by another process") from error
+        with locked(self.path, f"experiment {self.path.name} is being run by another process"):
             yield
 
     @property

@@ -104,48 +104,15 @@ def _stepwise(p_values: Sequence[float], factor: Callable[[int, int], float], *,
 def smallest_detectable(standard_error: float, degrees: int, *, alpha: float, power: float) -> float:
     """The effect that a two-sided t-test finds with this power, in the unit of the standard error.
 
-    From the noncentral t distribution, as the mean over the spread that the runs may show by chance: scipy's own
-    function of it is NaN for one degree of freedom. Infinite without a degree of freedom.
+    Infinite without a degree of freedom.
     """
-    from scipy.integrate import quad
     from scipy.optimize import brentq
-    from scipy.stats import chi2, norm, t
+
+    from burnish.stats.power import t_power
 
     if degrees < 1:
         return math.inf
-    critical = float(t.isf(alpha / 2, degrees))
-
-    def found_at(share: float, shift: float) -> float:
-        bound = critical * math.sqrt(chi2.ppf(share, degrees) / degrees)
-        return float(norm.sf(bound - shift) + norm.cdf(-bound - shift))
-
-    def missing(shift: float) -> float:
-        return float(quad(found_at, 0.0, 1.0, args=(shift,), limit=200)[0]) - power
-
-    high = critical + 1.0
-    while missing(high) < 0:
+    high = 1.0
+    while t_power(degrees, high, alpha) < power:
         high *= 2
-    return float(brentq(missing, 0.0, high, xtol=1e-6)) * standard_error
-
-
-def interquartile_mean(values: ArrayLike) -> float:
-    """The mean without the lowest and the highest quarter (Agarwal et al. 2021)."""
-    from scipy.stats import trim_mean
-
-    return float(trim_mean(np.asarray(values, dtype=np.float64), 0.25))
-
-
-def bootstrap_interval(
-    values: ArrayLike, statistic: Callable[[ArrayLike], float], *, level: float, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap over the values, as rliable does over runs."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(array), size=(2_000, len(array)))
-    low, high = np.quantile([statistic(array[draw]) for draw in draws], [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
-def sign_e_value(num_better: int, num_worse: int) -> float:
-    """Evidence against a fair coin, valid at every look: 2^n / ((n + 1) C(n, b)), a uniform mixture over the odds."""
-    n = num_better + num_worse
-    return 2.0**n / ((n + 1) * math.comb(n, num_better))
+    return float(brentq(lambda shift: t_power(degrees, shift, alpha) - power, 0.0, high)) * standard_error

@@ -1,15 +1,18 @@
 """Files and folders that are either whole or not there: written aside, flushed to disk, renamed."""
 
 import errno
+import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from burnish.errors import MachineError
+from burnish.errors import MachineError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,6 +32,29 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             aside.unlink(missing_ok=True)
         sync_path(path.parent)
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file, and flush it to disk."""
+    with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        UserError: another process holds it; `otherwise` is the message.
+    """
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(otherwise) from error
+        yield
 
 
 def sync_path(path: Path) -> None:

@@ -62,23 +62,26 @@ def source_hash(path: str, key: str) -> str | None:
         file = inspect.getsourcefile(sys.modules[path.partition(":")[0]])
     if file is None or not Path(file).is_file():
         return None
-    sources = _own_sources(Path(file))
+    module = inspect.getmodule(found) or sys.modules[path.partition(":")[0]]
+    sources = _own_sources(Path(file), module.__package__ or "")
     if len(sources) == 1:
         return sha256_of_file(Path(file))
     hashes = sorted(f"{name} {sha256_of_file(source)}" for source, name in sources.items())
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _own_sources(file: Path) -> dict[Path, str]:
-    """The file, and the files that it imports, and those import, as far as nobody installed them; with their names."""
+def _own_sources(file: Path, package: str) -> dict[Path, str]:
+    """The file of a module in a package ("" for none), and the files that it imports, and those import, as far as
+    nobody installed them; with their names.
+    """
     found = {file: ""}
-    waiting = [] if _is_installed(file) else [file]
+    waiting = [] if _is_installed(file) else [(file, package)]
     while waiting:
-        for name in _imported_names(waiting.pop()):
+        for name in _imported_names(*waiting.pop()):
             source = _own_source(name)
             if source is not None and source not in found:
                 found[source] = name
-                waiting.append(source)
+                waiting.append((source, name if source.name == "__init__.py" else name.rpartition(".")[0]))
     return found
 
 
@@ -99,13 +102,14 @@ def _own_source(name: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
-def _imported_names(file: Path) -> list[str]:
+def _imported_names(file: Path, package: str) -> list[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(package.split(".")) * bool(package):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names
 
 

@@ -24,7 +24,9 @@ from typing import Any
 
 from burnish.errors import DataError, UserError
 from burnish.reproducibility.files import (
+    append_line,
     full_disk_is_a_machine_error,
+    locked,
     remove_folder,
     remove_oldest,
     sha256_of_file,
@@ -101,11 +103,7 @@ class RunFolder:
         Raises:
             UserError: another process trains it.
         """
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"run {self.path.name} is being trained by another process") from error
+        with locked(self.path, f"run {self.path.name} is being trained by another process"):
             yield
 
     def status(self) -> str:
@@ -254,11 +252,7 @@ class RunFolder:
         return self.path / folder / f"step-{step:06d}.jsonl"
 
     def _append(self, name: str, line: Line) -> None:
-        path = self.path / name
-        with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / name, line)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -61,9 +61,11 @@ def code_as_recorded(run: Path, code: Mapping[str, Any]) -> Iterator[Place]:
         link_inputs(run / "config.yaml", Path(code["folder"]), folder)
         yield Place(folder=folder, python_path=python_path)
     finally:
-        for repository, tree in made:
-            tell_git(repository, "worktree", "remove", "--force", str(tree))
-        shutil.rmtree(parent)
+        try:
+            for repository, tree in made:
+                tell_git(repository, "worktree", "remove", "--force", str(tree))
+        finally:
+            shutil.rmtree(parent)
 
 
 def link_inputs(config: Path, before: Path, now: Path) -> None:

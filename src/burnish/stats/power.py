@@ -115,7 +115,7 @@ class TwoMeans:
 
     def power(self, number: float, effect: float, alpha: float) -> float:
         """Exact for normal values (noncentral t)."""
-        return _t_power(2 * number - 2, effect / self.sd * math.sqrt(number / 2), alpha)
+        return t_power(2 * number - 2, effect / self.sd * math.sqrt(number / 2), alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ class PairedMeans:
 
     def power(self, number: float, effect: float, alpha: float) -> float:
         """Exact for normal values (noncentral t)."""
-        return _t_power(number - 1, effect / self.sd_difference * math.sqrt(number), alpha)
+        return t_power(number - 1, effect / self.sd_difference * math.sqrt(number), alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +308,8 @@ def _normal_power(shift: float, needed: float, spread: float) -> float:
     return float(norm.sf((needed - shift) / spread) + norm.cdf((-needed - shift) / spread))
 
 
-def _t_power(freedom: float, shift: float, alpha: float) -> float:
+def t_power(freedom: float, shift: float, alpha: float) -> float:
+    """Power of a two-sided t test whose statistic is off by `shift` standard errors (noncentral t)."""
     needed = float(t.isf(alpha / 2, freedom))
     # the far tail by its mirror image: scipy's own is NaN for many shifts
     return float(nct.sf(needed, freedom, shift) + nct.sf(needed, freedom, -shift))
