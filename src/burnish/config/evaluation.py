@@ -34,7 +34,7 @@ class EvalTaskConfig(TaskConfig):
     parser: str | None = None
     """package.module:name of a function from an answer's text to the answer in it, or None, which is stored too."""
     normalise: Literal["none", "tokens", "bytes"] = "none"
-    """What the log-probability of a choice, or of an answer in a pair, is divided by: its tokens, its bytes, nothing."""
+    """What the log-probability of a choice, or of an answer in a pair, is divided by: nothing, its tokens or bytes."""
     perturb: str | None = None
     """How the last message of every question is changed: typos, upper_case, lower_case, white_space, or
     package.module:name of a function (text, seed) -> text. The items keep their names.
@@ -50,6 +50,8 @@ class EvalTaskConfig(TaskConfig):
             raise ConfigError("task.normalise would be ignored: it belongs to task.kind=choices or pairs")
         if self.kind == "pairs" and self.split == "held_out":
             raise ConfigError("task.split=held_out is for questions: give the held-out pairs as a file of their own")
+        if self.environment is not None and self.perturb is not None:
+            raise ConfigError("task.perturb would be ignored: task.environment begins the conversation itself")
         if self.source.startswith("reasoning-gym:") and self.id_field is not None:
             raise ConfigError("task.id_field would be ignored: it belongs to rows, not to reasoning-gym")
         return self

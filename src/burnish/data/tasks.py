@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.config.imports import import_by_path
 from burnish.config.schema import TaskConfig
-from burnish.data.rows import Row, read_messages, transformed, with_system_prompt
+from burnish.data.rows import Row, read_messages, source_rows, transformed, with_system_prompt
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for

@@ -119,10 +119,7 @@ def choice_items(config: EvalTaskConfig, tasks: Iterable[Task], model: ModelFact
     render = partial(render_prompt, chat, context_length=model.context_length, max_tokens=1)
     items = []
     for task in tasks:
-        choices = task.extra.get("choices")
-        is_list = isinstance(choices, list) and len(choices) > 1 and all(isinstance(each, str) for each in choices)
-        if not is_list or len(set(choices)) < len(choices) or not all(each.strip() for each in choices):
-            raise DataError(f"task {task.id}: task.kind=choices needs 'choices', a list of different texts in each row")
+        choices = _choices(task)
         prompt = render(task)
         ids = [tuple(chat.following_ids(prompt.text, prompt.token_ids, choice)) for choice in choices]
         _require_room(task.id, len(prompt.token_ids) + max(map(len, ids)), model.context_length)
@@ -174,7 +171,9 @@ def _pair_item(
         example = reader.pair(chat, row, place)
     except SkippedRow as skipped:
         raise DataError(f"{place}: {skipped}: neither is better; leave the row out, say with task.transform") from None
-    texts = tuple(str(chat.tokenizer.decode(each.token_ids, skip_special_tokens=True)) for each in example.branches)
+    texts = tuple(
+        str(chat.tokenizer.decode(list(each.token_ids), skip_special_tokens=True)) for each in example.branches
+    )
     question = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
     digest = hashlib.sha256(json.dumps([example.id, *texts]).encode()).hexdigest()[:16]
     name = digest if config.id_field is None else _look_up(row, config.id_field, "task.id_field", place)
@@ -183,12 +182,26 @@ def _pair_item(
     groups = _groups(config, row, name)
     return EvalItem(
         id=name,
-        prompt=Prompt(task=task, text=str(chat.tokenizer.decode(example.prompt_ids)), token_ids=example.prompt_ids),
+        prompt=Prompt(
+            task=task, text=str(chat.tokenizer.decode(list(example.prompt_ids))), token_ids=example.prompt_ids
+        ),
         original=task,
         branches=example.branches,
         choices=texts,
         **{**groups, "cluster": groups["cluster"] or prompt_id(question)},
     )
+
+
+def _choices(task: Task) -> list[str]:
+    choices = task.extra.get("choices")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(each, str) and each.strip() for each in choices)
+        or len(set(choices)) < len(choices)
+    ):
+        raise DataError(f"task {task.id}: task.kind=choices needs 'choices', a list of different texts in each row")
+    return choices
 
 
 def _right_choice(task: Task, choices: Sequence[str]) -> int:
@@ -202,8 +215,8 @@ def _right_choice(task: Task, choices: Sequence[str]) -> int:
     if len(letter) == 1 and letter in string.ascii_uppercase[: len(choices)]:
         return string.ascii_uppercase.index(letter)
     raise DataError(
-        f"task {task.id}: answer {task.answer!r} is none of its {len(choices)} choices: give its text, its letter (A is "
-        "the first), or its number (0 is the first)"
+        f"task {task.id}: answer {task.answer!r} is none of its {len(choices)} choices: give its text, its letter (A "
+        "is the first), or its number (0 is the first)"
     )
 
 
