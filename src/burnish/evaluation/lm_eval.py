@@ -34,7 +34,7 @@ except ImportError as error:
 _DEFAULT_MAX_TOKENS = 256
 
 
-class BurnishLM(TemplateLM):
+class BurnishLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     """A model by its path, as `burnish eval` takes it; the policy's arithmetic is that of training.
 
     A context that is too long loses its beginning, as with lm-eval's own models.
@@ -127,18 +127,17 @@ class BurnishLM(TemplateLM):
     @torch.no_grad()
     def _logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """(summed log-probability, whether greedy decoding would say it) of each continuation after its context."""
-        found: list[tuple[float, bool]] = []
-        batch: list[Example] = []
+        batches: list[list[Example]] = [[]]
         tokens = 0
-        for context, continuation in [*pairs, ([], [])]:
+        for context, continuation in pairs:
             size = len(context) + len(continuation)
-            if batch and (size == 0 or tokens + size > TOKENS_AT_ONCE):
-                found += self._batch_logprobs(batch)
-                batch, tokens = [], 0
+            if batches[-1] and tokens + size > TOKENS_AT_ONCE:
+                batches.append([])
+                tokens = 0
             branch = Branch(token_ids=tuple(continuation))
-            batch.append(Example(id="", prompt_ids=tuple(context), branches=(branch,)))
+            batches[-1].append(Example(id="", prompt_ids=tuple(context), branches=(branch,)))
             tokens += size
-        return found
+        return [each for batch in batches if batch for each in self._batch_logprobs(batch)]
 
     def _batch_logprobs(self, examples: Sequence[Example]) -> list[tuple[float, bool]]:
         batch = pack(examples).to(self.policy.device)

@@ -153,6 +153,8 @@ class EvalStore:
             kept = self._read("scores.jsonl")
         except DataError as error:
             return [*faults, str(error)]
+        except (KeyError, TypeError, AttributeError) as error:  # whoever changed a line may have left anything there
+            return [*faults, f"a line is not as it was written: {type(error).__name__}: {error}"]
         for new, old in zip(computed, kept, strict=False):
             if new != old:
                 faults.append(f"scores.jsonl: item {old.get('id')!r} has {old.get('scores')}, its samples say {new}")
