@@ -179,7 +179,8 @@ def test_a_reward_that_fails_for_most_answers_ends_it_and_keeps_nothing_of_the_b
 def test_one_answer_that_cannot_be_scored_fails_alone(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "picky_reward.py").write_text("def score(completion, task):\n    return 1 / int(completion.text)\n")
     store = run(
-        make_config(task={"reward": "picky_reward:score", "right_at": 0.5}), says(lambda prompt, seed: prompt[-24])
+        make_config(task={"reward": "picky_reward:score", "right_at": 0.5}),
+        says(lambda prompt, seed: prompt.rpartition("What is ")[2][0]),
     )
     line = store.samples()[0]
     assert line["score"] is None and line["failure"] == "ZeroDivisionError: division by zero"
