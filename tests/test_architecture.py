@@ -34,6 +34,7 @@ RANKS = {
     "evaluation": 7,
     "distributed": 7,
     "algorithms": 8,
+    "experiments": 9,
     "cli": 10,
     "recipes": 10,
     "__main__": 11,

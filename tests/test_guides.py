@@ -64,8 +64,8 @@ def test_the_first_training_of_a_guide_on_the_real_model(guide: Path, tmp_path: 
 def lines_of(guide: Path, folder: Path) -> Iterator[tuple[str, bool]]:
     """The commands of a guide, and whether they must fail; files are written when their block is met."""
     for language, fails, text in BLOCK.findall(guide.read_text()):
-        if language == "python":
-            name = re.match(r"# (\w+\.py)\n", text)
+        if language in ("python", "yaml"):
+            name = re.match(r"# (\w+\.(py|yaml))\n", text)
             assert name, f"{guide.name}: a block names no file"
             (folder / name[1]).write_text(text)
             continue

@@ -77,7 +77,11 @@ class Completion:
 
     `token_ids` hold every sampled token, the stopping one included, and are what is trained on. `text` is for
     people and rewards: without special tokens and cut before a stop string. `sampling_logprobs` are under the
-    distribution that was drawn from (0 for greedy), `model_logprobs` under the model at temperature 1.
+    distribution that was drawn from (0 for greedy), `model_logprobs` under the model at temperature 1 (NaN where an
+    engine does not tell).
+
+    `versions` says which weights sampled it, as runs of (weight version, number of tokens), where they may change
+    between two tokens; it is empty where they cannot.
     """
 
     token_ids: tuple[int, ...]
@@ -85,6 +89,7 @@ class Completion:
     sampling_logprobs: tuple[float, ...]
     model_logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    versions: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +129,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The rollouts of one prompt, sampled by weights of `weight_version`. `id` numbers the groups of a step."""
+    """The rollouts of one prompt, sampled by weights of `weight_version`, or by newer ones where a completion has
+    `versions`. `id` numbers the groups of a step.
+    """
 
     id: int
     prompt: Prompt

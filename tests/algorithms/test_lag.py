@@ -11,7 +11,7 @@ from burnish.algorithms.asking import within
 from burnish.algorithms.session import resume, train
 from burnish.cli.app import run as command
 from burnish.config.loading import to_yaml
-from burnish.errors import MachineError
+from burnish.errors import ConfigError, MachineError
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import checkpoints
 
@@ -32,6 +32,25 @@ def versions(run: RunFolder) -> list[set[int]]:
 def test_a_step_learns_from_weights_of_the_lag_before(tiny_config: Any, quiet: Any, lag: int) -> None:
     run = train(tiny_config(rollout__lag=lag), quiet)
     assert versions(run) == [{max(0, step - lag)} for step in range(6)]
+    for measured in ("staleness_mean", "staleness_max"):
+        assert [line[measured] for line in run.metrics()] == [min(lag, step) for step in range(6)]
+
+
+def test_staleness_counts_optimizer_steps(tiny_config: Any, quiet: Any) -> None:
+    run = train(tiny_config(rollout__lag=1, train__minibatches_per_step=3), quiet)
+    assert [line["staleness_max"] for line in run.metrics()] == [0] + [3] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout__update_weights": "during"}, r"ignored with rollout\.lag=0"),
+        ({"rollout__update_weights": "during", "rollout__lag": 1}, r"ignored: in one process .*cluster\.kind to ray"),
+    ],
+)
+def test_what_could_not_change_while_it_samples(tiny_config: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(**changes)
 
 
 def test_lag_changes_what_is_learnt_but_not_what_is_asked(tiny_config: Any, quiet: Any) -> None:

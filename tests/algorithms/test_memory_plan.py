@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
-from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, on_gpu, plan_memory
-from burnish.algorithms.session import algorithm_of, fitted, prepare, train
+from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, on_gpu, plan_memory, probe
+from burnish.algorithms.session import algorithm_of, fitted, load_roles, prepare, train
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack, split_batch
 from burnish.distributed.local import build_local_roles
@@ -193,3 +194,23 @@ def test_a_plan_for_a_gpu_is_not_one_for_this_processor(make_config: MakeConfig)
 def test_what_was_auto_is_settled(make_config: MakeConfig) -> None:
     config = make_config("sft", model__compute_dtype="auto")
     assert fitted(config, prepare(config), 10**12).model.compute_dtype == find_dtype(config.model)
+
+
+def test_a_probe_leaves_the_size_that_fits_and_nothing_else(make_config: MakeConfig) -> None:
+    config = make_config("sft", data__batch_size=8, train__micro_batch_tokens=1024)
+    needs = algorithm_of(config).needs(config)
+    step = replace(step_of(1), examples=step_of(1).examples * 20)
+    roles = load_roles(config)
+    assert probe(roles, needs, step, 10**13) == 1024
+    assert all(master.grad is None for master in roles.learner.optimizer.masters.values())
+    assert float(roles.optim_step(0.0)["loss"].value) == 0.0
+    assert probe(roles, needs, step, 0) == 256 == roles.learner.micro_batch_tokens
+
+
+def test_a_run_with_auto_says_what_the_probe_found(make_config: MakeConfig, quiet: Console) -> None:
+    config = make_config("sft", train__num_steps=1, train__micro_batch_tokens="auto")
+    run = train(config, quiet)
+    found = yaml.safe_load((run.path / "config.yaml").read_text())["train"]["micro_batch_tokens"]
+    assert isinstance(found, int) and found >= 256
+    settled = make_config("sft", train__num_steps=1, train__micro_batch_tokens=found)
+    assert train(settled, quiet).metrics()[0]["loss"] == run.metrics()[0]["loss"]

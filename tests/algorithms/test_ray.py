@@ -1,5 +1,6 @@
 """The same recipe on Ray: the same tokens, the same numbers, whatever the layout; and what is lost is made anew."""
 
+import math
 import os
 import signal
 import threading
@@ -65,11 +66,12 @@ def assert_alike(run: RunFolder, local: RunFolder, name: str = "model.safetensor
     [
         ("grpo", {"learners": 2, "generators": 2}, {"loss__kl_coefficient": 0.05, "rollout__lag": 1}),
         ("dpo", {"learners": 4, "tensor_parallel": 2}, {}),
+        ("dpo", {"learners": 4, "replicas": 2}, {"data__batch_size": 4}),
         ("ppo", {"learners": 2, "tensor_parallel": 2}, {"critic__kind": "shared"}),
         ("ppo", {"learners": 2}, {}),
         ("distillation", {"learners": 2}, {"train__recompute": 1}),
     ],
-    ids=["grpo", "dpo", "shared critic", "own critic", "distillation"],
+    ids=["grpo", "dpo", "copies", "shared critic", "own critic", "distillation"],
 )
 def test_the_layout_changes_nothing(
     on_ray: Any,
@@ -142,6 +144,39 @@ def test_what_is_lost_is_made_anew_and_changes_no_bit(on_ray: Any, quiet: Any, m
     assert (mine.parameters, mine.optimizer, mine.tokens) == (theirs.parameters, theirs.optimizer, theirs.tokens)
     events = [event["event"] for event in run.events()]
     assert "lost" in events and "healed" in events
+
+
+def test_weights_change_while_a_completion_is_sampled(on_ray: Any, make_config: Any, quiet: Any, monkeypatch) -> None:
+    """And a generator is killed, and the run interrupted and resumed: every prompt is asked once, in its step."""
+    changes = {"rollout__lag": 2, "rollout__max_tokens": 200, "rollout__update_weights": "during"}
+    config = on_ray("grpo", {"generators": 2}, **changes)
+    killed: list[int] = []
+    original = ray_roles.RayRoles.publish_weights
+
+    def publish_weights(self: Any, version: int) -> None:
+        original(self, version)
+        if version == 2 and not killed:
+            (told,) = self._actors.ray.get([self._generators[1].facts.remote(None)])
+            killed.append(told.process_id)
+            os.kill(told.process_id, signal.SIGKILL)
+
+    monkeypatch.setattr(ray_roles.RayRoles, "publish_weights", publish_weights)
+    run = interrupted(config, quiet, monkeypatch, 3)
+    resume(run, config, quiet)
+    assert killed
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(line["loss"]) and 0 <= line["staleness_max"] <= 2 for line in lines)
+    stored = [run.read_step("rollouts", step) for step in range(1, 7)]
+    rollouts = [rollout for groups in stored for group in groups for rollout in group["rollouts"]]
+    assert all(sum(count for _, count in each["versions"]) == len(each["token_ids"]) for each in rollouts)
+    assert all(
+        [version for version, _ in each["versions"]] == sorted(v for v, _ in each["versions"]) for each in rollouts
+    )
+    assert any(len(each["versions"]) > 1 for each in rollouts)
+    local = train(make_config("grpo", rollout__lag=2), quiet)
+    asked = [[group["task_id"] for group in groups] for groups in stored]
+    assert asked == [[group["task_id"] for group in local.read_step("rollouts", step)] for step in range(1, 7)]
 
 
 @pytest.mark.parametrize(

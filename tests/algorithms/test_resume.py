@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from burnish.rewards.scoring import ScoreFailure
 
 from .conftest import ALGORITHMS
 
-TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
+TIMES = ("seconds", "seconds_sample", "seconds_learn", "seconds_evaluate", "tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,39 @@ def test_changed_inputs_are_refused(tiny_config, quiet, monkeypatch, tmp_path) -
         file.write('{"prompt": "one more", "answer": "1"}\n')
     with pytest.raises(UserError, match=r"cannot be resumed: its tasks \(train\) and prompts changed since"):
         resume(run, config, quiet)
+
+
+def test_a_change_that_is_allowed_is_recorded(tiny_config, quiet, monkeypatch, tmp_path) -> None:
+    config = tiny_config()
+    run = interrupted(config, quiet, monkeypatch, 3)
+    with (tmp_path / "_tasks.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "answer": "1"}\n')
+    resume(run, config, quiet, allow_changed=True, stop_after=4)
+    assert "from here on another run: its tasks (train) and prompts changed" in quiet.file.getvalue()
+    (event,) = [each for each in run.events() if each["event"] == "resumed_changed"]
+    assert event["changed"] == ["tasks (train)", "prompts"]
+    (change,) = run.record()["changes"]
+    assert change["changed"] == ["tasks (train)", "prompts"]
+    resume(run, config, quiet)  # what was allowed is what it reads now
+    assert run.status() == "finished" and len(run.metrics()) == 6
+
+
+def test_a_changed_chat_template_is_refused(tiny_config, quiet, monkeypatch, tmp_path, tiny_folder) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    config = tiny_config(model__path=str(folder))
+    run = interrupted(config, quiet, monkeypatch, 3)
+    (template,) = [path for path in folder.iterdir() if "<|im_start|>assistant" in path.read_text(errors="replace")]
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>Assistant"))
+    with pytest.raises(UserError, match=rf"its model \({template.name}\) and tokenizer \(chat_template\) and prompts"):
+        resume(run, config, quiet)
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_stop_after_needs_a_step_that_is_to_come(tiny_config, quiet, monkeypatch, step: int) -> None:
+    run = interrupted(tiny_config(), quiet, monkeypatch, 3)
+    with pytest.raises(UserError, match=f"--stop-after {step}: the run is at step 3 of 6"):
+        resume(run, tiny_config(), quiet, stop_after=step)
+    assert run.status() == "interrupted"
 
 
 def test_a_changed_configuration_is_refused(tiny_config, quiet, monkeypatch) -> None:

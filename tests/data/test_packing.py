@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,17 @@ def test_layout_by_hand(make_groups) -> None:
     assert batch.advantages_S.tolist() == [0.5, 0.5, -0.5, 1.0, 1.0, 1.0]
     assert batch.version_S.tolist() == [3] * 6
     assert batch.counts == GlobalCounts(scored_tokens=6, sequences=3, groups=2)
+
+
+def test_each_scored_token_has_the_version_that_sampled_it(make_groups) -> None:
+    (group,) = make_groups([[5, 2]])  # of version 3
+    changed, plain = group.rollouts
+    said = replace(changed.completion, versions=((3, 2), (5, 3)))
+    changed = replace(
+        changed, completion=said, observed=((1, 3),)
+    )  # of the second run one token is the model's no more
+    batch = pack_groups([replace(group, rollouts=(changed, plain))], [[0.0, 0.0]])
+    assert batch.version_S.tolist() == [3, 5, 5, 3, 3]
 
 
 @settings(deadline=None)

@@ -1,4 +1,4 @@
-"""Steps of a learner, alone or in a group: `sharded_steps.py MODEL OUT DTYPE ADAPTERS [RANK WORLD TENSOR PORT]`."""
+"""Steps of a learner, alone or not: `sharded_steps.py MODEL OUT DTYPE ADAPTERS [RANK WORLD TENSOR COPIES PORT]`."""
 
 import json
 import sys
@@ -37,13 +37,13 @@ def batch() -> TokenBatch:
 def main() -> None:
     model, out, dtype, adapters, *group = sys.argv[1:]
     torch.set_num_threads(1)
-    rank, world, tensor, port = map(int, group) if group else (0, 1, 1, 0)
+    rank, world, tensor, copies, port = map(int, group) if group else (0, 1, 1, 1, 0)
     lora = LoRAConfig(rank=2) if adapters == "lora" else None
     policy = load_policy(ModelConfig(path=model, compute_dtype="float32" if group else dtype, lora=lora), seed=0)
     complete = None
     if group:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-        sharding = make_sharding(world, tensor, torch.device("cpu"))
+        sharding = make_sharding(world, tensor, copies, torch.device("cpu"))
         policy = sharding.spread(policy, getattr(torch, dtype))
         complete = sharding.complete_gradients
     optimizer = MasterOptimizer(policy.trainable(), OptimizerConfig(), complete_gradients=complete)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, Phi3Config, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
 
+from burnish.config.schema import ClusterConfig
 from burnish.distributed.ray_roles import deal
 from burnish.distributed.sharding import check_tensor_parallel
 from burnish.errors import ConfigError
@@ -33,13 +34,15 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def steps(model: Path, out: Path, dtype: str, adapters: str, world: int, tensor: int) -> tuple[dict, list[float]]:
+def steps(
+    model: Path, out: Path, dtype: str, adapters: str, *, world: int, tensor: int, copies: int
+) -> tuple[dict, list[float]]:
     """The weights and gradient norms after some steps of `world` processes; 0 is one that is no group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(SCRIPT), str(model), str(out), dtype, adapters]
-    groups = [[str(rank), str(world), str(tensor), str(port)] for rank in range(world)] or [[]]
+    groups = [[str(rank), str(world), str(tensor), str(copies), str(port)] for rank in range(world)] or [[]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([*command, *group], env=environment, stderr=subprocess.PIPE, text=True) for group in groups
@@ -57,13 +60,16 @@ def steps(model: Path, out: Path, dtype: str, adapters: str, world: int, tensor:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("family", "dtype", "adapters", "world", "tensor"),
+    ("family", "dtype", "adapters", "world", "tensor", "copies"),
     [
-        ("llama", "float32", "", 2, 1),
-        ("llama", "float32", "", 4, 2),
-        ("llama", "bfloat16", "", 2, 1),
-        ("llama", "float32", "lora", 2, 1),
-        ("qwen3", "float32", "", 2, 2),
+        ("llama", "float32", "", 2, 1, 1),
+        ("llama", "float32", "", 4, 2, 1),
+        ("llama", "bfloat16", "", 2, 1, 1),
+        ("llama", "float32", "lora", 2, 1, 1),
+        ("qwen3", "float32", "", 2, 2, 1),
+        ("llama", "float32", "", 4, 1, 2),
+        ("llama", "float32", "lora", 2, 1, 2),
+        ("qwen3", "float32", "", 4, 2, 2),
     ],
 )
 def test_several_processes_learn_as_one(
@@ -75,10 +81,11 @@ def test_several_processes_learn_as_one(
     adapters: str,
     world: int,
     tensor: int,
+    copies: int,
 ) -> None:
     model = {"llama": tiny_folder, "qwen3": qwen_folder}[family]
-    alone, norms = steps(model, tmp_path / "alone", dtype, adapters, 0, 1)
-    spread, spread_norms = steps(model, tmp_path / "spread", dtype, adapters, world, tensor)
+    alone, norms = steps(model, tmp_path / "alone", dtype, adapters, world=0, tensor=1, copies=1)
+    spread, spread_norms = steps(model, tmp_path / "spread", dtype, adapters, world=world, tensor=tensor, copies=copies)
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # bfloat16 rounds what is added in another order
     assert spread_norms == pytest.approx(norms, rel=tolerance)
     assert spread.keys() == alone.keys()
@@ -103,6 +110,13 @@ def test_parts_of_like_size_are_computed_at_the_same_time() -> None:
 def test_products_that_cannot_be_cut(shape: LlamaConfig, tensor_parallel: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_tensor_parallel(shape, tensor_parallel)
+
+
+@pytest.mark.parametrize(("learners", "tensor", "replicas"), [(4, 1, 3), (4, 2, 4), (1, 1, 2)])
+def test_copies_that_do_not_divide_the_learners(learners: int, tensor: int, replicas: int) -> None:
+    message = rf"cluster\.replicas={replicas} does not divide the {learners // tensor} learners that share the batch"
+    with pytest.raises(ConfigError, match=message):
+        ClusterConfig(kind="ray", learners=learners, tensor_parallel=tensor, replicas=replicas)
 
 
 def test_products_that_can_be_cut() -> None:

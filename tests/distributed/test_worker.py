@@ -14,6 +14,7 @@ from burnish.algorithms.grpo import GRPOConfig
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.worker import GeneratorWorker, Weights, bits_of, change_of, changed, checksum_of, interface_of
 from burnish.models.load import load_policy
+from burnish.records import GenerationRequest, SamplingSettings
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, float("nan"), float("inf"), 3e-41])
 PAIRS = st.integers(1, 60).flatmap(
@@ -64,6 +65,28 @@ def test_a_generator_takes_weights_and_then_changes(worker: GeneratorWorker, tin
     assert worker.version == 2
     weight = worker._policy.trainable()["model.norm.weight"]
     assert torch.equal(weight.detach().view(torch.int16), torch.from_numpy(second.arrays["model.norm.weight"]))
+
+
+def test_what_is_handed_over_is_there_for_the_next_token(tiny_folder: Path) -> None:
+    model = {"path": str(tiny_folder), "compute_dtype": "bfloat16"}
+    config = GRPOConfig.model_validate({"model": model, "task": {"source": "any"}, "name": "any"})
+    worker = GeneratorWorker(config, RoleNeeds(max_rows=4), updates_while_sampling=True)
+    worker.load_model()
+    asked = GenerationRequest(token_ids=(5, 6, 7), sampling=SamplingSettings(max_tokens=6), seeds=(1,))
+    with pytest.raises(ValueError, match="no weights were given before sampling"):
+        worker.sample([asked])
+    first, second = published(tiny_folder, 1), published(tiny_folder, 2)
+    assert worker.hand_over(first) == first.num_bytes
+    changes = {name: change_of(first.arrays[name], array) for name, array in second.arrays.items()}
+    worker.hand_over(Weights(2, 1, changes, second.checksum))
+    assert worker.version is None
+    assert [completion.versions for completion in worker.sample([asked])[0]] == [((2, 6),)]
+    weight = worker._policy.trainable()["model.norm.weight"]
+    assert torch.equal(weight.detach().view(torch.int16), torch.from_numpy(second.arrays["model.norm.weight"]))
+    worker.hand_over(first)
+    worker.hand_over(replace(second, base=7))
+    with pytest.raises(ValueError, match="a change of version 7 for version 1"):
+        worker.sample([asked])
 
 
 def test_a_change_of_another_version_or_damage_is_refused(worker: GeneratorWorker, tiny_folder: Path) -> None:

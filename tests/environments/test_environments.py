@@ -1,10 +1,12 @@
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
+from burnish.algorithms.asking import rollout_metrics
 from burnish.data.chat import Chat
-from burnish.data.packing import example_of, pack
+from burnish.data.packing import example_of, pack, pack_groups
 from burnish.environments.base import StepResult, load_environment
 from burnish.environments.examples import Calculator, GuessTheNumber, calculate
 from burnish.environments.tools import ToolEnvironment, with_described_tools
@@ -13,6 +15,7 @@ from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Completion, Message, Prompt, Rollout, RolloutGroup, SamplingSettings, Task
 from burnish.rewards.check import as_completion
 from burnish.rewards.scoring import Score, ScoreFailure
+from burnish.rollout.collect import Collected
 from burnish.rollout.conversations import Conversations
 from burnish.rollout.generators.scripted import ScriptedGenerator
 
@@ -91,6 +94,29 @@ def test_what_the_environment_says_is_never_scored() -> None:
     assert len(batch.token_ids_T) == len(group.prompt.token_ids) + len(episode.completion.token_ids)
     for predictor, target in zip(batch.predictor_S.tolist(), batch.target_ids_S.tolist(), strict=True):
         assert batch.token_ids_T[predictor + 1] == target
+
+
+def test_every_turn_keeps_the_versions_that_sampled_it() -> None:
+    scripted = ScriptedGenerator(TOKENIZER, count_on)
+    asked = []
+
+    def sample(requests):  # the weights change after the first token of a turn
+        asked.append(len(requests))
+        first = len(asked)
+        return [
+            tuple(replace(each, versions=((first, 1), (first + 1, len(each.token_ids) - 1))) for each in group)
+            for group in scripted.generate(requests)
+        ]
+
+    limits = {"timeout_seconds": 5, "max_retries": 0, "max_turns": 8, "context_length": 1024}
+    (((episode,),)) = Conversations(make=Counting, chat=CHAT, **limits)(sample, [prompt(task())], ((1,),), SAMPLING)
+    rollout = Rollout(completion=episode.completion, reward=3.0, observed=episode.observed)
+    group = RolloutGroup(id=0, prompt=prompt(task()), rollouts=(rollout,), weight_version=0)
+    # each turn is a digit and an end token; the environment's tokens between them are not scored
+    assert pack_groups([group], [[0.0]]).version_S.tolist() == [1, 2, 2, 3, 3, 4]
+    collected = Collected(groups=(group,), failures=(), learner_version=5)
+    measured = rollout_metrics(collected)
+    assert (measured["staleness_mean"], measured["staleness_max"]) == (2.5, 4)
 
 
 def test_a_turn_that_is_cut_off_ends_the_conversation() -> None:

@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from burnish.config.schema import OptimizerConfig
 from burnish.data.packing import pack_groups
 from burnish.errors import DataError
 from burnish.records import GenerationRequest, SamplingSettings
+from burnish.rollout.generators import native
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.learner import Learner
 from burnish.training.optimizer import MasterOptimizer
@@ -140,3 +141,49 @@ def test_sampler_and_learner_agree(generator, as_groups, temperature: float) -> 
     difference_S = (learner.score(batch).logprobs_S - batch.sampler_logprobs_S).abs()
     assert difference_S.mean() < 1e-5
     assert difference_S.max() < 1e-4
+
+
+@torch.no_grad()
+def test_weights_that_change_between_two_tokens(tiny_policy, tiny_folder, monkeypatch) -> None:
+    """The tokens before are those of the old weights; after it the new ones look at what the old ones have kept."""
+    model = tiny_policy.model
+    old = {name: weight.clone() for name, weight in model.state_dict().items()}
+    new = {name: weight * 1.5 for name, weight in old.items()}
+    calls, packed = [], []
+
+    def take_over() -> int:
+        calls.append(None)
+        if len(calls) == 5:  # once to begin with, then before each of the first three decoding steps
+            model.load_state_dict(new)
+        return int(len(calls) >= 5)
+
+    original = native.packed_linears
+
+    def noted(module, **options):
+        packed.append(float(model.state_dict()["model.norm.weight"][0]))
+        return original(module, **options)
+
+    monkeypatch.setattr(native, "packed_linears", noted)
+    asked = request(NativeGenerator(tiny_policy, max_rows=8), TEXTS[1], (5, 6))
+    unchanged = NativeGenerator(tiny_policy, max_rows=8).generate([asked])[0]
+    packed.clear()
+    changed = NativeGenerator(tiny_policy, max_rows=8, take_over=take_over).generate([asked])[0]
+    assert packed == [float(old["model.norm.weight"][0]), float(new["model.norm.weight"][0])]
+    naive = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager")
+    for before, after in zip(unchanged, changed, strict=True):
+        assert before.versions == ()
+        assert after.versions == ((0, 4), (1, 8))
+        assert after.token_ids[:4] == before.token_ids[:4]
+        assert after.sampling_logprobs[:4] == before.sampling_logprobs[:4]
+        assert after.token_ids != before.token_ids
+        ids = torch.tensor([[*asked.token_ids, *after.token_ids]])
+        seen = len(asked.token_ids) + 3  # the fourth token is read by the new weights first
+        naive.load_state_dict(old)
+        cache = DynamicCache()
+        naive(ids[:, :seen], cache=cache)
+        naive.load_state_dict(new)
+        logits = naive(ids[:, seen:-1], cache=cache).logits[0]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(after.token_ids[4:])[:, None])[:, 0]
+        assert torch.tensor(after.sampling_logprobs[4:]) == pytest.approx(expected.numpy(), abs=1e-5)
+        anew = naive(ids).logits[0, seen:-1].log_softmax(-1).gather(1, torch.tensor(after.token_ids[4:])[:, None])
+        assert (anew[:, 0] - expected).abs().max() > 1e-2  # a cache computed anew would be another one

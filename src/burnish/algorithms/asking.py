@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, model_validator
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_plan import Generation, LargestStep
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
+from burnish.data.packing import observed_positions, token_versions
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import RoleNeeds, Roles
 from burnish.errors import ConfigError, MachineError
@@ -58,6 +59,11 @@ class AskingConfig(RunConfig):
 
     @model_validator(mode="after")
     def _refuse_what_would_be_ignored(self) -> AskingConfig:
+        if self.rollout.update_weights == "during" and self.cluster.kind == "local":
+            raise ConfigError(
+                "rollout.update_weights=during would be ignored: in one process nothing is learnt while it samples; "
+                "set cluster.kind to ray, or leave it out"
+            )
         if self.task.environment is None and self.rollout.changes("max_turns"):
             raise ConfigError("rollout.max_turns would be ignored: only a task.environment has several turns")
         if self.task.environment is not None and self.rollout.overlong_buffer:
@@ -195,7 +201,7 @@ def rollout_steps(
             ahead.append(roles.aside(partial(_step, config, collect, order, step, state.weight_version)))
         found = within(config.cluster.timeout_seconds, ahead.popleft(), state.step + 1)
         _report_failures(hooks, state.step + 1, found)
-        yield found
+        yield replace(found, learner_version=state.weight_version)
 
 
 def _step(
@@ -289,9 +295,22 @@ def rollout_metrics(collected: Collected) -> dict[str, Any]:
         "tokens": int(lengths.sum()),
         "completion_tokens_mean": float(lengths.mean()),
         "truncated_share": float(np.mean([each.completion.finish_reason == "length" for each in rollouts])),
+        **_staleness(collected),
         **(_conversation_metrics(collected, rollouts) if any(each.turns for each in rollouts) else {}),
         "rollouts_sha256": token_ids_hash(groups),
     }
+
+
+def _staleness(collected: Collected) -> dict[str, float]:
+    """How many weight versions older than the learner's were those that sampled a token."""
+    ages = collected.learner_version - np.concatenate(
+        [
+            np.delete(token_versions(rollout.completion, group.weight_version), observed_positions(rollout))
+            for group in collected.groups
+            for rollout in group.rollouts
+        ]
+    )
+    return {"staleness_mean": float(ages.mean()), "staleness_max": float(ages.max())}
 
 
 def _conversation_metrics(collected: Collected, rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -324,6 +343,7 @@ def rollout_lines(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[
                     "reward": rollout.reward,
                     "components": dict(rollout.components),
                     "advantage": advantage,
+                    **({"versions": versions} if (versions := rollout.completion.versions) else {}),
                     **conversation_line(rollout.turns, rollout.ended),
                 }
                 for rollout, advantage in zip(group.rollouts, advantages_G, strict=True)

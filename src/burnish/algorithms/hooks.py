@@ -38,6 +38,8 @@ class Hooks:
     settle: Callable[[], None] = lambda: None
     deadline: float | None = None
     """By time.monotonic(): when the run must have stopped."""
+    stop_after: int | None = None
+    """The step to stop after, as a signal would."""
     around: float = 0.0
     """The longest that was needed after a step so far, to settle, evaluate and save, in seconds."""
     _out_of_memory: float = 0.0
@@ -90,6 +92,7 @@ class Hooks:
             self.run.write_step("rollouts", state.step, rollouts)
             self.run.trim_rollouts(self.checkpoint.max_rollout_megabytes * 1e6)
         self._stop_in_time(metrics["seconds"])
+        self.should_stop = self.should_stop or state.step == self.stop_after
         is_last = state.step == self.num_steps
         evaluates = is_last or state.step % self.evaluate_every == 0
         saves = is_last or self.should_stop or state.step % self.checkpoint.every_steps == 0
@@ -97,7 +100,9 @@ class Hooks:
         if evaluates or saves:
             self.settle()
         if evaluates:
+            asked = time.monotonic()
             metrics["held_out"] = self.evaluate(state.step)
+            metrics["seconds_evaluate"] = time.monotonic() - asked
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
         if saves:

@@ -21,7 +21,7 @@ from burnish.distributed.local import LocalRoles, build_local_roles
 from burnish.distributed.roles import RoleNeeds
 from burnish.errors import ConfigError
 from burnish.losses.loss import FunctionLoss
-from burnish.memory.measure import available_bytes
+from burnish.memory.measure import available_bytes, peak_memory_bytes, resident_bytes
 from burnish.memory.trace import LiveBytes
 from burnish.models.attention import SegmentAttention
 from burnish.models.layout import multiplies_bfloat16
@@ -253,12 +253,8 @@ def _learning(
     *,
     steps_in_backward: bool,
 ) -> Iterator[Phase]:
-    whole_groups = {len(example.branches) for example in step.examples} == {2}
-    batch = pack(step.examples)
-    if needs.divergence is not None:
-        batch = replace(batch, teacher=0)
-    micros = list(split_batch(batch, learner.micro_batch_tokens, keep_groups=whole_groups))
-    largest = max(micros, key=lambda micro: len(micro.token_ids_T))
+    micros, loss = _micro_batches(learner, step, needs)
+    largest = max(micros, key=_num_tokens)
     gradients = sum(master.numel() * 4 for master in learner.optimizer.masters.values())
     gradients = 0 if steps_in_backward else gradients
     before = live.live_bytes
@@ -269,11 +265,45 @@ def _learning(
     yield Phase(f"{name}score", loaded | {_ACTIVATIONS: live.peak_bytes - before})
     live.reset_peak()
     for _ in micros[:2]:  # the second time there are gradients already
-        learner.forward_backward(largest, FunctionLoss(_everything, needs_whole_groups=whole_groups))
+        learner.forward_backward(largest, loss)
     beside = live.peak_bytes - before
     held = min(gradients, beside)
     yield Phase(f"{name}learn", loaded | {"gradients": held, _ACTIVATIONS: beside - held})
-    learner.optimizer.forget_gradients()
+    learner.forget()
+
+
+def probe(roles: LocalRoles, needs: RoleNeeds, step: LargestStep, budget_bytes: int) -> int:
+    """Tokens of a micro-batch that fit, by trying the largest one: those that were planned, or fewer.
+
+    `budget_bytes` is what the process may hold in all. Nothing is left of the trial but that size, in every learner.
+    """
+    for learner in roles.learners.values():
+        before = resident_bytes()
+        micros, loss = _micro_batches(learner, step, needs)
+        learner.forward_backward(max(micros, key=_num_tokens), loss)
+        learner.forget()
+        needed, room = peak_memory_bytes() - before, max(1, budget_bytes - before)
+        while needed > room and learner.micro_batch_tokens // 2 >= max(_SMALLEST_MICRO_BATCH, step.longest_tokens):
+            needed //= 2
+            learner.micro_batch_tokens //= 2
+    found = min(learner.micro_batch_tokens for learner in roles.learners.values())
+    for learner in roles.learners.values():
+        learner.micro_batch_tokens = found
+    return found
+
+
+def _micro_batches(learner: Learner, step: LargestStep, needs: RoleNeeds) -> tuple[list[TokenBatch], FunctionLoss]:
+    """Of a step, with a loss that needs a gradient of all of it."""
+    whole_groups = {len(example.branches) for example in step.examples} == {2}
+    batch = pack(step.examples)
+    if needs.divergence is not None:
+        batch = replace(batch, teacher=0)
+    micros = list(split_batch(batch, learner.micro_batch_tokens, keep_groups=whole_groups))
+    return micros, FunctionLoss(_everything, needs_whole_groups=whole_groups)
+
+
+def _num_tokens(batch: TokenBatch) -> int:
+    return len(batch.token_ids_T)
 
 
 def _everything(scored: Scored, batch: TokenBatch) -> Tensor:

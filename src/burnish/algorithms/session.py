@@ -7,11 +7,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol, cast
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from burnish.algorithms import (
@@ -33,23 +32,25 @@ from burnish.algorithms.memory_plan import (
     certainly_below,
     changes_that_fit,
     plan_memory,
+    probe,
     with_settings,
 )
 from burnish.algorithms.profile import COUNTED_STEP, Profile
-from burnish.config.loading import config_hash, read_algorithm, to_yaml
-from burnish.config.schema import ClusterConfig, RunConfig
+from burnish.algorithms.run_record import changed_fingerprints, fingerprints, inexact, new_record, own_code
+from burnish.config.loading import read_algorithm, to_yaml
+from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles, check_roles, prepare_process
 from burnish.distributed.roles import Backend, CriticNeeds, RoleNeeds, Roles
 from burnish.errors import BurnishError, LostError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
-from burnish.memory.measure import available_bytes
+from burnish.memory.measure import available_bytes, resident_bytes
 from burnish.models.load import ModelFacts, find_dtype
 from burnish.monitoring.console import Progress
+from burnish.reproducibility.code_state import read_code
 from burnish.reproducibility.files import require_free_space, write_text
-from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
-from burnish.training.checkpoint import TrainState, checkpoints, is_saved
+from burnish.training.checkpoint import TrainState, checkpoints, is_saved, step_of
 
 
 class Inputs(Protocol):
@@ -145,10 +146,10 @@ def prepare(config: RunConfig) -> Inputs:
     check_roles(config, algorithm.needs(config))
     inputs = algorithm.prepare(config)
     if config.cluster.kind != "local":
-        from burnish.distributed.ray_roles import check_cluster  # `local` does without
+        from burnish.distributed.check_cluster import check_cluster  # `local` does without
 
         check_cluster(config, algorithm.needs(config), inputs.model, len(inputs.largest_step().examples))
-    _own_code(config)  # schedules too, which an algorithm imports when it begins
+    own_code(config)  # schedules too, which an algorithm imports when it begins
     return inputs
 
 
@@ -189,8 +190,12 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
     )
 
 
-def train(config: RunConfig, console: Console, *, with_profile: bool = False) -> RunFolder:
+def train(
+    config: RunConfig, console: Console, *, with_profile: bool = False, stop_after: int | None = None
+) -> RunFolder:
     """Make a run folder and train in it. Returns the folder; its record says whether the run finished.
+
+    With `stop_after` it ends after that step as Ctrl-C would end it.
 
     Raises:
         UserError: something cannot be used, or the run does not fit into the memory.
@@ -200,57 +205,71 @@ def train(config: RunConfig, console: Console, *, with_profile: bool = False) ->
         raise UserError("--profile looks into one process: leave it out, or set cluster.kind to local")
     if with_profile and config.train.num_steps < COUNTED_STEP:
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
-    inputs = prepare(config)
-    config = fitted(config, inputs, available_bytes())
-    inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
+    _require_further(stop_after, 0, config.train.num_steps)
+    asked, inputs = config, prepare(config)
+    budget = available_bytes()
+    limit = budget + resident_bytes()
+    config = fitted(asked, inputs, budget)
+    code = read_code(config.runs_folder)
     with running_roles(config) as roles:
-        record = {
-            "created": utc_now(),
-            "status": "running",
-            "seed": config.seed,
-            "measure": algorithm_of(config).MEASURE,
-            "code": code_record(),
-            "environment": environment_record(config.model.num_threads),
-            **_fingerprints(config, inputs),
-        }
+        if asked.train.micro_batch_tokens == "auto" and isinstance(roles, LocalRoles):
+            tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), limit)
+            config = with_settings(config, {"train.micro_batch_tokens": tokens})
+        inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
+        record = new_record(config, inputs, code, measure=algorithm_of(config).MEASURE)
         run = RunFolder.create(config.runs_folder, config.name)
         write_text(run.path / "config.yaml", to_yaml(config))
+        code.write(run.path)
         run.write_record(record)
         with run.locked():
-            _train(config, inputs, roles, run, console, event="started", deadline=deadline, with_profile=with_profile)
+            start = _Start(event="started", deadline=deadline, stop_after=stop_after, with_profile=with_profile)
+            _train(config, inputs, roles, run, console, start)
     return run
 
 
-def resume(run: RunFolder, config: RunConfig, console: Console) -> RunFolder:
+def resume(
+    run: RunFolder,
+    config: RunConfig,
+    console: Console,
+    *,
+    stop_after: int | None = None,
+    allow_changed: bool = False,
+) -> RunFolder:
     """Go on from the newest checkpoint, or from the start where there is none yet.
+
+    With `allow_changed` it goes on although what it reads has changed; the record then says so.
 
     Raises:
         UserError: the run is finished, or what it reads has changed since.
     """
     deadline = _deadline(config)
     with run.locked():
-        record = run.record()
+        record = run.whole_record()
         if record["status"] == "finished":
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
+        saved = checkpoints(run.checkpoints)
+        _require_further(stop_after, step_of(saved[-1]) if saved else 0, config.train.num_steps)
         inputs = prepare(config)
-        now = _fingerprints(config, inputs)
-        if changed := [
-            _named(name, record.get(name), value) for name, value in now.items() if record.get(name) != value
-        ]:
+        now = fingerprints(config, inputs)
+        changed = changed_fingerprints(record, now)
+        if changed and not allow_changed:
             raise UserError(
                 f"run {run.path.name} cannot be resumed: its {' and '.join(changed)} changed since it started; "
-                "restore what changed, or start a new run"
+                "restore what changed, start a new run, or resume with --allow-changed, which its record will say"
             )
-        is_exact = (
-            environment_record(config.model.num_threads) == record["environment"]
-            and code_record()["package_sha256"] == record["code"]["package_sha256"]
-        )
-        if not is_exact:
-            console.print("not bit-exact: the machine, a package or burnish itself is not what the run began with")
+        differences = inexact(record, config)
+        if differences:
+            console.print(f"not bit-exact: {'; '.join(differences)}", markup=False, soft_wrap=True)
+        if changed:
+            console.print(f"from here on another run: its {' and '.join(changed)} changed", markup=False)
+            run.update_record(changes=[*record.get("changes", ()), {"time": utc_now(), "changed": changed, "now": now}])
         run.update_record(status="running")
-        event = "resumed" if is_exact else "resumed_not_exact"
+        event = "resumed_changed" if changed else "resumed_not_exact" if differences else "resumed"
+        start = _Start(
+            event=event, deadline=deadline, stop_after=stop_after, details={"changed": changed + differences}
+        )
         with running_roles(config) as roles:
-            _train(config, inputs, roles, run, console, event=event, deadline=deadline)
+            _train(config, inputs, roles, run, console, start)
     return run
 
 
@@ -277,48 +296,6 @@ def _deadline(config: RunConfig) -> float | None:
     return None if limit is None else time.monotonic() + limit
 
 
-def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    model = inputs.model
-    return {
-        "config_sha256": config_hash(config.model_copy(update={"cluster": ClusterConfig()})),  # it may move
-        "model": model_record(model.source, base=model.base, commit=model.commit),
-        **inputs.record(),
-        "loss": _own_code(config),
-    }
-
-
-def _named(name: str, before: Any, now: Any) -> str:
-    """What of a record changed: the name, and the entries where there are some."""
-    name = name.removesuffix("_sha256")
-    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-        return name
-    entries = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-    return f"{name} ({', '.join(entries)})"
-
-
-def _own_code(config: RunConfig) -> dict[str, str | None]:
-    """Fingerprints of the user's functions that a loss names: a resumed run must find the same ones.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
-    section: BaseModel | None = getattr(config, "loss", None)
-    paths = [] if section is None else sorted(set(_import_paths(section.model_dump())))
-    return {path: source_hash(path, "loss") for path in paths}
-
-
-def _import_paths(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and ":" in value:
-        yield value
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _import_paths(key)
-            yield from _import_paths(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _import_paths(each)
-
-
 def load_roles(config: RunConfig) -> LocalRoles:
     """Load the weights that a run starts from, in this process."""
     prepare_process(config)
@@ -339,24 +316,25 @@ def running_roles(config: RunConfig) -> Iterator[Backend]:
         yield roles
 
 
-def _train(
-    config: RunConfig,
-    inputs: Inputs,
-    roles: Backend,
-    run: RunFolder,
-    console: Console,
-    *,
-    event: str,
-    deadline: float | None,
-    with_profile: bool = False,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """How a run begins, and when it must stop."""
+
+    event: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+    stop_after: int | None = None
+    with_profile: bool = False
+
+
+def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, console: Console, start: _Start) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
     require_free_space(run.checkpoints, roles.checkpoint_bytes(), "a checkpoint")  # better now than at the end
     inputs.start(roles, progress.say)
     recorded = len(run.metrics())
     state = _restored(run, roles)
-    run.add_event(event, step=state.step)
+    run.add_event(start.event, step=state.step, **start.details)
 
     def evaluate(step: int) -> float:
         items = inputs.evaluate(roles)
@@ -377,9 +355,10 @@ def _train(
         evaluate_every=config.evaluation.every_steps,
         evaluate=evaluate,
         save=save,
-        profile=Profile(cast(LocalRoles, roles)) if with_profile else None,
+        profile=Profile(cast(LocalRoles, roles)) if start.with_profile else None,
         observe_roles=roles.observed,
-        deadline=deadline,
+        deadline=start.deadline,
+        stop_after=start.stop_after,
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:
@@ -428,13 +407,18 @@ def _restored(run: RunFolder, roles: Backend) -> TrainState:
     return state
 
 
+def _require_further(stop_after: int | None, step: int, num_steps: int) -> None:
+    if stop_after is not None and not step < stop_after <= num_steps:
+        raise UserError(f"--stop-after {stop_after}: the run is at step {step} of {num_steps}")
+
+
 def _conclude(run: RunFolder, state: TrainState, num_steps: int, progress: Progress) -> None:
     if state.step < num_steps:
         run.add_event("interrupted", step=state.step)
-        run.update_record(status="interrupted")
+        run.seal(status="interrupted")
         progress.say(f"stopped after step {state.step}; go on with: burnish resume {run.path}")
     else:
-        run.update_record(status="finished", finished=utc_now())
+        run.seal(status="finished", finished=utc_now())
         progress.say(f"trained model: {checkpoints(run.checkpoints)[-1]}")
         progress.say(report(run))
 
@@ -446,8 +430,8 @@ def _failure_recorded(run: RunFolder) -> Iterator[None]:
         yield
     except BurnishError as error:
         with suppress(BurnishError):  # a disk that is full is full for this note too
-            run.update_record(status="failed", failure=str(error))
             run.add_event("failed", reason=str(error))
+            run.seal(status="failed", failure=str(error))
         raise
 
 

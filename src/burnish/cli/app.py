@@ -8,11 +8,16 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.experiment_app import experiment_app
+from burnish.cli.power import power_app
+from burnish.cli.watch import watch
 from burnish.errors import BurnishError
 
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
 RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
+StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step, as Ctrl-C would.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
 model_app = App(name="model", help="Get models.")
@@ -24,7 +29,10 @@ app.command(model_app)
 app.command(eval_app)
 app.command(check_app)
 app.command(config_app)
+app.command(experiment_app)
 app.command(render_app)
+app.command(power_app)
+app.command(watch)
 
 
 @app.command
@@ -34,6 +42,7 @@ def train(
     file: SettingsFile = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
     profile: Annotated[bool, Parameter(negative="", help="Say where the time and memory of a step go.")] = False,
+    stop_after: StopAfter = None,
 ) -> int:
     """Train a recipe; override any setting with --section.key VALUE.
 
@@ -46,7 +55,7 @@ def train(
     """
     from burnish.cli.train import train_recipe
 
-    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile)
+    return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile, stop_after=stop_after)
 
 
 @app.command
@@ -88,7 +97,15 @@ def doctor(
 
 
 @app.command
-def resume(run: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")) -> int:
+def resume(
+    run: str,
+    *settings: Settings,
+    runs_folder: RunsFolder = Path("runs"),
+    stop_after: StopAfter = None,
+    allow_changed: Annotated[
+        bool, Parameter(negative="", help="Go on although data, reward, model or tokenizer changed; it is recorded.")
+    ] = False,
+) -> int:
     """Go on with a run that was interrupted, bit by bit as if it had not been.
 
     Where it runs may change, with --cluster.key VALUE; the numbers then agree to rounding.
@@ -100,7 +117,7 @@ def resume(run: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")
     """
     from burnish.cli.train import resume_run
 
-    return resume_run(run, settings, runs_folder)
+    return resume_run(run, settings, runs_folder, stop_after=stop_after, allow_changed=allow_changed)
 
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
@@ -203,11 +220,11 @@ def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> in
 
 
 @app.command(name="runs")
-def list_runs(*, runs_folder: RunsFolder = Path("runs")) -> int:
+def list_runs(*, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """List the runs."""
-    from burnish.cli.show import print_runs
+    from burnish.cli.runs import print_runs
 
-    return print_runs(runs_folder)
+    return print_runs(runs_folder, as_json=as_json)
 
 
 @app.command
@@ -228,6 +245,100 @@ def show(
     from burnish.cli.show import print_run
 
     return print_run(run, runs_folder, step=step, num_groups=groups)
+
+
+@app.command
+def rerun(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    steps: Annotated[int | None, Parameter(help="Only the first so many steps.")] = None,
+    into: Annotated[Path | None, Parameter(help="Folder for the new run; where the old one is by default.")] = None,
+    here: Annotated[bool, Parameter(negative="", help="With the code as it is, in the working directory.")] = False,
+    allow_changed: Annotated[
+        bool, Parameter(negative="", help="Although data, reward, model or tokenizer changed; it is recorded.")
+    ] = False,
+    replicates: Annotated[
+        str | None, Parameter(help="Runs of other seeds, with commas between: how far apart chance lets runs fall.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Repeat a run with the code, settings, data and seeds it was recorded with, and say whether it gave the same.
+
+    The verdict is bit-equal, within seed noise, or different; then the first step and value that differ are named, and
+    the exit status is 1.
+
+    Example: burnish rerun last --steps 5
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.rerun import rerun_run
+
+    options = {"steps": steps, "here": here, "allow_changed": allow_changed}
+    return rerun_run(run, runs_folder, into=into, replicates=replicates, as_json=as_json, **options)
+
+
+@app.command
+def verify(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    steps: Annotated[int, Parameter(help="Steps before the break, and after it.")] = 2,
+    repeats: Annotated[int, Parameter(help="Unbroken trainings, all of which must be the same.")] = 2,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether a run's training repeats itself and resumes bit by bit here: train it, break it, compare.
+
+    Exit status 1 if it does not. The run itself is not touched.
+
+    Example: burnish verify last --steps 2
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.verify import verify_run
+
+    return verify_run(run, runs_folder, steps=steps, repeats=repeats, as_json=as_json)
+
+
+@app.command(name="diff")
+def diff_runs(first: str, second: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
+    """Say in what two runs differ: results, configuration, code, inputs, environment.
+
+    Parameters
+    ----------
+    first
+        Path or name of a run, the beginning of its name, or `last`.
+    second
+        Another one.
+    """
+    from burnish.cli.diff import print_diff
+
+    return print_diff(first, second, runs_folder, as_json=as_json)
+
+
+@app.command
+def export(
+    run: str,
+    *,
+    to: Annotated[Path, Parameter(help="A folder that does not exist yet.")],
+    runs_folder: RunsFolder = Path("runs"),
+) -> int:
+    """Write what others need to judge and repeat a run, as plain files: model card, lock file, bills and provenance.
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.export import export_run
+
+    return export_run(run, runs_folder, to)
 
 
 Nodes = Annotated[int, Parameter(help="Machines.")]

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 
 from burnish.algorithms.session import schema_for, schema_of
 from burnish.cli.columns import print_columns
-from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes
-from burnish.config.schema import RunConfig
+from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes, visible_settings
 from burnish.errors import ConfigError, UserError
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -68,20 +67,6 @@ def _recipe_of(name: str, runs_folder: Path) -> str:
         return str(RunFolder.find(name, runs_folder).path / "config.yaml")
     except UserError as error:
         raise ConfigError(f"no recipe {name!r} ({', '.join(shipped_recipes())}), and {error}") from error
-
-
-def visible_settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted key; a section that is null is one of them."""
-    tree = config.model_dump(mode="json")
-    values: dict[str, Any] = {}
-    for key, _ in leaf_fields(type(config)):
-        *sections, name = key.split(".")
-        section: Any = tree
-        for part in sections:
-            section = None if section is None else section[part]
-        if section is not None:
-            values[key] = section[name]
-    return values
 
 
 def _text(value: Any) -> str:

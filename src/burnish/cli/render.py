@@ -8,7 +8,7 @@ from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig
 from burnish.distributed.render import Job, ray_job, slurm_script
 from burnish.errors import ConfigError
-from burnish.reproducibility.record import versions
+from burnish.reproducibility.environment import versions
 
 
 def print_slurm(

@@ -1,4 +1,4 @@
-"""`burnish runs` and `burnish show`: everything is read from run folders; no model is loaded."""
+"""`burnish show`: everything is read from the run folder; no model is loaded."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from burnish.cli.columns import print_columns
 from burnish.evaluation.held_out import compare_items, mean_score, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -27,23 +26,6 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 _SIDE_BY_SIDE = 4
 _FAILURES = 5
-
-
-def print_runs(runs_folder: Path) -> int:
-    """One line per run, oldest first."""
-    rows = [("run", "created", "status", "step", "reward", "held-out before", "after")]
-    for run in RunFolder.all(runs_folder):
-        record, metrics = run.record(), run.metrics()
-        scores = [f"{mean_score(run.read_step('evaluations', step)):.3f}" for step in run.steps("evaluations")]
-        last = metrics[-1] if metrics else {"step": 0}
-        reward = f"{last['reward_mean']:.3f}" if "reward_mean" in last else "-"
-        before, after = (scores[0] if scores else "-"), (scores[-1] if len(scores) > 1 else "-")
-        rows.append((run.path.name, record["created"], run.status(), str(last["step"]), reward, before, after))
-    if len(rows) > 1:
-        print_columns(rows)
-    else:
-        print(f"no runs in {runs_folder}")
-    return 0
 
 
 def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int) -> int:

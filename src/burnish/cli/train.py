@@ -17,7 +17,13 @@ INTERRUPTED = 130
 
 
 def train_recipe(
-    recipe: str, settings: Sequence[str], *, file: Path | None, is_dry_run: bool, with_profile: bool = False
+    recipe: str,
+    settings: Sequence[str],
+    *,
+    file: Path | None,
+    is_dry_run: bool,
+    with_profile: bool = False,
+    stop_after: int | None = None,
 ) -> int:
     """Resolve the configuration, then check its inputs or train."""
     schema = schema_for(recipe, settings)
@@ -25,10 +31,17 @@ def train_recipe(
     if is_dry_run:
         print(f"ok: {prepare(config).summary()}")
         return 0
-    return _exit_status(train(config, Console(), with_profile=with_profile))
+    return _exit_status(train(config, Console(), with_profile=with_profile, stop_after=stop_after))
 
 
-def resume_run(run: str, settings: Sequence[str], runs_folder: Path) -> int:
+def resume_run(
+    run: str,
+    settings: Sequence[str],
+    runs_folder: Path,
+    *,
+    stop_after: int | None = None,
+    allow_changed: bool = False,
+) -> int:
     """Find the run and go on with the configuration it was started with; `settings` say where, if elsewhere."""
     for setting in settings:
         if setting.startswith("--") and not setting.startswith("--cluster."):
@@ -36,8 +49,10 @@ def resume_run(run: str, settings: Sequence[str], runs_folder: Path) -> int:
     folder = RunFolder.find(run, runs_folder)
     if settings:  # they say all of where it runs: what the run began with does not linger
         defaults = {key: field.default for key, field in ClusterConfig.model_fields.items()}
-        settings = [*(f"--cluster.{key}={json.dumps(value)}" for key, value in defaults.items()), *settings]
-    return _exit_status(resume(folder, run_config(folder, settings), Console()))
+        typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in defaults.items()}
+        settings = [*(f"--cluster.{key}={value}" for key, value in typed.items()), *settings]
+    config = run_config(folder, settings)
+    return _exit_status(resume(folder, config, Console(), stop_after=stop_after, allow_changed=allow_changed))
 
 
 def run_config(run: RunFolder, settings: Sequence[str] = ()) -> RunConfig:

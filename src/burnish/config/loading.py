@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from burnish.config.schema import Section
 from burnish.errors import ConfigError
@@ -152,6 +152,32 @@ def leaf_fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, info
         if section is not None:
             yield from leaf_fields(section, f"{prefix}{name}.")
+
+
+def visible_settings(config: BaseModel) -> dict[str, Any]:
+    """Every setting by its dotted key; a section that is null is one of them."""
+    tree = config.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for key, _ in leaf_fields(type(config)):
+        *sections, name = key.split(".")
+        section: Any = tree
+        for part in sections:
+            section = None if section is None else section[part]
+        if section is not None:
+            values[key] = section[name]
+    return values
+
+
+def changed_settings(config: BaseModel) -> dict[str, Any]:
+    """The settings that are not their default, by dotted key; required ones are among them."""
+    defaults = {key: _as_json(info.default) for key, info in leaf_fields(type(config)) if not info.is_required()}
+    return {
+        key: value for key, value in visible_settings(config).items() if key not in defaults or value != defaults[key]
+    }
+
+
+def _as_json(default: Any) -> Any:
+    return TypeAdapter(Any).dump_python(default, mode="json")
 
 
 def config_hash(config: BaseModel) -> str:

@@ -122,6 +122,9 @@ class RolloutConfig(Section):
     """Strings that end a completion."""
     lag: int = Field(0, ge=0)
     """Steps that sampling runs ahead of learning: a step learns from samples of weights that are so many steps old."""
+    update_weights: Literal["between", "during"] = "between"
+    """When generators take over newer weights: between two steps' samples, which repeats bit by bit, or with
+    cluster.kind=ray and a lag also during them, between two tokens: fresher samples, which no run repeats."""
     max_rows: int = Field(128, ge=1)
     """Completions decoded at once; the rest wait for a free row."""
     curriculum: Literal["uniform", "middle"] = "uniform"
@@ -139,6 +142,11 @@ class RolloutConfig(Section):
             raise ConfigError(
                 f"rollout.max_rows={self.max_rows} is less than rollout.group_size={self.group_size}: "
                 "a group is decoded together"
+            )
+        if self.update_weights == "during" and not self.lag:
+            raise ConfigError(
+                "rollout.update_weights=during would be ignored with rollout.lag=0: nothing is learnt while a step is "
+                "sampled; set rollout.lag to 1 or more, or leave it out"
             )
         if self.overlong_buffer >= self.max_tokens:
             raise ConfigError(
@@ -260,8 +268,15 @@ class ClusterConfig(Section):
     """Processes that share the weights, the optimizer and the batch."""
     tensor_parallel: int = Field(1, ge=1)
     """Learners that share one matrix product; the others share the batch."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the spread weights: 1 spreads them over all learners. With one copy a node, weights are gathered within
+    a node, and only gradients are summed between nodes."""
     generators: int = Field(1, ge=1)
     """Processes that sample."""
+    engine: Literal["native", "vllm"] = "native"
+    """What the generators sample with: burnish's generator, or vLLM, which needs an environment of its own."""
+    vllm_python: str | None = None
+    """The interpreter of vLLM's environment, on every node; null is the one that burnish runs with."""
     timeout_seconds: float = Field(1800.0, gt=0)
     """Longest wait for an answer of a learner or generator."""
     start_seconds: float = Field(300.0, gt=0)
@@ -273,9 +288,17 @@ class ClusterConfig(Section):
     def _refuse_what_would_be_ignored(self) -> "ClusterConfig":
         if self.kind == "local" and (given := [key for key in type(self).model_fields if self.changes(key)]):
             raise ConfigError(f"cluster.{given[0]} would be ignored: it belongs to cluster.kind=ray")
+        if self.engine != "vllm" and self.changes("vllm_python"):
+            raise ConfigError("cluster.vllm_python would be ignored: it belongs to cluster.engine=vllm")
         if self.learners % self.tensor_parallel:
             raise ConfigError(
                 f"cluster.tensor_parallel={self.tensor_parallel} does not divide cluster.learners={self.learners}"
+            )
+        num_shares = self.learners // self.tensor_parallel
+        if num_shares % self.replicas:
+            raise ConfigError(
+                f"cluster.replicas={self.replicas} does not divide the {num_shares} learners that share the batch "
+                "(cluster.learners / cluster.tensor_parallel)"
             )
         return self
 

@@ -24,8 +24,10 @@ from burnish.data.example_file import ExampleFile, ExampleWriter, Lazy, as_json
 from burnish.data.rows import Row, existing_file, read_messages, read_rows, transformed, with_system_prompt
 from burnish.errors import DataError, MachineError
 from burnish.records import Example
+from burnish.reproducibility.code_state import package_sha256
+from burnish.reproducibility.environment import versions
 from burnish.reproducibility.files import remove_oldest, sha256_of_file, write_aside
-from burnish.reproducibility.record import package_sha256, source_hash, versions
+from burnish.reproducibility.record import source_hash
 from burnish.reproducibility.seeds import seed_for
 
 ToExample = Callable[[Chat, Row, str], Example]

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from burnish.records import Branch, Example, GlobalCounts, Rollout, RolloutGroup, Segment, TokenBatch
+from burnish.records import Branch, Completion, Example, GlobalCounts, Rollout, RolloutGroup, Segment, TokenBatch
 
 
 def pack(examples: Sequence[Example]) -> TokenBatch:
@@ -93,29 +94,42 @@ def example_of(group: RolloutGroup) -> Example:
     return Example(id=group.prompt.task.id, prompt_ids=group.prompt.token_ids, branches=branches)
 
 
+def observed_positions(rollout: Rollout) -> list[int]:
+    """Positions of the tokens that the environment wrote."""
+    return [position for start, end in rollout.observed for position in range(start, end)]
+
+
 def sampled_positions(rollout: Rollout) -> tuple[int, ...] | None:
     """Positions of the tokens that the sampler drew; None for all of them."""
     if not rollout.observed:
         return None
-    observed = {position for start, end in rollout.observed for position in range(start, end)}
+    observed = set(observed_positions(rollout))
     return tuple(index for index in range(len(rollout.completion.token_ids)) if index not in observed)
 
 
+def token_versions(completion: Completion, weight_version: int) -> NDArray[np.int64]:
+    """The weight version that sampled each token of a completion of a group of `weight_version`."""
+    runs = completion.versions or ((weight_version, len(completion.token_ids)),)
+    return np.repeat(*np.array(runs, dtype=np.int64).T)
+
+
 def pack_groups(groups: Sequence[RolloutGroup], advantages_by_group: Sequence[Sequence[float]]) -> TokenBatch:
-    """Pack rollouts with the sampler's log-probabilities and one advantage for each completion."""
+    """Pack rollouts with the sampler's log-probabilities and versions, and one advantage for each completion."""
     examples = [example_of(group) for group in groups]
     batch = pack(examples)
     logprobs: list[float] = []
+    versions: list[NDArray[np.int64]] = []
     for group, example in zip(groups, examples, strict=True):
         for rollout, branch in zip(group.rollouts, example.branches, strict=True):
-            logprobs.extend(rollout.completion.sampling_logprobs[index] for index in scored_positions(branch))
-    versions_G = torch.tensor([group.weight_version for group in groups])
+            scored = scored_positions(branch)
+            logprobs.extend(rollout.completion.sampling_logprobs[index] for index in scored)
+            versions.append(token_versions(rollout.completion, group.weight_version)[list(scored)])
     advantages_B = torch.tensor(np.concatenate(advantages_by_group), dtype=torch.float32)
     return replace(
         batch,
         sampler_logprobs_S=torch.tensor(logprobs, dtype=torch.float32),
         advantages_S=advantages_B[batch.sequence_S],
-        version_S=versions_G[batch.group_B][batch.sequence_S],
+        version_S=torch.from_numpy(np.concatenate(versions)),
     )
 
 

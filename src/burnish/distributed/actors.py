@@ -54,13 +54,16 @@ class Actors:
                 raise ConfigError(f"{what}lower cluster.learners or cluster.generators, or add nodes{on_cpu}")
             time.sleep(_POLL_SECONDS)
 
-    def start(self, worker: type, *arguments: Any, node: str | None = None) -> Any:
-        """A new actor, on a node by its id if one is given. It is not there yet when this returns.
+    def start(self, worker: type, *arguments: Any, node: str | None = None, num_threads: int = 1, **named: Any) -> Any:
+        """A new actor, on a node by its id if one is given. It is not there yet when this returns. With several threads
+        it does as many things at the same time.
 
         Raises:
             LostError: all of them have just been ended.
         """
         options = {"num_cpus": 1, "num_gpus": int(self.kind == "GPU"), "max_restarts": 0, "max_task_retries": 0}
+        if num_threads > 1:
+            options["max_concurrency"] = num_threads
         if node is not None:
             strategies = self.ray.util.scheduling_strategies
             options |= {
@@ -69,7 +72,7 @@ class Actors:
             }
         with self._lock:
             self._check_open()
-            actor = self.ray.remote(worker).options(**options).remote(*arguments)
+            actor = self.ray.remote(worker).options(**options).remote(*arguments, **named)
             self._living.append(actor)
         return actor
 
@@ -143,12 +146,17 @@ class Actors:
         Raises:
             MachineError: none is in time.
         """
-        ready, _ = self.ray.wait(list(answers), timeout=max(0.0, deadline - time.monotonic()))
-        if not ready:
+        ready = self.soon(answers, max(0.0, deadline - time.monotonic()))
+        if ready is None:
             name = "start_seconds" if is_start else "timeout_seconds"
             limit = getattr(self.cluster, name)
             raise MachineError(f"waited for {what} in vain: cluster.{name}={limit:.0f} sets the limit")
-        return ready[0]
+        return ready
+
+    def soon(self, answers: Sequence[Any], seconds: float) -> Any | None:
+        """The first of some answers, if one is there within so many seconds."""
+        ready, _ = self.ray.wait(list(answers), timeout=seconds)
+        return ready[0] if ready else None
 
     def answer(self, ready: Any, what: str) -> Any:
         """What an answer says.

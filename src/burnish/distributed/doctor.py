@@ -22,7 +22,8 @@ from burnish.errors import MachineError
 from burnish.memory.measure import available_bytes
 from burnish.models.layout import multiplies_bfloat16
 from burnish.models.load import find_device, find_dtype
-from burnish.reproducibility.record import environment_record, package_sha256
+from burnish.reproducibility.code_state import package_sha256
+from burnish.reproducibility.environment import EXACT_PACKAGES, environment_record, versions
 
 _PRODUCT = 1024
 _SENT_BYTES = 32_000_000
@@ -112,7 +113,7 @@ def examine() -> Machine:
         available_bytes=available_bytes(),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=tuple(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus),
-        packages={"python": record["python"], **record["packages"]},
+        packages={"python": record["python"], **versions(EXACT_PACKAGES)},
         code=package_sha256(),
         clock=time.time(),
         rates={name: _rate(getattr(torch, name)) for name in ("float32", "bfloat16")},

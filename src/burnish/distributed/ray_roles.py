@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.data.packing import split_batch
 from burnish.distributed.actors import Actors, Jobs, ray_session
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
-from burnish.distributed.sharding import check_tensor_parallel
+from burnish.distributed.vllm_worker import VllmWorker
 from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
 from burnish.errors import ConfigError, LostError
 from burnish.losses.loss import Loss
-from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState
 
+_HAND_OVER_SECONDS = 0.02  # how long new weights may wait until generators that sample hear of them
 _CLOCK_SECONDS = 10.0  # further apart than this, the logs and deadlines of two machines cannot be read together
 
 
@@ -73,13 +72,21 @@ class RayRoles(Group):
         super().__init__(self, "")
         self.weight_version = 0
         self._actors = actors
+        python = config.cluster.vllm_python
+        if python is not None and os.sep in python:
+            python = os.path.abspath(python)  # not resolved: an environment's interpreter is a link
         self._config = config.model_copy(
-            update={"model": config.model.model_copy(update={"path": _absolute(config.model.path)})}
+            update={
+                "model": config.model.model_copy(update={"path": _absolute(config.model.path)}),
+                "cluster": config.cluster.model_copy(update={"vllm_python": python}),
+            }
         )
         critic = needs.critic
         if isinstance(critic, CriticNeeds) and critic.path is not None:
             critic = replace(critic, path=_absolute(critic.path))
-        self._lag = getattr(getattr(config, "rollout", None), "lag", 0)
+        rollout = getattr(config, "rollout", None)
+        self._lag: int = getattr(rollout, "lag", 0)
+        self._updates_while_sampling = getattr(rollout, "update_weights", "between") == "during"
         self._needs = replace(needs, teachers=tuple(map(_absolute, needs.teachers)), critic=critic)
         self._learners: list[Any] = []
         self._generators: list[Any] = []
@@ -103,9 +110,7 @@ class RayRoles(Group):
         cluster = self._config.cluster
         num_generators = cluster.generators if self._needs.max_rows else 0
         self._actors.check_room(cluster.learners + num_generators)
-        self._generators = [
-            self._actors.start(GeneratorWorker, self._config, self._needs) for _ in range(num_generators)
-        ]
+        self._generators = [self._start_generator() for _ in range(num_generators)]
         self._start_learners()
         self._check_facts([each.facts.remote(None) for each in self._generators], token=None)
         self._wait_for_models(self._generators)
@@ -136,6 +141,16 @@ class RayRoles(Group):
     def _begin_anew(self) -> None:
         """Forget what was published: before they sample, generators get whole the weights that the learners have."""
         self._published, self._newest, self._held = [], None, None
+
+    def _start_generator(self) -> Any:
+        if self._config.cluster.engine == "vllm":
+            return self._actors.start(VllmWorker, self._config, self._needs)
+        if not self._updates_while_sampling:
+            return self._actors.start(GeneratorWorker, self._config, self._needs)
+        # one thread samples, the other is handed weights
+        return self._actors.start(
+            GeneratorWorker, self._config, self._needs, num_threads=2, updates_while_sampling=True
+        )
 
     def _start_learners(self) -> None:
         cluster, actors = self._config.cluster, self._actors
@@ -205,14 +220,14 @@ class RayRoles(Group):
         """Requests are dealt to the generators; those of one that is lost are given to a new one."""
         if epoch != self._epoch:  # a job from before a restart, which user's code kept from noticing it
             raise LostError("the generators that this was to be sampled from are gone")
-        self._bring(version)
+        self._bring(self.weight_version if self._updates_while_sampling else version)
         with self._clock.of("generators"):
             deadline = time.monotonic() + self._config.cluster.timeout_seconds
             shares = [share for share in np.array_split(np.arange(len(requests)), len(self._generators)) if len(share)]
             asked = {self._ask(number, requests, share): (number, share) for number, share in enumerate(shares)}
             answers: dict[int, tuple[Completion, ...]] = {}
             while asked:
-                ready = self._actors.next(list(asked), "a generator to sample", deadline)
+                ready = self._next_sampled(list(asked), deadline)
                 number, share = asked.pop(ready)
                 try:
                     answers |= zip(share.tolist(), self._actors.answer(ready, f"generator {number}"), strict=True)
@@ -224,22 +239,32 @@ class RayRoles(Group):
     def _ask(self, number: int, requests: Sequence[GenerationRequest], share: NDArray[np.int64]) -> Any:
         return self._generators[number].sample.remote([requests[index] for index in share])
 
-    def _bring(self, version: int) -> None:
+    def _next_sampled(self, answers: Sequence[Any], deadline: float) -> Any:
+        """The first answer. Until it is there the generators get what is published, if they may."""
+        while self._updates_while_sampling and time.monotonic() < deadline:
+            if (ready := self._actors.soon(answers, _HAND_OVER_SECONDS)) is not None:
+                return ready
+            self._bring(self.weight_version, is_sampling=True)
+        return self._actors.next(answers, "a generator to sample", deadline)
+
+    def _bring(self, version: int, *, is_sampling: bool = False) -> None:
         """Let every generator have a version of the weights: one change after the other, from the one that it has."""
+        verb = "hand_over" if self._updates_while_sampling else "load_weights"
         while self._published and self._published[0].version <= version:
             self._held = self._published[0].version
             weights = self._published.pop(0).weights
-            loading = [generator.load_weights.remote(weights) for generator in self._generators]
+            loading = [getattr(generator, verb).remote(weights) for generator in self._generators]
             for number, each in enumerate(loading):
                 try:
                     self._bytes += self._actors.wait([each], f"generator {number} to load version {self._held}")[0]
                 except LostError:
-                    self._replace_generator(number)
+                    if not is_sampling:  # or whoever waits for its samples replaces it
+                        self._replace_generator(number)
 
     def _replace_generator(self, number: int) -> None:
         self._actors.count_restart("a generator")
         self._actors.end(self._generators[number])
-        new = self._actors.start(GeneratorWorker, self._config, self._needs)
+        new = self._start_generator()
         self._generators[number] = new
         self._wait_for_models([new])
         loading = new.load_weights.remote(self._learners[0].kept_weights.remote(self._held))
@@ -372,46 +397,6 @@ class Clock:
     def _book(self, who: str, now: float) -> None:
         self._spent[who] = self._spent.get(who, 0.0) + now - self._busy_since[who]
         self._busy_since[who] = now
-
-
-def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_groups: int) -> None:
-    """Refuse what cannot be spread, before anything is started; `num_groups` are those of a step's batch.
-
-    Raises:
-        ConfigError: a setting.
-    """
-    cluster, train = config.cluster, config.train
-    for name in ("micro_batch_tokens", "recompute"):
-        if getattr(train, name) == "auto":
-            raise ConfigError(f"train.{name}: auto is found in one process: give a number with cluster.kind=ray")
-    if unfit := [name for name in train.save_memory if name != "return_memory"]:
-        raise ConfigError(f"train.save_memory: {unfit[0]} is for one process: leave it out with cluster.kind=ray")
-    if config.optimizer.kind != "adamw" and cluster.learners > 1:
-        raise ConfigError(
-            f"optimizer.kind={config.optimizer.kind} needs whole weights, and {cluster.learners} learners have parts: "
-            "set it to adamw, or cluster.learners to 1"
-        )
-    if not needs.max_rows and cluster.changes("generators"):
-        raise ConfigError(f"cluster.generators={cluster.generators} would be ignored: this algorithm samples nothing")
-    num_shares = cluster.learners // cluster.tensor_parallel
-    if num_groups < num_shares:
-        raise ConfigError(
-            f"{'rollout.num_prompts' if hasattr(config, 'rollout') else 'data.batch_size'}={num_groups} is less than "
-            f"the {num_shares} learners that share a batch: raise it, or lower cluster.learners"
-        )
-    if cluster.tensor_parallel > 1 and config.model.lora is not None:
-        raise ConfigError(
-            f"cluster.tensor_parallel={cluster.tensor_parallel} and model.lora do not go together: set the first to 1; "
-            "the weights are spread over the learners all the same"
-        )
-    if config.model.lora is not None and config.model.lora.base_bits < 16:
-        raise ConfigError(
-            f"model.lora.base_bits={config.model.lora.base_bits} is for one process: set it to 16, and the weights are "
-            "spread over the learners"
-        )
-    critic = [needs.critic.path] if isinstance(needs.critic, CriticNeeds) and needs.critic.path is not None else []
-    for each in (model, *map(inspect_model, (*needs.teachers, *critic))):
-        check_tensor_parallel(AutoConfig.from_pretrained(each.base or each.source), cluster.tensor_parallel)
 
 
 @contextmanager

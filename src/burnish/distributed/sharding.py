@@ -54,7 +54,7 @@ class Trunk(nn.Module):
 
 @dataclass(frozen=True)
 class Sharding:
-    """How many processes share the data, and how many each product.
+    """How many copies of the spread weights there are, how many processes share one, and how many each product.
 
     `summed` are the weights that every process of a product has whole, though each sees a part of their gradient.
     """
@@ -66,12 +66,13 @@ class Sharding:
         """The policy with its weights spread, in place. Trained ones are float32, and compute in `dtype`."""
         if self.mesh["tensor"].size() > 1:
             self._cut_products(policy)
+        spread_over = self.mesh["copy", "share"] if self.mesh["copy"].size() > 1 else self.mesh["share"]
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         trunk = Trunk(policy)
         kept = {value for head in (policy.value_head,) if head is not None for value in head.parameters()}
         for layer in _layers(policy):
-            _sum_gradients(fully_shard(layer, mesh=self.mesh["data"], mp_policy=precision))
-        _sum_gradients(fully_shard(trunk, mesh=self.mesh["data"], mp_policy=precision, ignored_params=kept))
+            _sum_gradients(fully_shard(layer, mesh=spread_over, mp_policy=precision))
+        _sum_gradients(fully_shard(trunk, mesh=spread_over, mp_policy=precision, ignored_params=kept))
         spread = replace(policy, trunk=trunk)
         # FSDP looks once, in the first pass, which weights are trained: adapters that are switched off then are not
         zero_T = torch.zeros(1, dtype=torch.long, device=policy.device)
@@ -105,7 +106,8 @@ class Sharding:
             if master.grad is None:
                 continue
             if not isinstance(parameters[name], DTensor):
-                dist.all_reduce(master.grad, group=self.mesh["data"].get_group())
+                for dimension in ("copy", "share"):
+                    dist.all_reduce(master.grad, group=self.mesh[dimension].get_group())
             if any(f".{each}." in f".{name}" for each in self.summed):
                 dist.all_reduce(master.grad, group=self.mesh["tensor"].get_group())
             total += torch.linalg.vector_norm(master.grad) ** 2 / self._num_copies(parameters[name])
@@ -122,10 +124,10 @@ class Sharding:
         return copies
 
 
-def make_sharding(num_learners: int, tensor_parallel: int, device: torch.device) -> Sharding:
-    """For the processes of a group that is there already."""
-    shape = (num_learners // tensor_parallel, tensor_parallel)
-    return Sharding(init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor")))
+def make_sharding(num_learners: int, tensor_parallel: int, replicas: int, device: torch.device) -> Sharding:
+    """For the processes of a group that is there already. Those of a product are neighbours, then those of a copy."""
+    shape = (replicas, num_learners // (replicas * tensor_parallel), tensor_parallel)
+    return Sharding(init_device_mesh(device.type, shape, mesh_dim_names=("copy", "share", "tensor")))
 
 
 def product_styles(config: PretrainedConfig) -> dict[str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import socket
 import struct
 import sys
@@ -29,7 +30,7 @@ from burnish.distributed.sharding import make_sharding
 from burnish.losses.loss import Loss
 from burnish.models.load import find_device, find_dtype, load_policy
 from burnish.records import Completion, GenerationRequest, LossOutput, Metric, Scored, TokenBatch
-from burnish.reproducibility.record import package_sha256
+from burnish.reproducibility.code_state import package_sha256
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -97,7 +98,7 @@ class LearnerWorker:
         prepare_process(self.config)
         backend = "nccl" if device.type == "cuda" else "gloo"
         join_group(backend, self.rank, cluster.learners, ip, master, timeout_seconds=cluster.timeout_seconds)
-        sharding = make_sharding(cluster.learners, cluster.tensor_parallel, device)
+        sharding = make_sharding(cluster.learners, cluster.tensor_parallel, cluster.replicas, device)
         self._roles = build_local_roles(self.config, replace(self.needs, max_rows=0), sharding=sharding)
 
     def forward_backward(
@@ -175,12 +176,16 @@ class LearnerWorker:
 
 
 class GeneratorWorker:
-    """A process that samples from the weights it was given last."""
+    """A process that samples from the weights it was given last. While it samples, another thread may hand over newer
+    ones, if it was made for that.
+    """
 
-    def __init__(self, config: RunConfig, needs: RoleNeeds) -> None:
+    def __init__(self, config: RunConfig, needs: RoleNeeds, *, updates_while_sampling: bool = False) -> None:
         self.config = config
         self.needs = needs
         self.version: int | None = None
+        self._updates_while_sampling = updates_while_sampling
+        self._handed_over: queue.SimpleQueue[Weights] = queue.SimpleQueue()
 
     def facts(self, probe: str | None) -> Facts:
         """See Facts."""
@@ -191,7 +196,8 @@ class GeneratorWorker:
         prepare_process(self.config)
         seed = seed_for(self.config.seed, "adapter")
         self._policy = load_policy(self.config.model, seed=seed, kind=self.needs.kind)
-        self._generator = NativeGenerator(self._policy, max_rows=self.needs.max_rows)
+        take_over = self._take_over if self._updates_while_sampling else None
+        self._generator = NativeGenerator(self._policy, max_rows=self.needs.max_rows, take_over=take_over)
 
     @torch.no_grad()
     def load_weights(self, weights: Weights) -> int:
@@ -208,11 +214,23 @@ class GeneratorWorker:
             if here.dtype != (values := sent[1] if isinstance(sent, tuple) else sent).dtype:
                 raise ValueError(f"{name} was published as {values.dtype}, and is {here.dtype} here")
             arrays[name] = changed(here, sent)
-            parameter.copy_(_tensor(arrays[name], parameter.dtype))
+            parameter.copy_(tensor_of(arrays[name]))
         if checksum_of(arrays) != weights.checksum:
             raise ValueError(f"weights of version {weights.version} arrived damaged: their checksum differs")
         self.version = weights.version
         return weights.num_bytes
+
+    def hand_over(self, weights: Weights) -> int:
+        """Let a version be taken over before the next token that is sampled. Returns how many bytes it took."""
+        self._handed_over.put(weights)
+        return weights.num_bytes
+
+    def _take_over(self) -> int:
+        while not self._handed_over.empty():  # nobody else takes
+            self.load_weights(self._handed_over.get())
+        if self.version is None:
+            raise ValueError("no weights were given before sampling")
+        return self.version
 
     def sample(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """See Generator."""
@@ -304,9 +322,10 @@ def bits_of(weight: Tensor) -> NDArray[Any]:
     return array.copy()
 
 
-def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """The inverse of `bits_of`, on the array's memory."""
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+    return tensor.view(torch.bfloat16) if array.dtype == np.int16 else tensor
 
 
 def change_of(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:

@@ -18,6 +18,14 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """What this process holds now; where the system does not say it, the most that it held."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
+        return torch.cuda.memory_allocated()
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else peak_memory_bytes()
+
+
 def available_bytes() -> int:
     """What this process can still get: on a GPU what is free there, otherwise the least that the machine, the control
     group and the limit of the address space leave.

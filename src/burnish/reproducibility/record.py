@@ -1,13 +1,12 @@
-"""What run.json says of code, machine and inputs, so that a number can be traced to what made it."""
+"""What run.json says of what a run reads, so that a number can be traced to what made it."""
 
+import ast
 import hashlib
-import importlib.metadata
+import importlib.util
 import inspect
 import json
-import os
-import platform
-import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,45 +15,6 @@ from typing import Any
 from burnish.config.imports import import_object
 from burnish.records import Task
 from burnish.reproducibility.files import sha256_of_file
-
-_GIT_SECONDS = 10
-_PACKAGES = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "reasoning-gym")
-
-
-def code_record() -> dict[str, Any]:
-    """Version and content hash of the installed package, and the commit of the working directory if it is one."""
-    return {
-        "package_sha256": package_sha256(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed_files": (_git("status", "--porcelain") or "").splitlines(),
-        "argv": sys.argv,
-    }
-
-
-def package_sha256() -> str:
-    """Content hash of the installed package."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """The installed version of each; None where there is none."""
-    return {name: _version(name) for name in packages}
-
-
-def environment_record(num_threads: int) -> dict[str, Any]:
-    """Machine, interpreter and package versions: what bit-exact repetition depends on."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "num_threads": num_threads,
-        "packages": versions(_PACKAGES),
-    }
 
 
 def model_record(source: str, *, base: str | None, commit: str | None) -> dict[str, Any]:
@@ -73,11 +33,24 @@ def tasks_record(train: Iterable[Task], held_out: Iterable[Task]) -> dict[str, A
     return sides
 
 
+def tokenizer_record(tokenizer: Any) -> dict[str, str | None]:
+    """Hashes of what turns text into tokens: vocabulary with its rules, special tokens, and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    template = getattr(tokenizer, "chat_template", None)
+    texts = {
+        "vocabulary": vocabulary,
+        "special_tokens": json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        "chat_template": None if template is None else json.dumps(template, sort_keys=True),
+    }
+    return {key: None if text is None else hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+
+
 def source_hash(path: str, key: str) -> str | None:
-    """sha256 of the file that defines what an import path names; None where there is no source file.
+    """sha256 of the file that defines what an import path names, and of your other modules that it imports.
 
     A function or a class knows its file. An object (a decorated loss, a weighted reward) was made in the module that
-    the path names.
+    the path names. None where there is no source file. Installed packages are told apart by their versions.
 
     Raises:
         ConfigError: it cannot be imported; `key` is the setting that names it.
@@ -87,28 +60,55 @@ def source_hash(path: str, key: str) -> str | None:
         file = inspect.getsourcefile(found)
     except TypeError:
         file = inspect.getsourcefile(sys.modules[path.partition(":")[0]])
-    return sha256_of_file(Path(file)) if file is not None and Path(file).is_file() else None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    if file is None or not Path(file).is_file():
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    sources = _own_sources(Path(file))
+    if len(sources) == 1:
+        return sha256_of_file(Path(file))
+    hashes = sorted(f"{name} {sha256_of_file(source)}" for source, name in sources.items())
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _own_sources(file: Path) -> dict[Path, str]:
+    """The file, and the files that it imports, and those import, as far as nobody installed them; with their names."""
+    found = {file: ""}
+    waiting = [] if _is_installed(file) else [file]
+    while waiting:
+        for name in _imported_names(waiting.pop()):
+            source = _own_source(name)
+            if source is not None and source not in found:
+                found[source] = name
+                waiting.append(source)
+    return found
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def _own_source(name: str) -> Path | None:
+    """The file of a module that nobody installed."""
+    origin = None
+    for each in dict.fromkeys((name.partition(".")[0], name)):  # below an installed package is not asked: it would load
+        try:
+            spec = importlib.util.find_spec(each)
+        except (ImportError, ValueError, AttributeError):  # a name inside of a module, or one that is not there
+            return None
+        if spec is None:
+            return None
+        origin = spec.origin if spec.has_location else None
+        places = [origin] if origin else list(spec.submodule_search_locations or ())
+        if not places or any(_is_installed(Path(place)) for place in places):
+            return None
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _imported_names(file: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _is_installed(file: Path) -> bool:
+    folders = [*(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")), Path(__file__).parents[1]]
+    return "site-packages" in file.parts or any(file.is_relative_to(folder) for folder in folders)

@@ -1,6 +1,9 @@
 """The folder of one run. Everything a tool shows is computed from its files.
 
-run.json        what ran: code, environment, configuration hash, model, data, seeds, status
+run.json        what ran: code, environment, configuration hash, model, data, seeds, status; at its end also the hash of
+                every other file
+summary.json    a line for a list of runs, of a run that has ended
+code.diff       what differed from the commit; code/ holds small untracked files
 config.yaml     the resolved configuration
 metrics.jsonl   one line per step
 events.jsonl    what happened: started, resumed, saved, a failed reward
@@ -19,10 +22,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import UserError
-from burnish.reproducibility.files import full_disk_is_a_machine_error, remove_folder, remove_oldest, write_text
+from burnish.errors import DataError, UserError
+from burnish.reproducibility.files import (
+    full_disk_is_a_machine_error,
+    remove_folder,
+    remove_oldest,
+    sha256_of_file,
+    write_text,
+)
 
 Line = Mapping[str, Any]
+
+RECORD_FORMAT = 1
+"""Of run.json. It changes when a reader of the old one would misread the new one."""
+
+_SEALED = ("config.yaml", "metrics.jsonl", "*.diff", "code/**/*", "package/**/*", "rollouts/*", "evaluations/*")
+_MANIFESTS = "checkpoints/*/manifest.json"  # which hold the hashes of the other files
 
 
 class RunFolder:
@@ -60,13 +75,19 @@ class RunFolder:
     @classmethod
     def all(cls, runs_folder: Path) -> list["RunFolder"]:
         """Every run of a folder, oldest first."""
-        created: dict[Path, str] = {}
-        for record in runs_folder.glob("*/run.json"):
-            with suppress(
-                ValueError, KeyError, TypeError, OSError
-            ):  # not a run of ours, or one whose creation was cut off
-                created[record.parent] = str(_read_json(record)["created"])
-        return [cls(path) for path in sorted(created, key=lambda path: (created[path], path.name))]
+        return [run for run, _ in cls.summaries(runs_folder)]
+
+    @classmethod
+    def summaries(cls, runs_folder: Path) -> list[tuple["RunFolder", dict[str, Any]]]:
+        """Every run of a folder with its summary where it has ended, with its record otherwise, oldest first."""
+        found: list[tuple[RunFolder, dict[str, Any]]] = []
+        for folder in _folders(runs_folder):
+            run = cls(folder)
+            with suppress(ValueError, KeyError, TypeError, OSError):  # not a run, or one whose creation was cut off
+                content = run.kept_summary() or _read_json(folder / "run.json")
+                content["created"] = str(content["created"])
+                found.append((run, content))
+        return sorted(found, key=lambda each: (each[1]["created"], str(each[0].path)))
 
     @property
     def checkpoints(self) -> Path:
@@ -102,12 +123,78 @@ class RunFolder:
         return "died"
 
     def record(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return _read_json(self.path / "run.json")
+        """The content of run.json.
+
+        Raises:
+            UserError: another version of burnish wrote it, in another format.
+        """
+        record = _read_json(self.path / "run.json")
+        if record.get("format", RECORD_FORMAT) != RECORD_FORMAT:
+            raise UserError(self._of_another_format(record["format"]))
+        return record
+
+    def whole_record(self) -> dict[str, Any]:
+        """The same, for whoever needs all of it: the code, the environment, every fingerprint.
+
+        Raises:
+            UserError: another version of burnish wrote it.
+        """
+        record = self.record()
+        if "format" not in record:
+            raise UserError(self._of_another_format("before 1"))
+        return record
 
     def write_record(self, record: Line) -> None:
         """Replace run.json."""
+        (self.path / "summary.json").unlink(missing_ok=True)
         write_text(self.path / "run.json", json.dumps(record, indent=1))
+
+    def seal(self, **changes: Any) -> None:
+        """Change fields of run.json at the end of a run, and keep there the hash of every other file."""
+        paths = {path for pattern in (*_SEALED, _MANIFESTS) for path in self.path.glob(pattern) if path.is_file()}
+        outputs = {path.relative_to(self.path).as_posix(): sha256_of_file(path) for path in sorted(paths)}
+        metrics = self.metrics()
+        cost = {key: sum(line.get(key, 0) for line in metrics) for key in ("seconds", "tokens")}
+        cost["peak_memory_bytes"] = max((line.get("peak_memory_bytes", 0) for line in metrics), default=0)
+        self.update_record(**changes, cost=cost, outputs=outputs)
+        write_text(self.path / "summary.json", json.dumps(self.summary()))
+
+    def require_unchanged(self) -> None:
+        """Compare every file with the hash that it had when the run ended.
+
+        Raises:
+            DataError: one was changed or removed.
+        """
+        for name, expected in self.record().get("outputs", {}).items():
+            path = self.path / name
+            if name.startswith("rollouts/") and not path.exists():  # may be removed to make room
+                continue
+            if not path.is_file() or sha256_of_file(path) != expected:
+                what = "was changed" if path.is_file() else "was removed"
+                raise DataError(f"{path} {what} since the run ended: what it says is no evidence any more")
+
+    def summary(self) -> dict[str, Any]:
+        """What a list of runs shows: status, step, the last reward, the first and the last held-out figure."""
+        record, metrics = self.record(), self.metrics()
+        steps = self.steps("evaluations")
+        items = [self.read_step("evaluations", step) for step in dict.fromkeys((*steps[:1], *steps[-1:]))]
+        last = metrics[-1] if metrics else {}
+        return {
+            "created": record["created"],
+            "status": record["status"],
+            "step": last.get("step", 0),
+            "reward_mean": last.get("reward_mean"),
+            "held_out": [sum(float(item["score"]) for item in each) / len(each) for each in items if each],
+        }
+
+    def kept_summary(self) -> dict[str, Any] | None:
+        """The summary of a run that has ended; None where there is none."""
+        try:
+            with open(f"{self.path}/summary.json", "rb", buffering=0) as file:  # as fast as thousands of them need
+                summary: dict[str, Any] = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        return summary
 
     def update_record(self, **changes: Any) -> None:
         """Change fields of run.json."""
@@ -157,6 +244,12 @@ class RunFolder:
         for left_over in self.path.rglob(".*.tmp"):
             remove_folder(left_over) if left_over.is_dir() else left_over.unlink()
 
+    def _of_another_format(self, found: Any) -> str:
+        return (
+            f"run {self.path.name} was recorded by another version of burnish: run.json has format {found}, and this "
+            f"version reads {RECORD_FORMAT}; its other files are text and can be read as they are"
+        )
+
     def _step_file(self, folder: str, step: int) -> Path:
         return self.path / folder / f"step-{step:06d}.jsonl"
 
@@ -174,6 +267,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _folders(runs_folder: Path) -> list[Path]:
+    try:
+        with os.scandir(runs_folder) as entries:
+            return [runs_folder / entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def utc_now() -> str:

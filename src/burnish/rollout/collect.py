@@ -32,13 +32,17 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """Groups of at least two scored rollouts, completions without a score, and faults that a new try made up for."""
+    """Groups of at least two scored rollouts, completions without a score, and faults that a new try made up for.
+
+    `learner_version` is the version of the weights that begin to learn from it, once they do.
+    """
 
     groups: tuple[RolloutGroup, ...]
     failures: tuple[Unscored, ...]
     retried: tuple[Unscored, ...] = ()
     prompts_asked: int = 0
     completions_asked: int = 0
+    learner_version: int = 0
 
     def __add__(self, more: Collected) -> Collected:
         return Collected(

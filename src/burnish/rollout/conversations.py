@@ -34,6 +34,7 @@ class _Conversation:
     token_ids: list[int] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)
     model_logprobs: list[float] = field(default_factory=list)
+    versions: list[tuple[int, int]] = field(default_factory=list)
     text: str = ""
     observed: list[tuple[int, int]] = field(default_factory=list)
     retried: list[str] = field(default_factory=list)
@@ -50,6 +51,7 @@ class _Conversation:
         self.token_ids += completion.token_ids
         self.sampling_logprobs += completion.sampling_logprobs
         self.model_logprobs += completion.model_logprobs
+        self.versions += completion.versions
         self.text += completion.text
 
     def add(self, text: str, token_ids: Sequence[int]) -> None:
@@ -58,6 +60,8 @@ class _Conversation:
         self.token_ids += token_ids
         self.sampling_logprobs += [0.0] * len(token_ids)
         self.model_logprobs += [0.0] * len(token_ids)
+        if self.versions:  # those of what it answers
+            self.versions.append((self.versions[-1][0], len(token_ids)))
         self.observed.append((start, len(self.token_ids)))
         self.text += text
 
@@ -68,6 +72,7 @@ class _Conversation:
             sampling_logprobs=tuple(self.sampling_logprobs),
             model_logprobs=tuple(self.model_logprobs),
             finish_reason="length" if self.ended in ("length", "context") else "stop",
+            versions=tuple(self.versions),
         )
         return Episode(
             completion=completion,

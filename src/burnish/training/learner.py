@@ -118,6 +118,13 @@ class Learner:
             metrics.append({**found, **output.metrics})
         return metrics
 
+    def forget(self) -> None:
+        """Drop what is accumulated."""
+        self.optimizer.forget_gradients()
+        self._accumulated_loss, self._pending = torch.zeros(()), None
+        self._accumulated.clear()
+        self._num_halvings = 0
+
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
         """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
         pending, self._pending = self._pending, None

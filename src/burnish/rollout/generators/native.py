@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)
     model_logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     completion: Completion | None = None
 
 
@@ -41,11 +43,18 @@ class NativeGenerator:
     a completion does not depend on its neighbours. What the batch can change is the last bit of a logit, because a
     matrix product of another height may add in another order; `draw` says when that moves a token, and
     scripts/batch_invariance.py counts how often. The same requests in the same call repeat exactly.
+
+    With `take_over` the weights may change between two tokens: it is called before each, changes the weights if there
+    are newer ones, and returns their version, which each token then carries. The keys and values of earlier tokens stay
+    as the earlier weights computed them (as in PipelineRL, Piche et al. 2025, and AReaL, Fu et al. 2025): a token's
+    log-probability is that of what it was drawn from, and of no one version.
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int) -> None:
+    def __init__(self, policy: Policy, *, max_rows: int, take_over: Callable[[], int] | None = None) -> None:
         self.policy = policy
         self.max_rows = max_rows
+        self._take_over: Callable[[], int | None] = take_over or (lambda: None)
+        self._version: int | None = None
 
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
@@ -68,21 +77,26 @@ class NativeGenerator:
             max_prompt=max(len(request.token_ids) for request in requests),
             max_new=max(request.sampling.max_tokens for request in requests),
         )
-        num_rows = num_lanes * width
-        with packed_linears(self.policy.model, num_rows=num_rows):
-            self._decode_all(cache, deque(rows), num_lanes)
+        self._decode_all(cache, deque(rows), num_lanes, width)
         return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
 
-    def _decode_all(self, cache: LaneCache, waiting: deque[list[_Row]], num_lanes: int) -> None:
+    def _decode_all(self, cache: LaneCache, waiting: deque[list[_Row]], num_lanes: int, width: int) -> None:
         lanes: list[list[_Row]] = [[] for _ in range(num_lanes)]
-        while waiting or any(_unfinished(lane) for lane in lanes):
-            free = [index for index, lane in enumerate(lanes) if not _unfinished(lane)]
-            admitted = free[: len(waiting)]
-            for index in admitted:
-                lanes[index] = waiting.popleft()
-            if admitted:
-                self._prefill(cache, lanes, admitted)
-            self._decode_step(cache, lanes)
+        while _is_left(waiting, lanes):
+            self._version = self._take_over()
+            with packed_linears(self.policy.model, num_rows=num_lanes * width):  # of this version
+                while _is_left(waiting, lanes) and self._take_over() == self._version:
+                    self._admit(cache, waiting, lanes)
+                    self._decode_step(cache, lanes)
+
+    def _admit(self, cache: LaneCache, waiting: deque[list[_Row]], lanes: list[list[_Row]]) -> None:
+        """Let those that wait begin in the lanes that are free."""
+        free = [index for index, lane in enumerate(lanes) if not _unfinished(lane)]
+        admitted = free[: len(waiting)]
+        for index in admitted:
+            lanes[index] = waiting.popleft()
+        if admitted:
+            self._prefill(cache, lanes, admitted)
 
     def _check(self, request: GenerationRequest) -> None:
         if not request.token_ids:
@@ -157,6 +171,8 @@ class NativeGenerator:
             row.token_ids.append(token)
             row.sampling_logprobs.append(sampling_logprob)
             row.model_logprobs.append(model_logprob)
+            if self._version is not None:
+                row.versions.append(self._version)
             self._finish_if_done(row)
 
     def _finish_if_done(self, row: _Row) -> None:
@@ -171,6 +187,7 @@ class NativeGenerator:
             sampling_logprobs=tuple(row.sampling_logprobs),
             model_logprobs=tuple(row.model_logprobs),
             finish_reason="stop" if is_stop_token or stop_at is not None else "length",
+            versions=tuple((version, len(list(run))) for version, run in groupby(row.versions)),
         )
 
     def _stop_string_position(self, row: _Row) -> int | None:
@@ -184,3 +201,7 @@ class NativeGenerator:
 
 def _unfinished(lane: list[_Row]) -> bool:
     return any(row.completion is None for row in lane)
+
+
+def _is_left(waiting: deque[list[_Row]], lanes: list[list[_Row]]) -> bool:
+    return bool(waiting) or any(_unfinished(lane) for lane in lanes)

@@ -1,0 +1,65 @@
+"""`burnish diff`: two runs side by side. Everything is read from their folders."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.cli.columns import print_columns
+from burnish.evaluation.held_out import compare_items, mean_score, verdict
+from burnish.reproducibility.differences import ABSENT, Section, record_sections
+from burnish.reproducibility.run_folder import RunFolder
+
+_RESULTS = ("step", "held_out", "reward_mean", "loss", "kl", "entropy")
+_WIDTH = 60
+
+
+def print_diff(first: str, second: str, runs_folder: Path, *, as_json: bool) -> int:
+    """Print results first, then each section with its differences; sections without one stand in a line."""
+    runs = [RunFolder.find(each, runs_folder) for each in (first, second)]
+    for run in runs:
+        run.require_unchanged()
+    sections = [Section("results", _results(runs)), *record_sections(*runs)]
+    paired = _paired(runs)
+    if as_json:
+        found: dict[str, Any] = {each.name: each.differences for each in sections}
+        print(json.dumps({"runs": [str(run.path) for run in runs], "held_out": paired, **found}, indent=1))
+        return 0
+    rows = [("", *(run.path.name for run in runs))]
+    for section in sections:
+        if section.differences:
+            rows.append((section.name, "", ""))
+            rows += [(f"  {key}", *map(_text, pair)) for key, pair in section.differences.items()]
+    print_columns(rows)
+    if paired is not None:
+        print(paired)
+    if equal := [section.name for section in sections if not section.differences]:
+        print(f"equal: {'; '.join(equal)}")
+    return 0
+
+
+def _results(runs: Sequence[RunFolder]) -> dict[str, tuple[Any, Any]]:
+    """The figures of the last step in which the runs differ."""
+    lines = [(run.metrics() or [{}])[-1] for run in runs]
+    figures = [{key: line[key] for key in _RESULTS if key in line} for line in lines]
+    for run, each in zip(runs, figures, strict=True):
+        each["status"] = run.status()
+    pairs = {key: (figures[0].get(key, ABSENT), figures[1].get(key, ABSENT)) for key in {**figures[0], **figures[1]}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _paired(runs: Sequence[RunFolder]) -> str | None:
+    """The last held-out items of both, item by item, where they are the same items."""
+    steps = [run.steps("evaluations") for run in runs]
+    if not all(steps):
+        return None
+    items = [run.read_step("evaluations", each[-1]) for run, each in zip(runs, steps, strict=True)]
+    if [item["id"] for item in items[0]] != [item["id"] for item in items[1]]:
+        figures = " and ".join(f"{mean_score(each):.3f} on {len(each)} items" for each in items)
+        return f"held-out figures {figures} are not of the same items and cannot be paired"
+    return verdict(runs[0].record()["measure"], compare_items(*items))
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

@@ -1,0 +1,32 @@
+"""`burnish verify`."""
+
+import json
+import sys
+from pathlib import Path
+
+from burnish.experiments.verify import verify
+from burnish.reproducibility.run_folder import RunFolder
+
+
+def verify_run(name: str, runs_folder: Path, *, steps: int, repeats: int, as_json: bool) -> int:
+    """Print how each training compares with the unbroken one; 1 if one differs."""
+    progress = sys.stderr if as_json else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=progress, flush=True)
+
+    checks = verify(RunFolder.find(name, runs_folder), steps=steps, repeats=repeats, say=say)
+    if as_json:
+        found = [
+            {
+                "what": check.what,
+                "bit_equal": check.comparison.are_equal,
+                "compared": check.comparison.compared,
+                "first_difference": None if check.comparison.difference is None else str(check.comparison.difference),
+            }
+            for check in checks
+        ]
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(map(str, checks)))
+    return 0 if all(check.comparison.are_equal for check in checks) else 1

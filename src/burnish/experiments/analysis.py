@@ -1,0 +1,336 @@
+"""What the runs of a plan say. Every number of the report comes from `analyse`, and the plan alone says what is judged.
+
+Seeds are blocks: arms are compared seed by seed, and the seed is what is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.experiments.designs import alias_table
+from burnish.experiments.folder import Version
+from burnish.experiments.outcomes import LOST, Outcome
+from burnish.experiments.plan import Plan, PlannedRun, differences
+from burnish.experiments.schema import Metric
+from burnish.experiments.statistics import (
+    Estimate,
+    benjamini_hochberg,
+    bootstrap_interval,
+    equivalence_p_value,
+    holm,
+    interquartile_mean,
+    least_squares,
+    mean_estimate,
+    sign_e_value,
+    smallest_detectable,
+)
+from burnish.reproducibility.seeds import seed_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """The primary metric of one arm over its finished seeds; `lost` are the seeds that will never have a value."""
+
+    arm: str
+    values: Mapping[int, float]
+    lost: tuple[int, ...]
+    mean: Estimate
+    spread: float
+    iqm: float
+    iqm_low: float
+    iqm_high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One difference that is judged: an arm against the baseline, or a factor's level against its first.
+
+    `verdict` is better, worse, equivalent or undecided; empty for what is exploratory. `kind` is primary, secondary
+    or exploratory.
+    """
+
+    name: str
+    metric: str
+    kind: str
+    num_seeds: int
+    estimate: Estimate
+    adjusted_p: float
+    equivalent_p: float
+    verdict: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """All numbers of a report. `cautions` say what must not be concluded."""
+
+    metric: str
+    level: float
+    arms: tuple[ArmSummary, ...]
+    claims: tuple[Claim, ...]
+    cautions: tuple[str, ...]
+
+
+def analyse(versions: Sequence[Version], outcomes: Sequence[Outcome], *, also: Sequence[str] = ()) -> Analysis:
+    """Judge what was planned first; what amendments added, and the metrics `also`, are exploratory."""
+    plan, level = versions[-1].plan, 1 - versions[-1].plan.alpha
+    all_late, late = unplanned(versions)
+    tables = {
+        metric: _by_arm(plan, outcomes, metric)
+        for metric in (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
+    }
+    primary, pending = tables[plan.primary.name], _pending(outcomes)
+    claims: list[Claim] = []
+    for metric in (plan.primary, *plan.secondary, *(Metric(name=name) for name in also)):
+        table = tables[metric.name]
+        found = _factor_claims(plan, table, metric) if plan.factors else _arm_claims(plan, table, metric, pending)
+        first = versions[0].plan
+        is_planned = metric in (first.primary, *first.secondary)
+        is_late = all_late or not is_planned
+        kind = "primary" if metric == plan.primary else "secondary"
+        claims += [replace(claim, kind="exploratory" if is_late or claim.name in late else kind) for claim in found]
+    claims = _judged(claims, plan, outcomes)
+    return Analysis(
+        metric=plan.primary.name,
+        level=level,
+        arms=tuple(_summary(plan, arm.name, primary[arm.name], outcomes, level) for arm in plan.arms),
+        claims=tuple(claims),
+        cautions=tuple(_cautions(plan, outcomes, claims, all_late)),
+    )
+
+
+def unplanned(versions: Sequence[Version]) -> tuple[bool, set[str]]:
+    """Whether amendments changed what every claim depends on, and the arms that they added."""
+    first, now = (versions[index].plan for index in (0, -1))
+    rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping")
+    was, is_now = (plan.model_dump(mode="json", include=set(rules)) for plan in (first, now))
+    before, after = ({arm.name for arm in plan.arms} for plan in (first, now))
+    return bool(before - after) or any(differences(was, is_now)), after - before
+
+
+def _by_arm(plan: Plan, outcomes: Sequence[Outcome], metric: str) -> dict[str, dict[int, float]]:
+    table: dict[str, dict[int, float]] = {arm.name: {} for arm in plan.arms}
+    for outcome in outcomes:
+        if metric in outcome.values:
+            table[outcome.run.arm][outcome.run.seed] = outcome.values[metric]
+    return table
+
+
+def _summary(
+    plan: Plan, arm: str, values: Mapping[int, float], outcomes: Sequence[Outcome], level: float
+) -> ArmSummary:
+    numbers = list(values.values())
+    low = high = iqm = math.nan
+    if numbers:
+        iqm = interquartile_mean(numbers)
+    if len(numbers) > 1:
+        seed = seed_for(0, "interval of an interquartile mean", plan.name, arm)
+        low, high = bootstrap_interval(numbers, interquartile_mean, level=level, seed=seed)
+    return ArmSummary(
+        arm=arm,
+        values=dict(values),
+        lost=tuple(each.run.seed for each in outcomes if each.run.arm == arm and each.state in LOST),
+        mean=mean_estimate(numbers, level=level),
+        spread=float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan,
+        iqm=iqm,
+        iqm_low=low,
+        iqm_high=high,
+    )
+
+
+def _pending(outcomes: Sequence[Outcome]) -> set[PlannedRun]:
+    return {outcome.run for outcome in outcomes if not outcome.is_settled}
+
+
+def _arm_claims(
+    plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric, pending: Set[PlannedRun]
+) -> list[Claim]:
+    """Each arm against the baseline, over the seeds that both have finished."""
+    base = plan.baseline or ""
+    is_sequential = plan.stopping == "sequential" and metric == plan.primary
+    claims = []
+    for arm in plan.others:
+        shared = []
+        for seed in plan.seeds:
+            if is_sequential and not pending.isdisjoint(PlannedRun(arm=each, seed=seed) for each in (arm, base)):
+                break  # looks are at the seeds in their order, whichever ends first
+            if seed in table[base] and seed in table[arm]:
+                shared.append(seed)
+        values = [table[arm][seed] - table[base][seed] for seed in shared]
+        claim = _claim(arm, metric, len(shared), mean_estimate(values, level=1 - plan.alpha), plan)
+        if is_sequential:
+            claim = replace(
+                claim,
+                estimate=replace(claim.estimate, p_value=sequential_p_value(values)),
+                note="p = 1 / the largest e-value of wins and losses, seed by seed",
+            )
+        claims.append(claim)
+    return claims
+
+
+def sequential_p_value(differences_S: Sequence[float]) -> float:
+    """Valid at every look: 1 over the largest e-value that the signs of the differences reached; ties say nothing."""
+    best, better, worse = 1.0, 0, 0
+    for difference in differences_S:
+        better, worse = better + (difference > 0), worse + (difference < 0)
+        best = max(best, sign_e_value(better, worse))
+    return 1 / best
+
+
+def decided_arms(plan: Plan, outcomes: Sequence[Outcome]) -> set[str]:
+    """The arms of a sequential experiment that need no more seeds: Bonferroni over the arms holds their alpha."""
+    table = _by_arm(plan, outcomes, plan.primary.name)
+    claims = _arm_claims(plan, table, plan.primary, _pending(outcomes))
+    return {claim.name for claim in claims if claim.estimate.p_value * len(plan.others) <= plan.alpha}
+
+
+def _factor_claims(plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric) -> list[Claim]:
+    """Main effects: each level against the factor's first, in an additive model of factors and seeds."""
+    rows = [(arm.levels, seed, value) for arm in plan.arms for seed, value in table[arm.name].items()]
+    if not rows:
+        return []
+    names, columns = _design(plan, [row[:2] for row in rows])
+    estimates = least_squares(columns, np.array([row[2] for row in rows]), level=1 - plan.alpha)[: len(names)]
+    num_seeds = len({row[1] for row in rows})
+    claims = [_claim(name, metric, num_seeds, each, plan) for name, each in zip(names, estimates, strict=True)]
+    if not plan.generators:
+        return claims
+    aliases = dict(alias_table(list(plan.factors), plan.generators))
+    return [
+        replace(claim, note=f"cannot be told from {' and '.join(aliases[factor])}")
+        for claim, factor in zip(claims, plan.factors, strict=True)
+    ]
+
+
+def _design(plan: Plan, rows: Sequence[tuple[Mapping[str, str], int]]) -> tuple[list[str], list[NDArray[np.float64]]]:
+    """The columns of the additive model, those with names first, then one for each seed.
+
+    The indicator of a level is centred among the runs that have the factor, so that the effect of a factor is the
+    mean over those that lie within it.
+    """
+    names, columns = [], []
+    for factor, levels in plan.factors.items():
+        for level in levels[1:]:
+            share = 1 / len(levels)
+            names.append(f"{factor}: {level} against {levels[0]}")
+            columns.append(np.array([(each[factor] == level) - share if factor in each else 0.0 for each, _ in rows]))
+    seeds = dict.fromkeys(seed for _, seed in rows)
+    return names, columns + [np.array([float(seed == block) for _, seed in rows]) for block in seeds]
+
+
+def detectable(plan: Plan) -> list[tuple[str, float]]:
+    """The smallest difference that each claim about the primary metric will find with the planned power.
+
+    In standard deviations: of the differences within a seed for arms, of what the factors leave open for factors.
+    The strictest of Holm's steps is taken, which asks alpha / number of claims.
+    """
+    if not plan.factors:
+        alpha = plan.alpha / len(plan.others)
+        n = len(plan.seeds)
+        found = smallest_detectable(1 / math.sqrt(n), n - 1, alpha=alpha, power=plan.power)
+        return [(f"{arm} against {plan.baseline}", found) for arm in plan.others]
+    names, columns = _design(plan, [(plan.arm(run.arm).levels, run.seed) for run in plan.runs])
+    matrix = np.column_stack(columns)
+    inverse = np.linalg.pinv(matrix.T @ matrix)
+    degrees = len(plan.runs) - int(np.linalg.matrix_rank(matrix))
+    return [
+        (
+            name,
+            smallest_detectable(math.sqrt(inverse[at, at]), degrees, alpha=plan.alpha / len(names), power=plan.power),
+        )
+        for at, name in enumerate(names)
+    ]
+
+
+def _claim(name: str, metric: Metric, num_seeds: int, estimate: Estimate, plan: Plan) -> Claim:
+    margin = plan.margin if metric == plan.primary else None
+    nan = math.nan
+    return Claim(
+        name=name,
+        metric=metric.name,
+        kind="",
+        num_seeds=num_seeds,
+        estimate=estimate,
+        adjusted_p=nan,
+        equivalent_p=nan if margin is None else equivalence_p_value(estimate, margin),
+        verdict="",
+        note="",
+    )
+
+
+def _judged(claims: Sequence[Claim], plan: Plan, outcomes: Sequence[Outcome]) -> list[Claim]:
+    """With p-values adjusted within their kind: Holm for the primary metric, Benjamini-Hochberg for the others."""
+    judged = list(claims)
+    for kind, adjust in (("primary", holm), ("secondary", benjamini_hochberg)):
+        places = [index for index, claim in enumerate(claims) if claim.kind == kind]
+        adjusted = adjust([claims[index].estimate.p_value for index in places])
+        equivalent = adjust([claims[index].equivalent_p for index in places])
+        for index, p, p_equivalent in zip(places, adjusted, equivalent, strict=True):
+            claim = replace(claims[index], adjusted_p=p, equivalent_p=p_equivalent)
+            verdict, why = _verdict(claim, plan)
+            lost = _lost_note(claim, plan, outcomes)
+            judged[index] = replace(claim, verdict=verdict, note="; ".join(filter(None, (claim.note, why, lost))))
+    return judged
+
+
+def _verdict(claim: Claim, plan: Plan) -> tuple[str, str]:
+    """The word, and why where it does not say so itself."""
+    metric = next(each for each in (plan.primary, *plan.secondary) if each.name == claim.metric)
+    is_equivalent = claim.equivalent_p < plan.alpha
+    if claim.adjusted_p < plan.alpha:
+        is_up = claim.estimate.value > 0
+        word = "better" if is_up == (metric.better == "higher") else "worse"
+        return word, f"by less than the margin {plan.margin:g}" if is_equivalent else ""
+    if is_equivalent:
+        return "equivalent", ""
+    if claim.num_seeds < 2:
+        return "undecided", "one seed shows no spread" if claim.num_seeds else "no seed is finished on both sides"
+    if math.isnan(claim.estimate.p_value):
+        return "undecided", "there is no spread to judge by"
+    return "undecided", ""
+
+
+def _lost_note(claim: Claim, plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    arms = (claim.name, plan.baseline) if plan.baseline is not None else tuple(arm.name for arm in plan.arms)
+    lost = [outcome for outcome in outcomes if outcome.run.arm in arms and outcome.state in LOST]
+    if not lost:
+        return ""
+    return f"of the seeds that finished; lost: {', '.join(f'{each.run.name} ({each.state})' for each in lost)}"
+
+
+def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], all_late: bool) -> list[str]:
+    said = []
+    missing = [outcome for outcome in outcomes if not outcome.is_settled]
+    if missing:
+        said.append(f"{len(missing)} of {len(outcomes)} runs are still missing: this is not the planned look yet")
+    if len(plan.seeds) == 1:
+        said.append(
+            "one seed: no claim about a method can be made, for another seed may turn it round; of the two models "
+            "themselves, `burnish compare` judges the items"
+        )
+    elif len(plan.seeds) < 5:
+        said.append(f"{len(plan.seeds)} seeds: only large effects can be found; every value stands in the table")
+    if all_late:
+        said.append("the rules were amended after the first run: every figure is exploratory")
+    if plan.margin is None and any(claim.verdict == "undecided" for claim in claims):
+        said.append("undecided does not mean equal: no margin was planned, so equivalence was not tested")
+    if plan.stopping == "sequential":
+        said.append("stopped when decided: the p-values hold at every look, the t-intervals only at a fixed number")
+    if plan.generators:
+        said.append("a fraction: each effect stands for its aliases too")
+    return said
+
+
+def profile(values: Sequence[float]) -> list[tuple[float, float]]:
+    """Performance profile: the share of runs above each threshold, as corners of its steps (Agarwal et al. 2021)."""
+    ordered = sorted(values)
+    corners = [(ordered[0], 1.0)] if ordered else []
+    for index, value in enumerate(ordered, start=1):
+        corners += [(value, corners[-1][1]), (value, 1 - index / len(ordered))]
+    return [first for first, second in pairwise([*corners, (math.nan, math.nan)]) if first != second]

@@ -1,0 +1,143 @@
+"""What became of each planned run, read from the files of the experiment; no model is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from burnish.errors import UserError
+from burnish.experiments.folder import ExperimentFolder
+from burnish.experiments.plan import Plan, PlannedRun
+from burnish.reproducibility.run_folder import RunFolder
+
+HELD_OUT = "held_out"
+STATES = ("planned", "running", "unfinished", "finished", "diverged", "failed", "over budget", "stopped early")
+LOST = ("diverged", "failed", "over budget")  # of such a run there is no value, and there will be none
+
+_NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity|not finite)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One planned run as it stands. `values` are the metrics of a finished one, `reason` why another is lost."""
+
+    run: PlannedRun
+    state: str
+    reason: str
+    folder: RunFolder | None
+    step: int
+    seconds: float
+    values: Mapping[str, float]
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more will happen to it by itself."""
+        return self.state in ("finished", "stopped early", *LOST)
+
+
+def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...] = ()) -> list[Outcome]:
+    """One for each run of the plan, in its order; `also` names metrics beside the planned ones.
+
+    Raises:
+        UserError: runs are finished, and none has such a metric.
+    """
+    metrics = (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
+    runs, events = folder.run_folders(), folder.events()
+    outcomes = [read_outcome(run, runs.get(run.name), events, metrics, plan) for run in plan.runs]
+    finished = [each.folder for each in outcomes if each.state == "finished" and each.folder is not None]
+    for name in metrics:
+        require_metric(name, finished)
+    return outcomes
+
+
+def read_outcome(
+    planned: PlannedRun, run: RunFolder | None, events: list[dict[str, Any]], metrics: tuple[str, ...], plan: Plan
+) -> Outcome:
+    """What became of one run; `events` are the experiment's."""
+    own = [event for event in events if event.get("run") == planned.name]
+    ends = [event for event in own if event["event"] == "ended"]
+    seconds = sum(event["seconds"] for event in ends)
+    lines = run.metrics() if run is not None else []
+    state, reason, values = "planned", "", dict[str, float]()
+    limit = plan.budget.hours_per_run
+    is_over = limit is not None and seconds >= limit * 3600
+    if run is None:
+        if ends:
+            state, reason = ("failed", ends[-1]["reason"]) if ends[-1]["status"] > 0 else ("unfinished", "")
+    else:
+        status, record = run.status(), run.record()
+        if status == "finished":
+            found = {name: metric_at_end(run, name) for name in metrics}
+            values = {name: value for name, value in found.items() if value is not None}
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            state, reason = ("diverged", f"{bad[0]} is {values[bad[0]]}") if bad else ("finished", "")
+        elif status == "failed":
+            reason = str(record["failure"])
+            state = "diverged" if _NOT_FINITE.search(reason) else "failed"
+        else:
+            state = "running" if status == "running" else "unfinished"
+    if is_over and state == "unfinished":
+        state, reason = "over budget", f"{seconds / 3600:.3g} h of budget.hours_per_run={limit:g}"
+    if state in ("planned", "unfinished") and any(event["event"] == "stopped early" for event in own):
+        state, reason = "stopped early", "the arm was decided before"
+    return Outcome(
+        run=planned,
+        state=state,
+        reason=reason,
+        folder=run,
+        step=int(lines[-1]["step"]) if lines else 0,
+        seconds=seconds,
+        values=values if state == "finished" else {},
+    )
+
+
+def metric_at_end(run: RunFolder, name: str) -> float | None:
+    """held_out: the mean of the last evaluation's items; otherwise the last number that metrics.jsonl has.
+
+    None where there is none: a step that learns nothing has no loss.
+    """
+    if name == HELD_OUT and (steps := run.steps("evaluations")):
+        return _mean_score(run, steps[-1])
+    values = [line[name] for line in run.metrics() if isinstance(line.get(name), int | float)]
+    return float(values[-1]) if values else None
+
+
+def require_metric(name: str, runs: Sequence[RunFolder]) -> None:
+    """Raise a UserError if there are runs and none has a metric of this name."""
+    if runs and all(metric_at_end(run, name) is None for run in runs):
+        lines = [line for run in runs for line in run.metrics()]
+        known = {key for line in lines for key, value in line.items() if isinstance(value, int | float)}
+        raise UserError(f"metric {name!r}: no finished run has it; they have {', '.join(sorted(known - {'step'}))}")
+
+
+def curve(run: RunFolder, name: str) -> dict[int, float]:
+    """A metric by step."""
+    lines = [line for line in run.metrics() if isinstance(line.get(name), int | float)]
+    points = {int(line["step"]): float(line[name]) for line in lines}
+    if name == HELD_OUT and 0 in run.steps("evaluations"):
+        points = {0: _mean_score(run, 0), **points}
+    return {step: value for step, value in points.items() if math.isfinite(value)}
+
+
+def unlike(outcomes: list[Outcome]) -> Iterator[str]:
+    """In what the runs differ that should be the same for all, in words."""
+    records = [outcome.folder.record() for outcome in outcomes if outcome.folder is not None]
+    for what, keys in (("burnish's code", ("code", "package_sha256")), ("machine or packages", ("environment",))):
+        found = []
+        for record in records:
+            value: Any = record
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None and value not in found:
+                found.append(value)
+        if len(found) > 1:
+            yield f"the runs are not alike: {len(found)} versions of {what}"
+
+
+def _mean_score(run: RunFolder, step: int) -> float:
+    from burnish.evaluation.held_out import mean_score  # brings the rollout side
+
+    return mean_score(run.read_step("evaluations", step))

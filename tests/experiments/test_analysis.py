@@ -1,0 +1,240 @@
+"""Judgements on made-up outcomes, against values worked by hand."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+
+from burnish.experiments.analysis import Analysis, analyse, decided_arms, detectable, profile, sequential_p_value
+from burnish.experiments.folder import Version
+from burnish.experiments.outcomes import Outcome
+from burnish.experiments.plan import Plan, PlannedRun
+
+Table = Mapping[str, list[float | str]]
+ARMS = {"base": {}, "fast": {"optimizer.learning_rate": 1e-4}, "slow": {"optimizer.learning_rate": 1e-6}}
+FOUR = {name: {"key": f"task.options.{name}", "levels": [0, 1]} for name in "abcd"}
+
+
+def outcomes_of(plan: Plan, metric: str, table: Table) -> list[Outcome]:
+    """`table[arm]` has a value for each seed in turn, or the state of a run without one."""
+    found = []
+    for arm, values in table.items():
+        for seed, value in zip(plan.seeds, values, strict=True):
+            is_word = isinstance(value, str)
+            found.append(
+                Outcome(
+                    run=PlannedRun(arm=arm, seed=seed),
+                    state=str(value) if is_word else "finished",
+                    reason="",
+                    folder=None,
+                    step=1,
+                    seconds=1.0,
+                    values={} if is_word else {metric: float(value)},
+                )
+            )
+    return found
+
+
+def judge(plans: Plan | list[Plan], table: Table, metric: str = "held_out") -> Analysis:
+    plans = plans if isinstance(plans, list) else [plans]
+    versions = [Version(sha256="", time="", reason=None, plan=plan) for plan in plans]
+    return analyse(versions, outcomes_of(plans[-1], metric, table))
+
+
+def test_a_paired_difference_by_hand(plan_of) -> None:
+    table = {"base": [0.1, 0.5, 0.3], "fast": [0.2, 0.7, 0.6]}  # differences 0.1, 0.2, 0.3
+    analysis = judge(plan_of(), table)
+    (claim,) = analysis.claims
+    half = 4.302653 * 0.1 / 3**0.5
+    assert claim.estimate.value == pytest.approx(0.2)
+    assert (claim.estimate.low, claim.estimate.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
+    assert claim.adjusted_p == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert (claim.kind, claim.verdict, claim.num_seeds) == ("primary", "undecided", 3)
+    base = analysis.arms[0]
+    assert (
+        base.mean.value == pytest.approx(0.3) and base.spread == pytest.approx(0.2) and base.iqm == pytest.approx(0.3)
+    )
+
+
+def test_better_and_worse_follow_the_metric(plan_of) -> None:
+    table = {"base": [0.1, 0.2, 0.3], "fast": [0.5, 0.61, 0.7]}
+    assert judge(plan_of(), table).claims[0].verdict == "better"
+    plan = plan_of(primary={"name": "loss", "better": "lower"})
+    assert judge(plan, table, "loss").claims[0].verdict == "worse"
+
+
+def test_claims_share_alpha_by_holm(plan_of) -> None:
+    # differences with means 0.4 and 0.29, both with sd 0.1: t = sqrt(48), p = 0.0202, and t = 5.0229, p = 0.0374
+    table = {"base": [0.0, 0.0, 0.0], "fast": [0.3, 0.4, 0.5], "slow": [0.19, 0.29, 0.39]}
+    first, second = judge(plan_of(arms=ARMS), table).claims
+    by_hand = [1 - (t * t / (t * t + 2)) ** 0.5 for t in (48**0.5, 0.29 / (0.1 / 3**0.5))]
+    assert [first.estimate.p_value, second.estimate.p_value] == pytest.approx(by_hand)
+    assert first.adjusted_p == pytest.approx(2 * by_hand[0]) and first.verdict == "better"
+    assert second.adjusted_p == pytest.approx(max(by_hand[1], 2 * by_hand[0])) and second.verdict == "better"
+
+
+def test_equivalent_needs_a_margin(plan_of) -> None:
+    table = {"base": [0.5, 0.6, 0.7, 0.5], "fast": [0.501, 0.6, 0.699, 0.5]}
+    assert judge(plan_of(seeds=4, margin=0.05), table).claims[0].verdict == "equivalent"
+    without = judge(plan_of(seeds=4), table)
+    assert without.claims[0].verdict == "undecided"
+    assert any("undecided does not mean equal" in caution for caution in without.cautions)
+
+
+def test_better_by_less_than_the_margin(plan_of) -> None:
+    table = {"base": [0.5, 0.6, 0.7], "fast": [0.51, 0.6101, 0.71]}
+    (claim,) = judge(plan_of(margin=0.05), table).claims
+    assert claim.verdict == "better" and "by less than the margin" in claim.note
+
+
+def test_one_seed_claims_nothing(plan_of) -> None:
+    analysis = judge(plan_of(seeds=1, margin=0.5), {"base": [0.1], "fast": [0.9]})
+    assert analysis.claims[0].verdict == "undecided" and "one seed" in analysis.claims[0].note
+    assert any("no claim about a method" in caution for caution in analysis.cautions)
+
+
+def test_equal_differences_claim_nothing(plan_of) -> None:
+    (claim,) = judge(plan_of(margin=0.5), {"base": [0.0, 0.0, 0.0], "fast": [1.0, 1.0, 1.0]}).claims
+    assert claim.verdict == "undecided" and "no spread" in claim.note
+
+
+@pytest.mark.parametrize("state", ["diverged", "failed", "over budget"])
+def test_a_lost_run_leaves_its_block_and_is_named(plan_of, state: str) -> None:
+    table = {"base": [0.1, 0.5, 0.3, 0.0], "fast": [0.2, 0.7, 0.6, state]}
+    analysis = judge(plan_of(seeds=4), table)
+    (claim,) = analysis.claims
+    assert claim.num_seeds == 3 and claim.estimate.value == pytest.approx(0.2)
+    assert f"fast-seed3 ({state})" in claim.note
+    assert analysis.arms[1].lost == (3,)
+
+
+def test_missing_runs_are_said(plan_of) -> None:
+    analysis = judge(plan_of(), {"base": [0.1, 0.5, 0.3], "fast": [0.2, "planned", "unfinished"]})
+    assert "2 of 6 runs are still missing" in analysis.cautions[0]
+
+
+def test_secondary_metrics_are_adjusted_as_a_group(plan_of) -> None:
+    plan = plan_of(arms=ARMS, secondary=["kl"])
+    table = {"base": [0.0, 0.0, 0.0], "fast": [0.3, 0.4, 0.5], "slow": [0.19, 0.29, 0.39]}
+    first, second = (claim for claim in judge(plan, table, "kl").claims if claim.metric == "kl")
+    by_hand = [1 - (t * t / (t * t + 2)) ** 0.5 for t in (48**0.5, 0.29 / (0.1 / 3**0.5))]
+    assert first.kind == "secondary"
+    assert [first.adjusted_p, second.adjusted_p] == pytest.approx([min(2 * by_hand[0], by_hand[1]), by_hand[1]])
+
+
+def test_what_amendments_add_is_exploratory(plan_of) -> None:
+    table = {"base": [0.0, 0.0, 0.0], "fast": [0.3, 0.4, 0.5], "slow": [0.3, 0.4, 0.5]}
+    fast, slow = judge([plan_of(), plan_of(arms=ARMS)], table).claims
+    assert (fast.kind, fast.verdict) == ("primary", "better")
+    assert (slow.kind, slow.verdict) == ("exploratory", "") and math.isnan(slow.adjusted_p)
+    assert fast.adjusted_p == fast.estimate.p_value  # it does not share alpha with what was not planned
+
+
+@pytest.mark.parametrize("first", [{"seeds": 2}, {"alpha": 0.01}, {"margin": 0.3}, {"primary": "kl"}, {"arms": ARMS}])
+def test_after_a_change_of_rules_everything_is_exploratory(plan_of, first: dict) -> None:
+    table = {"base": [0.0, 0.0, 0.0], "fast": [0.3, 0.4, 0.5]}
+    analysis = judge([plan_of(**first), plan_of()], table)
+    assert [(claim.kind, claim.verdict) for claim in analysis.claims] == [("exploratory", "")]
+    assert any("every figure is exploratory" in caution for caution in analysis.cautions)
+
+
+def test_main_effects_by_hand(plan_of) -> None:
+    factors = {name: FOUR[name] for name in "ab"}
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=2)
+    # y = 0.1 a + 0.4 b, a second seed that adds 0.5, and an interaction of ±0.05 that the additive model leaves over
+    cells = {"a-0-b-0": 0.0, "a-0-b-1": 0.3, "a-1-b-0": 0.0, "a-1-b-1": 0.5}
+    analysis = judge(plan, {arm: [value, value + 0.5] for arm, value in cells.items()})
+    a, b = analysis.claims
+    assert (a.name, b.name) == ("a: 1 against 0", "b: 1 against 0")
+    assert (a.estimate.value, b.estimate.value) == pytest.approx((0.1, 0.4))
+    # residuals are ±0.05 in all 8 runs, 8 - 4 degrees: sd 0.05 sqrt(2), and 2 / sqrt(8) of that for an effect
+    assert a.estimate.degrees == 4 and a.estimate.standard_error == pytest.approx(0.05)
+    assert (a.verdict, b.verdict) == ("undecided", "better")
+
+
+def test_main_effects_agree_with_statsmodels_where_runs_are_lost(plan_of) -> None:
+    factors = {"a": FOUR["a"], "b": {"key": "task.options.b", "levels": [0, 1, 2]}}
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=3)
+    rng = np.random.default_rng(1)
+    table: dict[str, list] = {arm.name: list(rng.normal(size=3)) for arm in plan.arms}
+    table["a-1-b-2"][1] = "diverged"
+    rows = {"y": [], "a": [], "b": [], "seed": []}
+    for arm in plan.arms:
+        for seed, value in enumerate(table[arm.name]):
+            if not isinstance(value, str):
+                for key, each in (("y", value), ("a", arm.levels["a"]), ("b", arm.levels["b"]), ("seed", str(seed))):
+                    rows[key].append(each)
+    peer = smf.ols("y ~ C(a) + C(b) + C(seed)", pd.DataFrame(rows)).fit()
+    claims = judge(plan, table).claims
+    assert [claim.name for claim in claims] == ["a: 1 against 0", "b: 1 against 0", "b: 2 against 0"]
+    for claim, name in zip(claims, ("C(a)[T.1]", "C(b)[T.1]", "C(b)[T.2]"), strict=True):
+        assert claim.estimate.value == pytest.approx(peer.params[name])
+        assert claim.estimate.p_value == pytest.approx(peer.pvalues[name])
+        assert (claim.estimate.low, claim.estimate.high) == pytest.approx(tuple(peer.conf_int().loc[name]))
+
+
+def test_a_nested_factor_has_its_effect_within_its_parent(plan_of) -> None:
+    factors = {
+        "method": {"key": "rollout.curriculum", "levels": ["uniform", "middle"]},
+        "beta": {"key": "optimizer.weight_decay", "levels": [0.1, 0.2], "within": {"method": "middle"}},
+    }
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=3)
+    noise = [0.01, -0.02, 0.01]
+    cells = {"method-uniform": 0.2, "method-middle-beta-0.1": 0.5, "method-middle-beta-0.2": 0.7}
+    table = {
+        arm: [value + each * sign for each in noise]
+        for sign, (arm, value) in zip((1, -1, 1), cells.items(), strict=True)
+    }
+    method, beta = judge(plan, table).claims
+    assert method.estimate.value == pytest.approx(0.4)  # the mean over beta, against uniform
+    assert beta.estimate.value == pytest.approx(0.2)
+
+
+def test_a_fraction_names_the_aliases_of_each_effect(plan_of) -> None:
+    plan = plan_of(arms=None, baseline=None, factors=FOUR, design="fraction", generators={"d": ["a", "b", "c"]})
+    rng = np.random.default_rng(0)
+    claims = judge(plan, {arm.name: list(rng.normal(size=3)) for arm in plan.arms}).claims
+    assert claims[3].name == "d: 1 against 0" and "cannot be told from a x b x c" in claims[3].note
+
+
+def test_detectable_differences(plan_of) -> None:
+    assert detectable(plan_of(seeds=5)) == [("fast against base", pytest.approx(1.68, abs=0.005))]
+    two = dict(detectable(plan_of(arms=ARMS, seeds=5)))
+    assert two["fast against base"] == two["slow against base"] > 1.68  # two claims share alpha
+    plan = plan_of(arms=None, baseline=None, factors={"a": FOUR["a"]}, seeds=10)
+    # one factor of two levels over 10 blocks is the paired test; its unit is the residual sd: sqrt(2) times less
+    assert detectable(plan)[0][1] == pytest.approx(detectable(plan_of(seeds=10))[0][1] * 2**0.5)
+
+
+def test_sequential_evidence_by_hand() -> None:
+    assert sequential_p_value([1.0] * 10) == pytest.approx(1 / 93.0909, rel=1e-5)
+    assert sequential_p_value([1.0] * 10 + [-1.0] * 2) == pytest.approx(1 / 93.0909, rel=1e-5)  # once shown, it stays
+    assert sequential_p_value([0.0, 0.0]) == 1.0
+
+
+def test_a_sequential_look_waits_for_earlier_seeds(plan_of) -> None:
+    plan = plan_of(seeds=9, stopping="sequential")
+    whole = {"base": [0.0] * 9, "fast": [1.0] * 8 + ["planned"]}
+    assert decided_arms(plan, outcomes_of(plan, "held_out", whole)) == {"fast"}
+    with_gap = {"base": [0.0] * 9, "fast": [1.0] * 4 + ["running"] + [1.0] * 4}
+    assert decided_arms(plan, outcomes_of(plan, "held_out", with_gap)) == set()
+
+
+@pytest.mark.slow
+def test_a_sequential_experiment_seldom_finds_what_is_not_there(plan_of) -> None:
+    plan = plan_of(seeds=60, stopping="sequential", arms=ARMS)
+    rng = np.random.default_rng(5)
+    false_alarms = 0
+    for _ in range(300):
+        draws = rng.normal(size=(3, 60))
+        p = [sequential_p_value(list(row - draws[0])) for row in draws[1:]]
+        false_alarms += min(p) * len(plan.others) <= plan.alpha
+    assert false_alarms <= 0.05 * 300 + 2 * (0.05 * 0.95 * 300) ** 0.5
+
+
+def test_profile_by_hand() -> None:
+    assert profile([0.2, 0.1]) == [(0.1, 1.0), (0.1, 0.5), (0.2, 0.5), (0.2, 0.0)]
+    assert profile([]) == []
