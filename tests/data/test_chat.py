@@ -48,7 +48,7 @@ def test_the_last_token_of_the_context_can_be_used() -> None:
     tokenizer = make_byte_tokenizer()
     length = len(render(tokenizer).token_ids)
     assert render(tokenizer, context_length=length + 8)
-    with pytest.raises(DataError, match=f"a prompt of {length} tokens and rollout.max_tokens=8 exceed"):
+    with pytest.raises(DataError, match=f"a prompt of {length} tokens and max_tokens=8 exceed"):
         render(tokenizer, context_length=length + 7)
 
 

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,3 +348,20 @@ def _no_thread_is_left() -> Iterator[None]:
     while threading.active_count() > before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_an_answer_against_the_reference_is_asked_in_both_orders_without_showing_which_is_which() -> None:
+    def prefers_three(question: str) -> str:
+        first, _, second = question.partition("Answer B:")
+        return "Verdict: A" if "three" in first else "Verdict: B" if "three" in second else "Verdict: tie"
+
+    with ScriptedJudge(prefers_three) as server:
+        judge = make(server)
+        assert asyncio.run(judge.against_reference(completion("three"), TASK)) == 1.0
+        assert asyncio.run(judge.against_reference(completion("two"), replace(TASK, answer="three"))) == 0.0
+        asked = [request["messages"][0]["content"] for request in server.requests]
+        assert len(asked) == 4 and not any("reference" in question for question in asked)
+        with pytest.raises(DataError, match="has no answer to compare with"):
+            asyncio.run(judge.against_reference(completion("two"), replace(TASK, answer=" ")))
+    with ScriptedJudge(lambda question: "Verdict: A") as server:
+        assert asyncio.run(make(server).against_reference(completion("three"), TASK)) == 0.5

@@ -18,23 +18,19 @@ from pydantic import TypeAdapter, model_validator
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_plan import Generation, LargestStep
 from burnish.config.schema import RolloutConfig, RunConfig, TaskConfig, TaskEvaluationConfig
-from burnish.data.chat import Chat, render_prompt
 from burnish.data.packing import observed_positions, token_versions
 from burnish.data.tasks import TaskSplit, load_tasks
 from burnish.distributed.roles import RoleNeeds, Roles
-from burnish.environments.base import load_environment
 from burnish.errors import ConfigError, MachineError
 from burnish.evaluation.held_out import HeldOut, Item
 from burnish.losses.advantages import has_signal
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.records import Branch, Example, Prompt, Rollout, RolloutGroup, SamplingSettings
-from burnish.reproducibility.record import model_record, source_hash, tasks_record
-from burnish.rewards.combine import reward_of
+from burnish.reproducibility.record import tasks_record
 from burnish.rollout.collect import Collected, Collector, judged
-from burnish.rollout.conversations import Conversations
 from burnish.rollout.curriculum import MiddleFirst, PromptOrder, Uniform
-from burnish.rollout.play import Play, Sample, SingleTurn, conversation_line
-from burnish.rollout.reward_model import PREFIX, is_model, scored_by_model
+from burnish.rollout.play import Play, Sample, conversation_line
+from burnish.rollout.plays import how_to_ask, judge_fingerprints, with_stops
 from burnish.training.checkpoint import TrainState
 
 MEASURE = "accuracy"
@@ -94,20 +90,10 @@ class TaskInputs:
 
     def record(self) -> dict[str, Any]:
         """Fingerprints: a resumed run must find the same ones."""
-        reward, environment = self.config.task.reward, self.config.task.environment
-        named = [reward] if isinstance(reward, str) else list(reward)
-        paths = named if environment is None else [environment]
-        found: dict[str, Any] = {path: self._fingerprint(path) for path in paths}
+        found = judge_fingerprints(self.config.task)
         token_ids = [prompt.token_ids for prompt in (*self.train, *self.held_out)]
         prompts = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()
         return {"tasks": tasks_record(self.tasks.train, self.tasks.held_out), "prompts": prompts, "reward": found}
-
-    @staticmethod
-    def _fingerprint(path: str) -> Any:
-        if not is_model(path):
-            return source_hash(path, "task.reward")
-        facts = inspect_model(path.removeprefix(PREFIX))
-        return model_record(facts.source, base=facts.base, commit=facts.commit)
 
     def largest_step(self) -> LargestStep:
         """The longest prompts with completions of full length."""
@@ -135,16 +121,10 @@ class TaskInputs:
         )
 
     def sampling(self) -> SamplingSettings:
-        """A stop string that is a special token is a stop token: texts are decoded without special tokens."""
-        tokenizer, rollout = self.model.tokenizer, self.config.rollout
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        stop_tokens = [special[stop] for stop in rollout.stop if stop in special]
-        return SamplingSettings(
-            max_tokens=rollout.max_tokens,
-            temperature=rollout.temperature,
-            stop=tuple(stop for stop in rollout.stop if stop not in special),
-            stop_token_ids=(*self.model.stop_token_ids, *stop_tokens),
-        )
+        """How answers are drawn in training."""
+        rollout = self.config.rollout
+        settings = SamplingSettings(max_tokens=rollout.max_tokens, temperature=rollout.temperature, stop=rollout.stop)
+        return with_stops(settings, self.model)
 
     def collector(self) -> Collector:
         """What samples and scores a step."""
@@ -176,27 +156,11 @@ def check_tasks(config: AskingConfig) -> TaskInputs:
     Raises:
         UserError: one of them cannot be used.
     """
-    task, max_tokens = config.task, config.rollout.max_tokens
-    model = inspect_model(config.model.path)
-    chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    render = partial(render_prompt, chat, context_length=model.context_length, max_tokens=max_tokens)
-    play: Play
-    if task.environment is None and is_model(task.reward):
-        play = scored_by_model(str(task.reward), config.model, model.tokenizer.get_vocab())
-    elif task.environment is None:
-        play = SingleTurn(reward=reward_of(task.reward), timeout_seconds=task.reward_timeout_seconds)
-    else:
-        play = conversations = Conversations(
-            make=load_environment(task.environment),
-            chat=chat,
-            timeout_seconds=task.reward_timeout_seconds,
-            max_turns=config.rollout.max_turns,
-            context_length=model.context_length,
-        )
-        render = partial(conversations.first_prompt, max_tokens=max_tokens)
-    tasks = load_tasks(task)
-    train, held_out = (tuple(render(each) for each in side) for side in (tasks.train, tasks.held_out))
-    return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=play)
+    model, rollout = inspect_model(config.model.path), config.rollout
+    asking = how_to_ask(config.task, config.model, model, max_tokens=rollout.max_tokens, max_turns=rollout.max_turns)
+    tasks = load_tasks(config.task)
+    train, held_out = (tuple(map(asking.render, side)) for side in (tasks.train, tasks.held_out))
+    return TaskInputs(config=config, model=model, tasks=tasks, train=train, held_out=held_out, play=asking.play)
 
 
 def refuse_adapter(model: ModelFacts, needs: RoleNeeds) -> None:

@@ -53,8 +53,22 @@ def resolve(
     layers = [(f"recipe {recipe}", read_recipe(recipe))]
     if file is not None:
         layers.append((f"file {file}", _read_yaml(file)))
-    layers.append(("environment", dict(_from_environment(environment))))
-    layers.append(("flag", _from_flags(flags)))
+    return resolve_layers(schema, layers, flags=flags, environment=environment)
+
+
+def resolve_layers(
+    schema: type[ConfigT],
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> Resolved[ConfigT]:
+    """`given` are settings with where they come from, the later ones winning; environment and flags come after them.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    layers = [*given, ("environment", dict(_from_environment(environment))), ("flag", _from_flags(flags))]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     keys = dict(leaf_fields(schema))

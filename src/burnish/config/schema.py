@@ -68,7 +68,8 @@ class TaskConfig(Section):
     """What the model is asked, and how an answer is judged."""
 
     source: str = Field(min_length=1)
-    """A JSONL file with a prompt (or messages) and an answer per row, or reasoning-gym:<dataset>."""
+    """A JSONL file with a prompt (or messages) and an answer per row, reasoning-gym:<dataset>, or package.module:name
+    of a function that returns such rows."""
     transform: str | None = None
     """package.module:name of a function from a row (a dict) to rows of that shape: one, a list, or None."""
     options: dict[str, Any] = {}

@@ -186,7 +186,7 @@ def render_prompt(
         raise DataError(f"task {task.id}: the prompt {text!r} has no tokens")
     if len(token_ids) + max_tokens > context_length:
         raise DataError(
-            f"task {task.id}: a prompt of {len(token_ids)} tokens and rollout.max_tokens={max_tokens} exceed the "
+            f"task {task.id}: a prompt of {len(token_ids)} tokens and max_tokens={max_tokens} exceed the "
             f"model's context of {context_length}; it begins {text[:60]!r}"
         )
     return Prompt(task=task, text=text, token_ids=token_ids)

@@ -1,13 +1,16 @@
 """Reading the rows of a JSON or JSONL file; a fault names its line."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from burnish.config.imports import import_by_path
 from burnish.errors import ConfigError, DataError
 
 Row = dict[str, Any]
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -43,6 +46,28 @@ def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
             place = f"{path}, line {number}"
             if text := _decode(line, place).strip():
                 yield place, _object(_parse(text, place), place)
+
+
+def source_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
+    """(place, row) for every row of a file, or of what the function `package.module:name` returns.
+
+    Raises:
+        ConfigError: there is neither such a file nor such a function.
+        DataError: a row is faulty.
+    """
+    if not _IMPORT_PATH.fullmatch(source) or Path(source).exists():
+        yield from read_rows(key, source)
+        return
+    try:
+        made = import_by_path(source, key, arguments=())()
+        for number, row in enumerate(made, start=1):
+            place = f"{source}, row {number}"
+            # as in a file: what cannot be written there could not be kept either
+            yield place, _object(_parse(json.dumps(row, ensure_ascii=False), place), place)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise DataError(f"{key}: {source} raised {type(error).__name__}: {error}") from error
 
 
 def transformed(transform: Callable[[Row], Any] | None, row: Row, place: str, key: str) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.config.imports import import_by_path
 from burnish.config.schema import TaskConfig
-from burnish.data.rows import Row, read_messages, read_rows, transformed, with_system_prompt
+from burnish.data.rows import Row, read_messages, source_rows, transformed, with_system_prompt
 from burnish.errors import ConfigError, DataError
 from burnish.records import Message, Task
 from burnish.reproducibility.seeds import seed_for
@@ -57,6 +57,18 @@ def load_tasks(config: TaskConfig) -> TaskSplit:
     return TaskSplit(train=tuple(train), held_out=tuple(held_out))
 
 
+def read_tasks(config: TaskConfig) -> list[Task]:
+    """Every task of `config.source` in its order, those that stand there twice too.
+
+    Raises:
+        DataError, ConfigError: as `load_tasks`.
+    """
+    found = _read(config, "source", config.source)
+    if not found:
+        raise DataError(f"task.source: {config.source} holds no questions")
+    return found
+
+
 def _unique(tasks: Iterable[Task]) -> list[Task]:
     found: dict[str, Task] = {}
     for task in tasks:
@@ -83,7 +95,7 @@ def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
         transform = import_by_path(config.transform, "task.transform", arguments=("row",))
     return [
         _parse_row(config, row, place)
-        for place, raw in read_rows(f"task.{key}", source)
+        for place, raw in source_rows(f"task.{key}", source)
         for row in transformed(transform, raw, place, "task.transform")
     ]
 

@@ -19,7 +19,14 @@ from burnish.errors import ConfigError, MachineError
 from burnish.losses.loss import Loss
 from burnish.memory.allocator import allocator
 from burnish.memory.recompute import recompute
-from burnish.models.load import ModelKind, find_device, find_dtype, load_policy, with_value_head
+from burnish.models.load import (
+    ModelKind,
+    compute_repeatably,
+    find_device,
+    find_dtype,
+    load_policy,
+    with_value_head,
+)
 from burnish.models.policy import Policy
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
@@ -140,10 +147,7 @@ class LocalRoles:
 def prepare_process(config: RunConfig) -> None:
     """Settings of torch and of the allocator, before the weights load."""
     allocator.choose(returns_freed="return_memory" in config.train.save_memory)
-    torch.set_num_threads(config.model.num_threads)
-    torch.use_deterministic_algorithms(True)
-    # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
+    compute_repeatably(config.model.num_threads)
 
 
 def check_roles(config: RunConfig, needs: RoleNeeds) -> None:

@@ -197,6 +197,14 @@ def with_value_head(policy: Policy) -> Policy:
     return replace(policy, own_value_head=head)
 
 
+def compute_repeatably(num_threads: int) -> None:
+    """Settings of torch for this process, before weights load: the same work then gives the same bits."""
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
+    # Filling what is about to be written costs a twentieth of a step; nothing here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up so
+
+
 def find_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """Where a model goes.
 

@@ -19,7 +19,7 @@ import re
 import tempfile
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,18 @@ class Judge:
         ]
         forward, backward = await asyncio.gather(*(self._ask(order, _VERDICT) for order in orders))
         return {("a", "b"): 1.0, ("b", "a"): 0.0}.get((forward.lower(), backward.lower()), 0.5)
+
+    async def against_reference(self, completion: Completion, task: Task) -> float:
+        """`preference` of the completion over the task's answer, which is shown as the other answer: 1.0 is a win.
+
+        Raises:
+            MachineError, ConfigError: as `preference`.
+            DataError: the task has no answer to compare with.
+        """
+        if not task.answer.strip():
+            raise DataError(f"task {task.id} has no answer to compare with")
+        other = replace(completion, text=task.answer)
+        return await self.preference(completion, other, replace(task, answer=""))
 
     async def _ask(self, question: str, verdict: re.Pattern[str]) -> str:
         """What `verdict` finds in the last line of the reply."""

@@ -51,19 +51,24 @@ class ScoredByModel:
         scores = iter(self._scores(examples))
         return [[Episode(completion=each, score=next(scores)) for each in group] for group in completions]
 
-    @torch.no_grad()
     def _scores(self, examples: Sequence[Example]) -> list[Score | ScoreFailure]:
         if self._policy is None:
             self._policy = load_policy(self.config, seed=0, kind="value")
-        head = self._policy.value_head
-        if head is None:
-            raise ValueError("a model of kind value has a value head")
-        values: list[float] = []
-        for micro in split_batch(ends_only(pack(examples)), _TOKENS_AT_ONCE):
-            plan = SegmentAttention(micro.segments)
-            hidden_TH = self._policy.hidden_states(micro.token_ids_T, micro.position_ids_T, plan)
-            values += head(hidden_TH[micro.predictor_S].float())[:, 0].tolist()
-        return [to_score(value) for value in values]
+        return [to_score(value) for value in values_at_ends(self._policy, examples)]
+
+
+@torch.no_grad()
+def values_at_ends(policy: Policy, examples: Sequence[Example]) -> list[float]:
+    """What a value model says at the last token of every branch, in order."""
+    head = policy.value_head
+    if head is None:
+        raise ValueError("a model of kind value has a value head")
+    values: list[float] = []
+    for micro in split_batch(ends_only(pack(examples)), _TOKENS_AT_ONCE):
+        plan = SegmentAttention(micro.segments)
+        hidden_TH = policy.hidden_states(micro.token_ids_T, micro.position_ids_T, plan)
+        values += head(hidden_TH[micro.predictor_S].float())[:, 0].tolist()
+    return values
 
 
 def scored_by_model(reward: str, config: ModelConfig, vocabulary: dict[str, int]) -> ScoredByModel:

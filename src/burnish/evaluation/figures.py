@@ -1,0 +1,149 @@
+"""The figures of one evaluation, each with its interval, its number of items, and the method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from burnish.evaluation.table import ScoreTable
+from burnish.stats.intervals import wilson_interval
+
+WILSON = "Wilson"
+WILSON_CLUSTERS = "Wilson on clusters"
+ITEM_MEANS = "t on item means"
+CLUSTERED = "cluster-robust t"
+NO_SPREAD = "no spread, no interval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A mean over `n` items with its interval; NaN ends where there is none. `of` says of which items."""
+
+    measure: str
+    of: str
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def figures(table: ScoreTable, *, level: float = 0.95) -> list[Figure]:
+    """The mean score of all items, then of every value of every slice, then the largest gap between values of a slice.
+
+    An answer without a score counts as 0 where all scores lie between 0 and 1, and is left out otherwise.
+    """
+    found = [mean_figure(table, level=level)]
+    for name, values in table.slices.items():
+        own = []
+        for value in sorted(set(values)):
+            chosen = np.array([each == value for each in values])
+            own.append(replace(mean_figure(table, chosen, level=level), of=f"{name}={value}"))
+        found += own
+        if len(own) > 1:
+            found.append(largest_gap(table, name, level=level))
+    return found
+
+
+def mean_figure(table: ScoreTable, chosen_I: NDArray[np.bool_] | None = None, *, level: float = 0.95) -> Figure:
+    """The mean of some of a table's items, or of all.
+
+    One answer to each item, right or wrong: Wilson's interval. Else the items' means, and where items share something
+    the cluster-robust standard error (CR1, with a t distribution of one degree of freedom less than clusters; Miller
+    2024, arXiv 2411.00640, section 2.2).
+    """
+    scores_IK, measure = usable_scores(table)
+    clusters = table.ids if table.clusters is None else table.clusters
+    rows = np.flatnonzero(np.ones(len(table.ids), bool) if chosen_I is None else chosen_I)
+    rows = rows[np.isfinite(scores_IK[rows]).any(axis=1)]
+    if not len(rows):
+        return Figure(
+            measure=measure, of="all", value=math.nan, low=math.nan, high=math.nan, n=0, method="no item has a score"
+        )
+    means_I = np.nanmean(scores_IK[rows], axis=1)
+    own_clusters = [clusters[row] for row in rows]
+    value = float(means_I.mean())
+    low, high, method = _interval(means_I, own_clusters, is_binary=measure == "accuracy", level=level)
+    return Figure(measure=measure, of="all", value=value, low=low, high=high, n=len(rows), method=method)
+
+
+def usable_scores(table: ScoreTable) -> tuple[NDArray[np.float64], str]:
+    """The scores with what stands for a missing one, and the measure: accuracy where each is right or wrong."""
+    scores_IK = table.scores_IK
+    known = scores_IK[np.isfinite(scores_IK)]
+    if len(known) and known.min() >= 0 and known.max() <= 1:
+        scores_IK = np.nan_to_num(scores_IK, nan=0.0)
+    return scores_IK, "accuracy" if set(np.unique(known)) <= {0.0, 1.0} else "mean score"
+
+
+def _interval(
+    means_I: NDArray[np.float64], clusters: Sequence[str], *, is_binary: bool, level: float
+) -> tuple[float, float, str]:
+    n, num_clusters = len(means_I), len(set(clusters))
+    is_clustered = num_clusters < n
+    has_spread = np.ptp(means_I) > 0
+    if is_binary and set(np.unique(means_I)) <= {0.0, 1.0} and (not is_clustered or not has_spread):
+        # without spread a t interval would have no width, as if all were known for sure
+        count = num_clusters if is_clustered else n
+        low, high = wilson_interval(round(float(means_I.mean()) * count), count, level=level)
+        return low, high, WILSON_CLUSTERS if is_clustered else WILSON
+    if not has_spread or num_clusters < 2:
+        return math.nan, math.nan, NO_SPREAD if num_clusters > 1 else "one cluster, no interval"
+    _, index_I = np.unique(np.array(clusters), return_inverse=True)
+    sums_C = np.bincount(index_I, weights=means_I - means_I.mean(), minlength=num_clusters)
+    error = math.sqrt(float((sums_C**2).sum()) * num_clusters / (num_clusters - 1)) / n
+    half = float(t.ppf(0.5 + level / 2, num_clusters - 1)) * error
+    value = float(means_I.mean())
+    low, high = value - half, value + half
+    if is_binary:
+        low, high = max(0.0, low), min(1.0, high)
+    return low, high, CLUSTERED if is_clustered else ITEM_MEANS
+
+
+def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
+    """The largest difference between two values of a slice, with an interval that holds for all pairs at once.
+
+    The largest of several differences is large by chance alone, so each value's interval is taken at the level that
+    Bonferroni's correction for the number of pairs asks for; two of them give the interval of their difference as in
+    Newcombe 1998 (Statistics in Medicine 17:873, method 10), which works for any interval (MOVER).
+    """
+    values = table.slices[name]
+    names = sorted(set(values))
+    num_pairs = len(names) * (len(names) - 1) // 2
+    strict = 1 - (1 - level) / num_pairs
+    own = {value: mean_figure(table, np.array([each == value for each in values]), level=strict) for value in names}
+    pairs = [(a, b) if own[a].value >= own[b].value else (b, a) for a, b in combinations(names, 2)]
+    high_value, low_value = max(pairs, key=lambda pair: own[pair[0]].value - own[pair[1]].value)
+    low, high = interval_of_difference(own[high_value], own[low_value])
+    return Figure(
+        measure="largest gap",
+        of=f"{name}: {high_value} - {low_value}",
+        value=own[high_value].value - own[low_value].value,
+        low=low,
+        high=high,
+        n=own[high_value].n + own[low_value].n,
+        method=f"MOVER, Bonferroni for {num_pairs} pairs",
+    )
+
+
+def interval_of_difference(first: Figure, second: Figure) -> tuple[float, float]:
+    """Interval of first - second, of two figures of independent items, from the interval of each."""
+    difference = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return difference - below, difference + above
+
+
+def counts(samples: Sequence[Mapping[str, object]]) -> dict[str, int]:
+    """Answers, those without a score, and those that were cut off."""
+    return {
+        "answers": len(samples),
+        "unscored": sum(line["failure"] is not None for line in samples),
+        "cut_off": sum(line["finish_reason"] == "length" for line in samples),
+    }

@@ -1,0 +1,220 @@
+"""The folder of one evaluation. Every figure is computed from its files, and each can be checked against the others.
+
+eval.json       what was evaluated: task, settings, model, how it ran; once it is done, the hash of every other file
+items.jsonl     one line per item: what was asked, and what is right
+samples.jsonl   one line per answer, appended while it runs
+batches.jsonl   one line per batch: when it ended, how many tokens, how long it took
+scores.jsonl    one line per item, written at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import DataError, UserError
+from burnish.evaluation.table import ScoreTable, read_eval_record, table_of_store
+from burnish.reproducibility.files import full_disk_is_a_machine_error, replace_folder, sha256_of_file, write_text
+from burnish.reproducibility.run_folder import read_jsonl
+
+Line = Mapping[str, Any]
+FORMAT = 1
+_FILES = ("items.jsonl", "samples.jsonl", "batches.jsonl", "scores.jsonl")
+
+
+class EvalStore:
+    """A store that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> EvalStore:
+        """A store by its folder.
+
+        Raises:
+            DataError: there is none, or another version wrote it.
+        """
+        read_eval_record(path)
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, record: Line, items: Iterable[Line]) -> EvalStore:
+        """Make a store with nothing sampled yet; `record` becomes eval.json."""
+
+        def write(aside: Path) -> None:
+            (aside / "items.jsonl").write_text(_jsonl(items), encoding="utf-8")
+            (aside / "samples.jsonl").touch()
+            (aside / "batches.jsonl").touch()
+            (aside / "eval.json").write_text(json.dumps({"format": FORMAT, **record}, indent=1), encoding="utf-8")
+
+        replace_folder(path, write)
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for this process.
+
+        Raises:
+            UserError: another process evaluates into it.
+        """
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path} is being written by another process") from error
+            yield
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was sampled and scored."""
+        return bool(self.record()["status"] == "done")
+
+    def record(self) -> dict[str, Any]:
+        """The content of eval.json."""
+        return read_eval_record(self.path)
+
+    def items(self) -> list[dict[str, Any]]:
+        """The lines of items.jsonl."""
+        return self._read("items.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl."""
+        return self._read("samples.jsonl")
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The lines of batches.jsonl."""
+        return self._read("batches.jsonl")
+
+    def table(self) -> ScoreTable:
+        """See table_of_store."""
+        return table_of_store(self.path)
+
+    def keep_whole_batches(self) -> int:
+        """Drop what a killed process left of its last batch; the number of answers that stay.
+
+        Raises:
+            DataError: what stands there was not written by such an evaluation.
+        """
+        samples, batches = self.samples(), self.batches()
+        kept, num_samples = [], 0
+        for batch in batches:
+            if num_samples + batch["samples"] > len(samples):
+                break
+            num_samples += batch["samples"]
+            kept.append(batch)
+        self._require_order(samples[:num_samples])
+        for name, lines in (("samples.jsonl", samples[:num_samples]), ("batches.jsonl", kept)):
+            if (text := _jsonl(lines)) != (self.path / name).read_text(encoding="utf-8"):
+                write_text(self.path / name, text)
+        return num_samples
+
+    def add(self, samples: Sequence[Line], batch: Line) -> None:
+        """Append a batch. Its own line comes last: answers without one are a batch that was cut off."""
+        self._append("samples.jsonl", samples)
+        self._append("batches.jsonl", [{**batch, "samples": len(samples)}])
+
+    def seal(self, efficiency: Line) -> None:
+        """Write scores.jsonl, then the hash of every file into eval.json."""
+        write_text(self.path / "scores.jsonl", _jsonl(score_lines(self.items(), self.samples())))
+        record = {**self.record(), "status": "done", "efficiency": dict(efficiency)}
+        hashes = {name: sha256_of_file(self.path / name) for name in _FILES}
+        record["sha256"] = {**hashes, "eval.json": _record_sha256(record)}
+        write_text(self.path / "eval.json", json.dumps(record, indent=1))
+
+    def verify(self) -> list[str]:
+        """What is wrong with the store, a line for each fault; nothing where it is as it was written.
+
+        Raises:
+            DataError: the evaluation is not finished.
+        """
+        record = self.record()
+        if record["status"] != "done":
+            raise DataError(f"{self.path}: the evaluation is not finished: there is nothing to verify yet")
+        faults = []
+        for name in _FILES:
+            path = self.path / name
+            if not path.is_file():
+                faults.append(f"{name} is gone")
+            elif sha256_of_file(path) != record["sha256"].get(name):
+                faults.append(f"{name} is not what was written: its hash is another than eval.json says")
+        if _record_sha256(record) != record["sha256"].get("eval.json"):
+            faults.append("eval.json is not what was written")
+        if any("gone" in fault for fault in faults):
+            return faults
+        try:
+            computed = score_lines(self.items(), self.samples())
+            kept = self._read("scores.jsonl")
+        except DataError as error:
+            return [*faults, str(error)]
+        except (KeyError, TypeError, AttributeError) as error:  # whoever changed a line may have left anything there
+            return [*faults, f"a line is not as it was written: {type(error).__name__}: {error}"]
+        for new, old in zip(computed, kept, strict=False):
+            if new != old:
+                faults.append(f"scores.jsonl: item {old.get('id')!r} has {old.get('scores')}, its samples say {new}")
+        if len(computed) != len(kept):
+            faults.append(f"scores.jsonl has {len(kept)} items, items.jsonl has {len(computed)}")
+        return faults
+
+    def _require_order(self, samples: Sequence[Line]) -> None:
+        count = self.record()["samples_per_item"]
+        expected = ((item["id"], number) for item in self.items() for number in range(count))
+        for line, (name, number) in zip(samples, expected, strict=False):
+            if (line.get("id"), line.get("sample")) != (name, number):
+                raise DataError(
+                    f"{self.path}/samples.jsonl: holds {line.get('id')!r} where {name!r} belongs: start anew"
+                )
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return read_jsonl(self.path / name)
+        except ValueError as error:
+            raise DataError(f"{self.path / name}: not valid JSON lines: {error}") from error
+
+    def _append(self, name: str, lines: Sequence[Line]) -> None:
+        path = self.path / name
+        with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
+            file.write(_jsonl(lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def score_lines(items: Sequence[Line], samples: Sequence[Line]) -> list[dict[str, Any]]:
+    """The lines of scores.jsonl: the scores of each item's samples in order, None for one that has none.
+
+    Raises:
+        DataError: a sample has no item, stands there twice, or is missing.
+    """
+    scores: dict[str, dict[int, float | None]] = {item["id"]: {} for item in items}
+    for line in samples:
+        own = scores.get(line["id"])
+        if own is None:
+            raise DataError(f"samples.jsonl: {line['id']!r} is no item")
+        if line["sample"] in own:
+            raise DataError(f"samples.jsonl: sample {line['sample']} of item {line['id']!r} stands there twice")
+        own[line["sample"]] = line["score"]
+    count = max((len(own) for own in scores.values()), default=0)
+    lines = []
+    for item in items:
+        own = scores[item["id"]]
+        if sorted(own) != list(range(count)):
+            raise DataError(f"samples.jsonl: item {item['id']!r} has {len(own)} samples, others have {count}")
+        in_order = [own[number] for number in range(count)]
+        lines.append({"id": item["id"], "cluster": item["cluster"], "slices": item["slices"], "scores": in_order})
+    return lines
+
+
+def _record_sha256(record: Line) -> str:
+    """Of all that eval.json says but the hashes themselves."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _jsonl(lines: Iterable[Line]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

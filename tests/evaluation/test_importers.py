@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from burnish.errors import DataError
+from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval
+
+SHARED = Path(__file__).parents[3] / "shared"
+OUTCOMES = SHARED / "data" / "outcomes" / "gsm8k_gpt3_4systems.csv"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.skipif(not OUTCOMES.is_file(), reason="the data of shared/data is not here")
+def test_the_published_outcomes(tmp_path: Path) -> None:
+    stores = import_csv(OUTCOMES, tmp_path)
+    right = {store.table().label: int(store.table().scores_IK.sum()) for store in stores}
+    assert right == {"6b_finetuning": 286, "6b_verification": 515, "175b_finetuning": 458, "175b_verification": 742}
+    assert {len(store.table().ids) for store in stores} == {1319}
+    assert all(store.verify() == [] for store in stores)
+    assert [store.path for store in import_csv(OUTCOMES, tmp_path)] == [store.path for store in stores]
+
+
+def test_a_table_with_clusters_slices_samples_and_a_gap(tmp_path: Path) -> None:
+    text = "item,cluster,kind,m1,m2\na,p,x,1,0.5\na,p,x,0,1\nb,p,y,1,\nb,p,y,1,0\n"
+    first, second = import_csv(write(tmp_path / "t.csv", text), tmp_path / "evals")
+    assert first.table().scores_IK.tolist() == [[1, 0], [1, 1]]
+    np.testing.assert_array_equal(second.table().scores_IK, [[0.5, 1], [np.nan, 0]])
+    assert first.table().clusters == ("p", "p") and first.table().slices == {"kind": ("x", "y")}
+    assert first.table().settings == second.table().settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs a head line"),
+        ("name,m\na,1\n", "a column 'item'"),
+        ("item,m\na,yes\n", "no column has numbers only"),
+        ("item,m\na,1,2\n", "line 2: has more or fewer cells"),
+        ("item,m\na,1\na,0\nb,1\n", "item 'b' has 1 samples, others have 2"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        import_csv(write(tmp_path / "t.csv", text), tmp_path / "evals")
+
+
+def lm_eval_line(doc: int, name: str, **metrics: object) -> str:
+    line = {
+        "doc_id": doc,
+        "doc": {"question": f"{doc}?"},
+        "target": "7",
+        "resps": [["The answer is 7"]],
+        "filtered_resps": ["7"],
+        "filter": name,
+        "metrics": list(metrics),
+        "prompt_hash": f"p{doc}",
+        "target_hash": "t",
+        **metrics,
+    }
+    return json.dumps(line) + "\n"
+
+
+def test_logs_of_lm_eval_by_filter_and_metric(tmp_path: Path) -> None:
+    (tmp_path / "my__model").mkdir()
+    text = "".join(
+        lm_eval_line(doc, name, exact_match=float(doc == 1 or name == "flexible"), pair=[1, 2])
+        for doc in range(3)
+        for name in ("strict", "flexible")
+    )
+    file = write(tmp_path / "my__model" / "samples_gsm8k_2026-01-02T03-04-05.678.jsonl", text)
+    strict, flexible = import_lm_eval(file, tmp_path / "evals")
+    assert strict.table().scores_IK[:, 0].tolist() == [0, 1, 0] and flexible.table().scores_IK.sum() == 3
+    assert strict.table().label == "my__model" and strict.samples()[0]["text"] == "7"
+    scoring = strict.table().settings["scoring"]
+    assert (scoring["task"], scoring["filter"], scoring["metric"]) == ("gsm8k", "strict", "exact_match")
+    with pytest.raises(DataError, match="not a sample of lm-eval"):
+        import_lm_eval(write(tmp_path / "x.jsonl", "{}\n"), tmp_path / "evals")
+    with pytest.raises(DataError, match="no metric of it is a number"):
+        import_lm_eval(write(tmp_path / "y.jsonl", lm_eval_line(0, "none", pair=[1])), tmp_path / "evals")
+
+
+def test_logs_of_inspect_by_scorer_and_epoch(tmp_path: Path) -> None:
+    def row(name: int, epoch: int, value: object) -> dict:
+        return {
+            "id": name,
+            "epoch": epoch,
+            "input": f"{name}?",
+            "target": "7",
+            "output": {"completion": "It is 7"},
+            "scores": {"match": {"value": value, "answer": "7"}},
+        }
+
+    log = {
+        "status": "success",
+        "eval": {"model": "openai/x", "task": "sums"},
+        "samples": [row(1, 1, "C"), row(2, 1, "I"), row(1, 2, "P"), row(2, 2, 0.25)],
+    }
+    (store,) = import_inspect(write(tmp_path / "log.json", json.dumps(log)), tmp_path / "evals")
+    assert store.table().scores_IK.tolist() == [[1.0, 0.5], [0.0, 0.25]]
+    assert store.table().label == "openai/x" and store.samples()[0]["parsed"] == "7"
+    assert store.items()[0]["messages"] == [{"role": "user", "content": "1?"}]
+    for changed, message in (
+        ({**log, "status": "error"}, "ended with status 'error'"),
+        ({**log, "samples": [row(1, 1, "maybe")]}, "score 'maybe' is neither a number"),
+        ({**log, "samples": [{**row(1, 1, "C"), "scores": {}}]}, "no sample has a score"),
+        ({}, "not a JSON log of inspect"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_inspect(write(tmp_path / "log.json", json.dumps(changed)), tmp_path / "evals")
