@@ -25,7 +25,7 @@ from burnish.rewards.scoring import ScoreFailure
 
 from .conftest import ALGORITHMS
 
-TIMES = ("seconds", "seconds_sample", "seconds_learn", "tokens_per_second", "peak_memory_bytes")
+TIMES = ("seconds", "seconds_sample", "seconds_learn", "seconds_evaluate", "tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)

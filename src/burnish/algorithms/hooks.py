@@ -97,7 +97,9 @@ class Hooks:
         if evaluates or saves:
             self.settle()
         if evaluates:
+            asked = time.monotonic()
             metrics["held_out"] = self.evaluate(state.step)
+            metrics["seconds_evaluate"] = time.monotonic() - asked
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
         if saves:

@@ -8,6 +8,8 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.power import power_app
+from burnish.cli.watch import watch
 from burnish.errors import BurnishError
 
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
@@ -23,6 +25,8 @@ app.command(model_app)
 app.command(check_app)
 app.command(config_app)
 app.command(render_app)
+app.command(power_app)
+app.command(watch)
 
 
 @app.command
