@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.compare import compare
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
@@ -27,6 +28,7 @@ app.command(config_app)
 app.command(render_app)
 app.command(power_app)
 app.command(watch)
+app.command(compare)
 
 
 @app.command
