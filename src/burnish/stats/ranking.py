@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 
 _RESAMPLES = 1_000
 _MOST_STEPS = 100
+_SMALLEST = 1e-6
 _A_TRIFLE = 1e-6  # of each outcome: keeps a resample finite in which somebody is never beaten
 
 
@@ -68,11 +69,11 @@ def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> 
     if num_parts > 1:
         raise ValueError("some systems are never beaten by the rest: their strength has no upper end")
     columns_3PN = _columns(num_systems)
-    fitted_N = _fit(seen_3P, columns_3PN, np.zeros(num_systems + 1))
+    fitted_N = _fit(seen_3P[None], columns_3PN, np.zeros(num_systems + 1))[0]
     n, rng = len(outcomes_IMM), np.random.default_rng(0)
     drawn_RU = rng.multinomial(n, counts_U / n, size=_RESAMPLES)
     resampled_R3P = np.tensordot(drawn_RU, seen_U3P, axes=1)
-    drawn_RM = np.array([_fit(each, columns_3PN, fitted_N)[:-1] for each in resampled_R3P])
+    drawn_RM = _fit(resampled_R3P, columns_3PN, fitted_N)[:, :-1]
     low_M, high_M = np.quantile(drawn_RM, [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return Strengths(strengths_M=fitted_N[:-1], low_M=low_M, high_M=high_M, tie=float(fitted_N[-1]))
 
@@ -89,31 +90,34 @@ def _columns(num_systems: int) -> NDArray[np.float64]:
 
 
 def _fit(
-    seen_3P: NDArray[np.float64], columns_3PN: NDArray[np.float64], start_N: NDArray[np.float64]
+    seen_R3P: NDArray[np.float64], columns_3PN: NDArray[np.float64], start_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Maximum likelihood of the strengths and the tie's log, by Newton's method on a convex function."""
-    seen_3P = seen_3P + _A_TRIFLE
-    total_P = seen_3P.sum(axis=0)
+    """Maximum likelihood of the strengths and the tie's log in each of R samples, by Newton on a convex function."""
+    seen_R3P = seen_R3P + _A_TRIFLE
+    total_RP = seen_R3P.sum(axis=1)
 
-    def loss(parameters_N: NDArray[np.float64]) -> float:
-        logits_3P = columns_3PN @ parameters_N
-        return float((total_P * logsumexp(logits_3P, axis=0)).sum() - (seen_3P * logits_3P).sum())
+    def loss(at_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+        logits_R3P = np.einsum("opn,rn->rop", columns_3PN, at_RN)
+        lost: NDArray[np.float64] = (total_RP * logsumexp(logits_R3P, axis=1)).sum(axis=1)
+        return lost - (seen_R3P * logits_R3P).sum(axis=(1, 2))
 
-    at_N, value = start_N, loss(start_N)
+    at_RN = np.tile(start_N, (len(seen_R3P), 1))
+    value_R = loss(at_RN)
     for _ in range(_MOST_STEPS):
-        logits_3P = columns_3PN @ at_N
-        chances_3P = np.exp(logits_3P - logsumexp(logits_3P, axis=0))
-        slope_N = np.tensordot(total_P * chances_3P - seen_3P, columns_3PN, axes=2)
-        mean_PN = np.einsum("op,opn->pn", chances_3P, columns_3PN)
-        square_NN = np.einsum("op,opn,opm->nm", total_P * chances_3P, columns_3PN, columns_3PN)
-        bend_NN = square_NN - np.einsum("p,pn,pm->nm", total_P, mean_PN, mean_PN)
-        step_N = np.linalg.pinv(bend_NN, rcond=1e-12, hermitian=True) @ slope_N
-        size = 1.0
-        while loss(at_N - size * step_N) > value and size > 1e-6:
-            size /= 2
-        at_N = at_N - size * step_N
-        at_N[:-1] -= at_N[:-1].mean()
-        gained, value = value - loss(at_N), loss(at_N)
-        if gained < 1e-12 * max(1.0, abs(value)):
+        logits_R3P = np.einsum("opn,rn->rop", columns_3PN, at_RN)
+        chances_R3P = np.exp(logits_R3P - logsumexp(logits_R3P, axis=1, keepdims=True))
+        expected_R3P = total_RP[:, None] * chances_R3P
+        slope_RN = np.einsum("rop,opn->rn", expected_R3P - seen_R3P, columns_3PN)
+        mean_RPN = np.einsum("rop,opn->rpn", chances_R3P, columns_3PN)
+        square_RNN = np.einsum("rop,opn,opm->rnm", expected_R3P, columns_3PN, columns_3PN)
+        bend_RNN = square_RNN - np.einsum("rp,rpn,rpm->rnm", total_RP, mean_RPN, mean_RPN)
+        step_RN = np.einsum("rnm,rm->rn", np.linalg.pinv(bend_RNN, rcond=1e-12, hermitian=True), slope_RN)
+        size_R = np.ones(len(at_RN))
+        while (too_far_R := (loss(at_RN - size_R[:, None] * step_RN) > value_R) & (size_R > _SMALLEST)).any():
+            size_R[too_far_R] /= 2
+        at_RN = at_RN - size_R[:, None] * step_RN
+        at_RN[:, :-1] -= at_RN[:, :-1].mean(axis=1, keepdims=True)
+        before_R, value_R = value_R, loss(at_RN)
+        if np.all(before_R - value_R < 1e-12 * np.maximum(1.0, np.abs(value_R))):
             break
-    return at_N
+    return at_RN
