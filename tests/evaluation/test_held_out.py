@@ -39,8 +39,9 @@ def test_items_and_verdict() -> None:
     assert (result.n, result.difference, result.p_value) == (4, 0.75, 0.25)
     line = verdict("accuracy", result)
     assert line.startswith("held-out accuracy 0.250 -> 1.000 on 4 items: difference +0.750, 95% CI [")
+    # of 9 items 6 or more, 3/4 each, are discordant with chance 0.83; of 8 with 0.68
     assert line.endswith(
-        "exact McNemar p = 0.25: undecided; a difference this large would be found with about 8 items (with 80% power)"
+        "exact McNemar p = 0.25: undecided; a difference this large would be found with about 9 items (with 80% power)"
     )
 
 
