@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.compare import compare
 from burnish.cli.experiment_app import experiment_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
@@ -33,6 +34,7 @@ app.command(experiment_app)
 app.command(render_app)
 app.command(power_app)
 app.command(watch)
+app.command(compare)
 
 
 @app.command

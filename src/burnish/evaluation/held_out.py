@@ -12,7 +12,9 @@ from typing import Any
 from burnish.records import Prompt, SamplingSettings
 from burnish.rewards.scoring import ScoreFailure, require_scores
 from burnish.rollout.play import Play, Sample, conversation_line
-from burnish.stats.paired import PairedComparison, compare_paired, compare_paired_scores
+from burnish.stats.difference import Difference
+from burnish.stats.paired import compare_paired
+from burnish.stats.wording import in_words
 
 Item = Mapping[str, Any]
 
@@ -61,7 +63,7 @@ def mean_score(items: Sequence[Item]) -> float:
     return sum(float(item["score"]) for item in items) / len(items)
 
 
-def compare_items(before: Sequence[Item], after: Sequence[Item]) -> PairedComparison:
+def compare_items(before: Sequence[Item], after: Sequence[Item]) -> Difference:
     """Pair two evaluations by item.
 
     Raises:
@@ -69,17 +71,9 @@ def compare_items(before: Sequence[Item], after: Sequence[Item]) -> PairedCompar
     """
     if [item["id"] for item in before] != [item["id"] for item in after]:
         raise ValueError("the two evaluations are not of the same items")
-    scores_a, scores_b = ([float(item["score"]) for item in items] for items in (before, after))
-    is_binary = {*scores_a, *scores_b} <= {0.0, 1.0}
-    return (compare_paired if is_binary else compare_paired_scores)(scores_a, scores_b)
+    return compare_paired(*([float(item["score"]) for item in items] for items in (before, after)))
 
 
-def verdict(measure: str, comparison: PairedComparison) -> str:
-    """One line that a person can trust. Better or worse is said where interval and test both exclude no difference."""
-    c = comparison
-    is_clear = c.p_value < 0.05 and (c.low > 0 or c.high < 0)
-    word = ("better" if c.difference > 0 else "worse") if is_clear else "undecided, more items or runs would tell"
-    return (
-        f"held-out {measure} {c.mean_a:.3f} -> {c.mean_b:.3f} on {c.n} items: "
-        f"difference {c.difference:+.3f}, 95% CI [{c.low:+.3f}, {c.high:+.3f}], {c.test} p = {c.p_value:.2g}: {word}"
-    )
+def verdict(measure: str, found: Difference) -> str:
+    """One line that a person can trust."""
+    return f"held-out {measure} {found.mean_a:.3f} -> {found.mean_b:.3f} on {found.n} items: {in_words(found)}"

@@ -1,120 +1,125 @@
 """Two systems on the same items: is the difference real? Arrays in, verdict out."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap, permutation_test
 
-from burnish.stats.intervals import wilson_interval
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedComparison:
-    """Means of A and B on `n` shared items, B - A with its interval, and the p-value of `test`."""
-
-    n: int
-    mean_a: float
-    mean_b: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    test: str
+from burnish.stats.clustered import cluster_sums, clustered_mean
+from burnish.stats.difference import Difference, require_levels, t_equivalence
+from burnish.stats.discordance import mcnemar_exact, newcombe_paired_interval, tango_equivalence
+from burnish.stats.power import PairedMeans, PairedProportions
+from burnish.stats.resampling import bca_interval, sign_flip_p_value
 
 
-def compare_paired(is_right_a: ArrayLike, is_right_b: ArrayLike, *, level: float = 0.95) -> PairedComparison:
-    """Compare the successes of two systems item by item."""
-    a, b = np.asarray(is_right_a, dtype=bool), np.asarray(is_right_b, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"the two systems need results for the same items, got shapes {a.shape} and {b.shape}")
-    both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
-    neither = len(a) - both - only_a - only_b
-    low, high = newcombe_paired_interval(both, only_b, only_a, neither, level=level)
-    return PairedComparison(
-        n=len(a),
-        mean_a=float(a.mean()),
-        mean_b=float(b.mean()),
-        difference=(only_b - only_a) / len(a),
-        low=low,
-        high=high,
-        p_value=mcnemar_exact(only_a, only_b),
-        test="exact McNemar",
-    )
+def compare_paired(
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    alpha: float = 0.05,
+    margin: float | None = None,
+) -> Difference:
+    """Compare the scores of two systems item by item; an item is the mean of its samples.
 
+    Of 0 and 1: exact McNemar, Newcombe's paired interval, and Tango's score tests for equivalence. Of other numbers:
+    sign flips, the BCa bootstrap, and two one-sided t tests. Where items share a cluster: sign flips of whole clusters,
+    and cluster-robust t on C - 1 degrees of freedom.
 
-def compare_paired_scores(scores_a: ArrayLike, scores_b: ArrayLike, *, level: float = 0.95) -> PairedComparison:
-    """Compare two systems by a number for each item.
-
-    The interval is the bias-corrected and accelerated bootstrap of the mean difference (Efron 1987); the p-value is
-    two-sided, from flipping the signs of the differences: all ways where there are few, 9,999 seeded ones otherwise.
+    Raises:
+        ValueError: not the same items, none, a score that is not finite, an impossible alpha or margin.
     """
+    require_levels(alpha, margin)
     a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"the two systems need results for the same items, got shapes {a.shape} and {b.shape}")
-    differences = b - a
-    low = high = float(differences.mean())
-    p_value = 1.0
-    if np.ptp(differences) > 0:  # otherwise every resample is the same
-        options: Any = {"vectorized": True, "axis": -1, "n_resamples": _RESAMPLES}
-        drawn = bootstrap((differences,), np.mean, confidence_level=level, method="BCa", rng=_rng(), **options)
-        low, high = map(float, drawn.confidence_interval)
-    if np.any(differences != 0):
-        flipped = permutation_test(
-            (b, a), _mean_difference, permutation_type="samples", vectorized=True, n_resamples=_RESAMPLES, rng=_rng()
-        )
-        p_value = float(flipped.pvalue)
-    return PairedComparison(
-        n=len(a),
-        mean_a=float(a.mean()),
-        mean_b=float(b.mean()),
-        difference=float(differences.mean()),
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a score is not a finite number: leave out the items that have none")
+    shared: dict[str, Any] = {
+        "mean_a": float(a.mean()),
+        "mean_b": float(b.mean()),
+        "difference": float((b - a).mean()),
+        "alpha": alpha,
+        "margin": margin,
+    }
+    if clusters is not None and len(set(clusters)) < len(clusters):
+        return _clustered(b - a, clusters, shared)
+    if np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
+        return _binary(a == 1, b == 1, shared)
+    return _scores(b - a, shared, is_unit_range=bool(min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1))
+
+
+def _binary(a: NDArray[np.bool_], b: NDArray[np.bool_], shared: dict[str, Any]) -> Difference:
+    n, both, only_a, only_b = len(a), int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+    level, margin = 1 - shared["alpha"], shared["margin"]
+    low, high = newcombe_paired_interval(both, only_b, only_a, n - both - only_a - only_b, level=level)
+    return Difference(
+        unit="item",
+        n=n,
         low=low,
         high=high,
-        p_value=p_value,
-        test="sign-flip permutation",
+        interval="Newcombe paired",
+        p_value=mcnemar_exact(only_a, only_b),
+        test="exact McNemar",
+        p_equivalent=None if margin is None else _binary_equivalence(only_b, only_a, n, margin),
+        design=PairedProportions(discordance=(only_a + only_b) / n) if only_a + only_b else None,
+        **shared,
     )
 
 
-_RESAMPLES = 9_999
+def _scores(differences: NDArray[np.float64], shared: dict[str, Any], *, is_unit_range: bool) -> Difference:
+    n, margin = len(differences), shared["margin"]
+    has_spread = _has_spread(differences)
+    sd = float(differences.std(ddof=1)) if has_spread else 0.0
+    p_equivalent = None
+    if margin is not None and has_spread:
+        p_equivalent = t_equivalence(shared["difference"], sd / math.sqrt(n), n - 1, margin)
+    elif margin is not None:  # no item differs: as for right and wrong, where a score cannot differ by more than 1
+        is_bounded = is_unit_range and not differences.any()
+        p_equivalent = _binary_equivalence(0, 0, n, margin) if is_bounded else 1.0
+    low, high = bca_interval(differences, level=1 - shared["alpha"]) if has_spread else (math.nan, math.nan)
+    return Difference(
+        unit="item",
+        n=n,
+        low=low,
+        high=high,
+        interval="BCa bootstrap" if has_spread else "none: every item differs by the same",
+        p_value=sign_flip_p_value(differences),
+        test="sign-flip permutation",
+        p_equivalent=p_equivalent,
+        design=PairedMeans(sd_difference=sd) if has_spread else None,
+        **shared,
+    )
 
 
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(0)  # the same scores give the same interval
+def _clustered(differences: NDArray[np.float64], clusters: Sequence[Hashable], shared: dict[str, Any]) -> Difference:
+    found = clustered_mean(differences, clusters, level=1 - shared["alpha"])
+    sums, _ = cluster_sums(differences, clusters)
+    count, margin = found.num_clusters, shared["margin"]
+    has_spread = count > 1 and found.cr1 > 1e-12 * float(np.abs(differences).max())
+    p_equivalent = None
+    if margin is not None:
+        p_equivalent = t_equivalence(found.mean, found.cr1, count - 1, margin) if has_spread else 1.0
+    missing = "none: all items share one cluster" if count == 1 else "none: the clusters have no spread"
+    return Difference(
+        unit="cluster",
+        n=count,
+        low=found.low if has_spread else math.nan,
+        high=found.high if has_spread else math.nan,
+        interval="cluster-robust t" if has_spread else missing,
+        p_value=sign_flip_p_value(sums),
+        test="sign flips of clusters",
+        p_equivalent=p_equivalent,
+        design=PairedMeans(sd_difference=found.cr1 * math.sqrt(count)) if has_spread else None,
+        **shared,
+    )
 
 
-def _mean_difference(b: NDArray[np.float64], a: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    difference: NDArray[np.float64] = np.mean(b - a, axis=axis)
-    return difference
+def _binary_equivalence(only_first: int, only_second: int, n: int, margin: float) -> float:
+    return tango_equivalence(only_first, only_second, n, margin) if margin < 1 else 0.0
 
 
-def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided exact McNemar test: the discordant items fall to either side like a fair coin."""
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def newcombe_paired_interval(
-    both: int, only_first: int, only_second: int, neither: int, *, level: float = 0.95
-) -> tuple[float, float]:
-    """Score interval for the difference first - second of two paired proportions.
-
-    Newcombe 1998 (Statistics in Medicine 17:2635), method 10: Wilson intervals of the two proportions, squared and
-    added with the correlation phi of the table, its continuity correction included.
-    """
-    n = both + only_first + only_second + neither
-    first, second = (both + only_first) / n, (both + only_second) / n
-    low_1, high_1 = wilson_interval(both + only_first, n, level=level)
-    low_2, high_2 = wilson_interval(both + only_second, n, level=level)
-    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if margins == 0:
-        phi = 0.0
-    else:
-        product = both * neither - only_first * only_second
-        phi = (max(product - n / 2, 0.0) if product > 0 else product) / margins**0.5
-    below = (first - low_1) ** 2 - 2 * phi * (first - low_1) * (high_2 - second) + (high_2 - second) ** 2
-    above = (second - low_2) ** 2 - 2 * phi * (second - low_2) * (high_1 - first) + (high_1 - first) ** 2
-    difference = first - second
-    return float(difference - below**0.5), float(difference + above**0.5)
+def _has_spread(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())

@@ -1,0 +1,206 @@
+"""`burnish compare`: is B better than A? Everything is read from run folders and eval stores; no model is loaded."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from burnish.cli.columns import print_columns
+from burnish.errors import UserError
+
+if TYPE_CHECKING:
+    from burnish.evaluation.comparison import Arm, ArmMean, Claim, Comparison
+    from burnish.stats.difference import Difference
+
+
+def compare(
+    *arms: str,
+    margin: Annotated[float | None, Parameter(help="Largest difference that does not matter, to find equivalence.")] = (
+        None
+    ),
+    alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
+    slices: Annotated[str | None, Parameter(help="A field of the items: compare on each of its values too.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
+    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs"),
+) -> int:
+    """Compare what two or more models, checkpoints, runs or methods score on the same items.
+
+    The first is the baseline, each other is a claim against it. Seeds of one method are given with commas between
+    them, or as a glob: what is then compared is the method.
+
+    Example: burnish compare evals/base-1a2b3c evals/tuned-4d5e6f --margin 0.02
+
+    Example: burnish compare 'plain-seed*' 'clipped-seed*'
+
+    Parameters
+    ----------
+    arms
+        Each the folder of an eval store; a run, for its last evaluation (path, name, beginning of its name, or
+        `last`); or RUN@STEP.
+    """
+    from burnish.evaluation.comparison import compare_arms
+
+    found = compare_arms([_arm(each, runs_folder) for each in arms], alpha=alpha, margin=margin, slice_field=slices)
+    if as_json:
+        print(json.dumps(_as_tree(found), indent=1))
+    else:
+        _print(found)
+    return 0
+
+
+def _arm(what: str, runs_folder: Path) -> "Arm":
+    """One table for each name between commas, and for each folder that a glob finds."""
+    from burnish.evaluation.comparison import Arm
+    from burnish.evaluation.table import read_table
+
+    names = [found for part in what.split(",") if part for found in _globbed(part, runs_folder)]
+    if not names:
+        raise UserError(f"{what!r} names nothing to compare")
+    tables = tuple(read_table(name, runs_folder) for name in names)
+    return Arm(label=tables[0].label if len(tables) == 1 else what, tables=tables)
+
+
+def _globbed(name: str, runs_folder: Path) -> list[str]:
+    if not any(sign in name for sign in "*?["):
+        return [name]
+    pattern = Path(name)
+    anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    relative = str(pattern.relative_to(anchor)) if pattern.is_absolute() else name
+    found = [path for folder in (runs_folder, anchor) for path in sorted(folder.glob(relative)) if _is_table(path)]
+    if not found:
+        raise UserError(f"no run in {runs_folder} and no eval store matches {name!r}")
+    return list(dict.fromkeys(str(path.resolve()) for path in found))
+
+
+def _is_table(path: Path) -> bool:
+    return any((path / record).is_file() for record in ("run.json", "eval.json"))
+
+
+def _print(found: "Comparison") -> None:
+    clusters = "" if found.num_clusters is None else f" in {found.num_clusters:,} clusters"
+    print(f"{found.num_items:,} items{clusters}, paired; intervals at {100 * (1 - found.alpha):.4g}%\n")
+    print_columns([("", "mean", "interval", "by", "samples"), *(_mean_row(arm) for arm in found.arms)])
+    for arm in found.arms:
+        if len(arm.seeds) > 1:
+            of_seed = zip(arm.seeds, arm.mean_of_seed, strict=True)
+            print(f"{arm.label}: " + ", ".join(f"seed {'?' if s is None else s} {m:.3f}" for s, m in of_seed))
+    for claim in found.claims:
+        print()
+        _print_claim(claim, found)
+    if found.cochrans_q is not None:
+        print(f"\nall equally often right? Cochran's Q = {found.cochrans_q[0]:.4g}, p = {found.cochrans_q[1]:.2g}")
+    if found.strengths is not None:
+        _print_strengths(found)
+    if found.notes:
+        print()
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _mean_row(arm: "ArmMean") -> tuple[str, ...]:
+    return (arm.label, f"{arm.mean:.3f}", _interval(arm.low, arm.high, ".3f"), arm.interval, str(arm.num_samples))
+
+
+def _interval(low: float, high: float, form: str = "+.3f") -> str:
+    return "unknown" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+
+
+def _print_claim(claim: "Claim", found: "Comparison") -> None:
+    from burnish.stats.wording import claimed, what_it_takes
+
+    print(f"{claim.label_b} against {claim.label_a}")
+    rows = [("  over", "n", "difference", "interval", "by", "p", "test")]
+    rows += [_evidence_row(each) for each in claim.evidence]
+    print_columns(rows)
+    wins = claim.wins
+    print(f"  wins {wins.share:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
+    if len(found.claims) > 1:
+        print(f"  p = {claim.p_adjusted:.2g} after Holm, of {len(found.claims)} claims")
+    if claim.p_equivalent is not None:
+        print(f"  a difference of {found.margin:g} or more: p = {claim.p_equivalent:.2g} (two one-sided tests)")
+    if claim.errors is not None:
+        _print_errors(claim)
+    _print_slices(claim)
+    small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
+    print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
+    if claim.verdict == "undecided":
+        for each in claim.evidence:
+            print(f"    over {each.unit}s: {what_it_takes(each, alpha=claim.alpha_each)}")
+
+
+def _evidence_row(each: "Difference") -> tuple[str, ...]:
+    return (
+        f"  {each.unit}s",
+        f"{each.n:,}",
+        f"{each.difference:+.3f}",
+        _interval(each.low, each.high),
+        each.interval,
+        f"{each.p_value:.2g}",
+        each.test,
+    )
+
+
+def _print_errors(claim: "Claim") -> None:
+    errors = claim.errors
+    if errors is None:
+        return
+    parts = {"seeds": errors.seed, "items": errors.item, "seed x item": errors.rest, "samples": errors.sample}
+    known = {name: part for name, part in parts.items() if not math.isnan(part)}
+    total = sum(known.values())
+    if total == 0:
+        print("  no spread over seeds, items or samples")
+        return
+    shown = ", ".join(f"{name} {part / total:.0%}" for name, part in known.items())
+    unknown = [name for name in ("seeds", "samples") if name not in known]
+    print(f"  the error's variance: {shown}" + "".join(f"; {name} unknown, with one" for name in unknown))
+    factors = {"seeds": errors.factor_seeds, "items": errors.factor_items, "samples": errors.factor_samples}
+    narrowed = ", ".join(f"{name} to {factor:.0%}" for name, factor in factors.items() if not math.isnan(factor))
+    print(f"  twice as many would narrow the interval: {narrowed}; buy {errors.cheapest} first if they cost the same")
+
+
+def _print_slices(claim: "Claim") -> None:
+    if not claim.slices:
+        return
+    rows = [(f"  {claim.slices[0].field}", "n", "A", "B", "difference", "interval", "p", "p (BH)", "")]
+    for each in claim.slices:
+        found = each.found
+        means = (f"{found.mean_a:.3f}", f"{found.mean_b:.3f}", f"{found.difference:+.3f}")
+        tail = (f"{found.p_value:.2g}", f"{each.p_adjusted:.2g}", each.verdict)
+        rows.append((f"  {each.value}", f"{found.n:,}", *means, _interval(found.low, found.high), *tail))
+    print_columns(rows)
+
+
+def _print_strengths(found: "Comparison") -> None:
+    strengths = found.strengths
+    if strengths is None:
+        return
+    print("\nBradley-Terry strengths with ties (Davidson), bootstrap by item")
+    order = sorted(range(len(found.arms)), key=lambda index: -strengths.strengths_M[index])
+    ends = zip(strengths.low_M, strengths.high_M, strict=True)
+    intervals = [_interval(low, high) for low, high in ends]
+    print_columns([(f"  {found.arms[i].label}", f"{strengths.strengths_M[i]:+.3f}", intervals[i]) for i in order])
+
+
+def _as_tree(found: "Comparison") -> dict[str, Any]:
+    tree = asdict(found)
+    for claim, written in zip(found.claims, tree["claims"], strict=True):
+        written["evidence"] = [asdict(each) for each in claim.evidence]
+        del written["over_items"], written["over_seeds"]
+        if claim.errors is not None:
+            written["errors"]["cheapest"] = claim.errors.cheapest
+    return {key: _plain(value) for key, value in tree.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The same in what JSON has: NaN as null, arrays as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if key != "design"}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
