@@ -235,8 +235,15 @@ def check_advantage(path: str) -> int:
 
 
 @check_app.command(name="reward")
-def check_reward(path: str, source: str) -> int:
-    """Try a reward on the reference answers of some tasks, and on garbage, and say what is wrong with it.
+def check_reward(
+    path: str,
+    source: str | None = None,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
+) -> int:
+    """Try a reward on right answers, garbage and tricks, and say how a model could game it.
+
+    Exit status 1 if it can.
 
     Example: burnish check reward my_rewards:score questions.jsonl
 
@@ -245,11 +252,11 @@ def check_reward(path: str, source: str) -> int:
     path
         package.module:name of a function (completion, task) -> number.
     source
-        JSONL file of tasks, or reasoning-gym:<dataset>.
+        JSONL file of tasks, or reasoning-gym:<dataset>; a few sums by default.
     """
     from burnish.cli.check import check_own_reward
 
-    return check_own_reward(path, source)
+    return check_own_reward(path, source, as_json=as_json)
 
 
 @check_app.command(name="environment")
