@@ -129,6 +129,31 @@ def show(
     return print_run(run, runs_folder, step=step, num_groups=groups)
 
 
+@app.command
+def audit(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    gold: Annotated[str | None, Parameter(help="package.module:name of a reward that says what was meant.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
+    plot: Annotated[Path | None, Parameter(help="SVG file to draw the curves to.")] = None,
+) -> int:
+    """Say whether a run gained what was meant, or only what its reward counts.
+
+    Reads stored answers, loads no model. Exit status 1 if an alarm is raised.
+
+    Example: burnish audit last --gold my_rewards:right --plot audit.svg
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.audit import print_audit
+
+    return print_audit(run, runs_folder, gold=gold, as_json=as_json, plot=plot)
+
+
 Nodes = Annotated[int, Parameter(help="Machines.")]
 Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
 Gpus = Annotated[int, Parameter(help="GPUs of each.")]

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import comb
+from typing import Literal
 
 import numpy as np
 
-from burnish.errors import DataError, UserError
 from burnish.evaluation.run_scores import NUM_FEATURES_NEED, Answers, RunScores
 from burnish.stats.gains import Drop, ExplainedGain, RiseTest, explained_gain, largest_drop, rise_test, slopes_within
 from burnish.stats.overoptimization import Turn, turning_point
@@ -127,7 +127,7 @@ def _rise(scores: RunScores, notes: list[str]) -> RiseTest | None:
         notes.append("the run was evaluated once: there is nothing to compare with")
         return None
     proxy, gold = scores.proxy_IN[:, [0, -1]], scores.gold_IN[:, [0, -1]]
-    known = np.isfinite(proxy).all(1) & np.isfinite(gold).all(1)
+    known = np.asarray(np.isfinite(np.column_stack([proxy, gold])).all(axis=1))
     if not known.all():
         notes.append(f"{int((~known).sum())} of {len(known)} held-out items lack a score and are left out")
     if known.sum() < _MIN_ITEMS:
@@ -212,8 +212,8 @@ def _alarms(rise: RiseTest | None, explained: ExplainedGain | None, drop: Drop |
         alarms.append(Alarm(name="gain by form", p_value=explained.p_value, is_raised=raised, text=text))
     if drop is not None:
         text = (
-            f"up to step {drop.last_before} one more of gold was worth {drop.before:.3g} more of the reward to the same "
-            f"prompt, after it {drop.after:.3g}"
+            f"up to step {drop.last_before} one more of gold was worth {drop.before:.3g} more of the reward within "
+            f"a group, after it {drop.after:.3g}"
         )
         alarms.append(
             Alarm(name="worth of gold fell", p_value=drop.p_value, is_raised=drop.p_value <= level, text=text)
@@ -258,22 +258,8 @@ def _best_of_n_baseline(scores: RunScores) -> tuple[BestOfN, ...]:
 
 def _best_of(proxy: Floats, value: Floats, n: int) -> float:
     """Mean value of the one with the highest proxy, over all subsets of size n; equal proxies share."""
-    from math import comb
-
     weights = np.array([comb(rank, n - 1) for rank in range(len(proxy))]) / comb(len(proxy), n)
     order = np.argsort(proxy, kind="stable")
     _, block = np.unique(proxy[order], return_inverse=True)
     shared = np.bincount(block, weights) / np.bincount(block)
     return float(shared[block] @ value[order])
-
-
-def to_json(found: Any) -> Any:
-    """Plain data without NaN or infinity, which are no JSON: they are null."""
-    if isinstance(found, dict):
-        return {key: to_json(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [to_json(value) for value in found]
-    return None if isinstance(found, float) and not np.isfinite(found) else found
-
-
-__all__ = ["Alarm", "AuditStep", "BestOfN", "DataError", "RewardAudit", "UserError", "audit", "to_json"]

@@ -110,7 +110,7 @@ def read_run_scores(run: RunFolder, *, right_at: float, gold: Gold | None) -> Ru
 
 
 def form(answer: Line) -> dict[str, float]:
-    """What an answer looks like: tokens, their logarithm, share of repeated 3-grams, marks of markup, cut off or not."""
+    """What an answer looks like: tokens, their logarithm, share of repeated 3-grams, marks of markup, cut off."""
     count = len(answer["token_ids"])
     return {
         "tokens": float(count),
