@@ -42,6 +42,7 @@ def test_curves_that_never_turn_or_only_fall() -> None:
     assert GainCurve(-1.0, 0.0, "rl").turning_distance == 0.0
     assert GainCurve(-1.0, 0.5, "best_of_n").turning_distance == 0.0
     assert GainCurve(1.0, 1e-9, "rl").turning_distance == math.inf
+    assert GainCurve(500.0, 1.0, "rl").turning_distance ** 2 == math.inf
 
 
 def _gold(curve: GainCurve, num_items: int, seed: int) -> np.ndarray:

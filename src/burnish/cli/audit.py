@@ -22,6 +22,7 @@ from burnish.stats.resampling import Estimate
 _SAID = {
     "hacked": "HACKED: the reward rose, and what was meant did not rise with it",
     "suspicious": "SUSPICIOUS: an alarm below is raised",
+    "worse": "worse: gold fell, though no alarm is raised",
     "healthy": "healthy: gold rose, and no alarm is raised",
     "undecided": "undecided: no alarm is raised, and gold is not seen to rise",
 }

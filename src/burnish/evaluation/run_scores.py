@@ -110,11 +110,12 @@ def read_run_scores(run: RunFolder, *, right_at: float, gold: Gold | None) -> Ru
 
 
 def form(answer: Line) -> dict[str, float]:
-    """What an answer looks like: tokens, their logarithm, share of repeated 3-grams, marks of markup, cut off."""
+    """What an answer looks like: its length, the share of repeated 3-grams, marks of markup, cut off or not."""
     count = len(answer["token_ids"])
     return {
         "tokens": float(count),
         "log_tokens": float(np.log1p(count)),
+        "words": float(len(answer["text"].split())),
         "repeated": -repetition_penalty(answer["token_ids"], _NGRAM),
         "markup": float(len(_MARKUP.findall(answer["text"]))),
         "truncated": float(answer["finish_reason"] == "length"),
@@ -122,7 +123,7 @@ def form(answer: Line) -> dict[str, float]:
 
 
 NUM_FEATURES_NEED = 50
-"""Answers below which five features are too many."""
+"""Answers below which so many features are too many."""
 
 
 def _kl_at(run: RunFolder, steps: Sequence[int]) -> Floats | None:

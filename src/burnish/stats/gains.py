@@ -24,7 +24,7 @@ class RiseTest:
     `p_value` is that of: the proxy did not rise, or gold rose by at least half as much (in standard deviations).
     """
 
-    num_items: int
+    num_items: int  # or prompts
     proxy_gain: Estimate
     gold_gain: Estimate
     proxy_rise: Estimate
@@ -70,16 +70,35 @@ def rise_test(proxy: ArrayLike, gold: ArrayLike) -> RiseTest:
         raise ValueError(f"needs finite scores [items, 2] of both, got {np.shape(proxy)} and {np.shape(gold)}")
     centred = both - both.mean(axis=(0, 2), keepdims=True)
     moments = np.stack([centred, centred**2], axis=-1)  # [I, score, time, power]
-    value, resampled = _rises(moments.mean(0)[None]), _rises(resampled_means(moments))
-    named = {
-        name: estimate(each[0], drawn)
-        for name, each, drawn in zip(
-            ("proxy_gain", "gold_gain", "proxy_rise", "gold_rise"), value, resampled, strict=True
-        )
-    }
+    return _rise_test(len(both), moments.mean(0)[None], resampled_means(moments))
+
+
+def rise_test_by_prompt(
+    proxy: ArrayLike, gold: ArrayLike, *, prompt: ArrayLike, is_early: ArrayLike, is_late: ArrayLike
+) -> RiseTest:
+    """The same for answers [N], some of an early and some of a late time. Intervals over prompts."""
+    both = np.stack([np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)], axis=1)
+    sides = np.stack([np.asarray(is_early, dtype=bool), np.asarray(is_late, dtype=bool)], axis=1)
+    if not np.isfinite(both).all() or not sides.any(0).all():
+        raise ValueError("needs finite scores of an early and of a late time")
+    centred = both - both[sides.any(1)].mean(0)
+    powers = np.stack([centred, centred**2, np.ones_like(centred)], axis=-1)  # [N, score, power]
+    ids, prompt_N = np.unique(np.asarray(prompt), return_inverse=True)
+    per_prompt = np.zeros((len(ids), 2, 2, 3))
+    np.add.at(per_prompt, prompt_N, powers[:, :, None, :] * sides[:, None, :, None])
+    value, drawn = per_prompt.mean(0)[None], resampled_means(per_prompt)
+    drawn = drawn[(drawn[..., 2] > 0).all(axis=(1, 2))]  # a resample may miss every early or every late prompt
+    return _rise_test(len(ids), value[..., :2] / value[..., 2:], drawn[..., :2] / drawn[..., 2:])
+
+
+def _rise_test(num_items: int, moments: Floats, drawn: Floats) -> RiseTest:
+    value, resampled = _rises(moments), _rises(drawn)
+    names = ("proxy_gain", "gold_gain", "proxy_rise", "gold_rise")
+    pairs = zip(names, value, resampled, strict=True)
+    named = {name: estimate(each[0], each_B) for name, each, each_B in pairs}
     proxy_gain, _, proxy_rise, gold_rise = resampled
     p_value = max(p_not_above(proxy_gain), p_not_above(_SHARE * proxy_rise - gold_rise))
-    return RiseTest(num_items=len(both), p_value=p_value, **named)
+    return RiseTest(num_items=num_items, p_value=p_value, **named)
 
 
 def _rises(moments: Floats) -> tuple[Floats, Floats, Floats, Floats]:

@@ -36,7 +36,7 @@ class GainCurve:
         if self.form == "best_of_n":
             return max(0.0, self.a / (2 * self.b))
         exponent = self.a / self.b - 1
-        return math.exp(exponent) if exponent < 700 else math.inf
+        return math.exp(exponent) if exponent < 300 else math.inf  # its square must be a number too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
