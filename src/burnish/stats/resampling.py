@@ -1,5 +1,6 @@
 """The bootstrap of anything that is a function of sums over items."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,8 +53,22 @@ def p_not_above(resampled: Floats, bound: float = 0.0) -> float:
 
 def _weights(num_items: int, seed: int, num_resamples: int) -> Iterator[Floats]:
     """How often each item is drawn, divided by the number of items; some resamples at a time."""
+    if num_items * num_resamples <= _CHUNK:
+        yield _drawn_once(num_items, seed, num_resamples)
+        return
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // num_items)
     for start in range(0, num_resamples, rows):
-        size = min(rows, num_resamples - start)
-        yield rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size) / num_items
+        yield _draw(rng, num_items, min(rows, num_resamples - start))
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_once(num_items: int, seed: int, num_resamples: int) -> Floats:
+    """Drawing takes far longer than using it, and is mostly asked for again."""
+    weights = _draw(np.random.default_rng(seed), num_items, num_resamples)
+    weights.setflags(write=False)
+    return weights
+
+
+def _draw(rng: np.random.Generator, num_items: int, size: int) -> Floats:
+    return rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size) / num_items
