@@ -113,6 +113,22 @@ def test_gold_that_falls_without_an_alarm_is_said() -> None:
     assert audit(replace(scores, gold_IN=gold)).verdict == "worse"
 
 
+def test_where_gold_turned_is_said_only_where_the_curve_fits() -> None:
+    scores = simulated(0, kind="idle", items=200)
+    d = np.sqrt(scores.kl_N)
+    curve = np.array([0.0, *(d[1:] * (1.0 - 1.0 * np.log(d[1:])))])
+    gold = np.random.default_rng(0).normal(0, 0.3, (200, 1)) + curve + np.zeros((200, 5))
+    noise = np.random.default_rng(1).normal(0, 0.3, (200, 5))
+
+    def note(gold_IN: np.ndarray) -> str:
+        return next(each for each in audit(replace(scores, gold_IN=gold_IN)).notes if "highest measured" in each)
+
+    assert re.match(r"gold turned at a KL of (0\.9|1\.0)", note(gold + noise))
+    assert "gold over KL is no curve" in note(gold * 0 + [0.0, 1.0, -1.0, 1.0, -1.0] + noise)
+    rising = note(0.4 * d + noise)
+    assert "that gold turned is not established" in rising and "step 20, at a KL of 9" in rising
+
+
 def test_best_of_n_by_hand() -> None:
     """Proxy 1, 2, 3, 4 with gold 0, 1, 0, 0.5: .375, .4166667 of two, .5 of four (shared/field/evaluation.md B3)."""
     scores = simulated(0, kind="idle")

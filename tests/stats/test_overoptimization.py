@@ -54,6 +54,7 @@ def _gold(curve: GainCurve, num_items: int, seed: int) -> np.ndarray:
 def test_a_turn_within_what_was_seen_is_said_and_one_beyond_is_not() -> None:
     turns = turning_point(D, _gold(GainCurve(1.0, 1.0, "rl"), 200, 0))
     assert turns.is_seen and turns.kl.low < 1.0 < turns.kl.high  # exp(1 - 1) squared
+    assert turns.r_squared > 0.99
     rises = turning_point(D, _gold(GainCurve(1.0, 0.1, "rl"), 200, 0))
     assert not rises.is_seen and rises.kl.high > D.max() ** 2
 
@@ -65,6 +66,19 @@ def test_the_interval_of_the_turn_covers_it() -> None:
         kl = turning_point(D, _gold(GainCurve(1.0, 0.8, "rl"), 60, seed)).kl
         covered += kl.low <= math.exp(2 * (1 / 0.8 - 1)) <= kl.high
     assert covered >= 180  # 95% nominal; 200 runs of a coverage of 93% stay above with probability 0.96
+
+
+def test_a_turn_before_the_first_measurement_is_not_seen() -> None:
+    gold = np.random.default_rng(0).normal(0, 0.1, (50, 7)) + GainCurve(0.0, 1.0, "rl").gain(D * 2)
+    found = turning_point(D * 2, gold)  # it turns at exp(-2), the first measurement is at 1
+    assert found.r_squared > 0.99 and found.kl.high < 1.0 and not found.is_seen
+
+
+def test_a_curve_that_does_not_fit_says_so() -> None:
+    up_and_down = turning_point(D, np.tile([0.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], (5, 1)))
+    assert up_and_down.r_squared < 0.3
+    still = turning_point(D, np.ones((5, 7)))
+    assert still.r_squared == 0.0 and not still.is_seen
 
 
 def test_too_few_points_are_refused() -> None:

@@ -43,11 +43,13 @@ class GainCurve:
 class Turn:
     """Where gold turns, as KL, with its interval over items; infinite: not at all.
 
-    `is_seen` says that the whole interval lies within the KL that was reached.
+    The interval knows of items, not of whether gold follows such a curve: `r_squared` is the share of the squared gains
+    that the curve has. `is_seen` says that the interval ends between the first and the last KL that was measured.
     """
 
     kl: Estimate
     curve: GainCurve
+    r_squared: float
     is_seen: bool
 
 
@@ -79,13 +81,16 @@ def turning_point(distances: ArrayLike, gold: ArrayLike, form: Form = "rl") -> T
     if d[0] != 0:
         raise ValueError(f"the first distance must be that of the start, 0, got {d[0]}")
     means_N = gold_IN.mean(0)
-    curve = fit_gain_curve(d, means_N - means_N[0], form)
+    gains_N = means_N - means_N[0]
+    curve = fit_gain_curve(d, gains_N, form)
+    missed, whole = np.sum((gains_N - curve.gain(d)) ** 2), np.sum(gains_N**2)
     resampled_BN = resampled_means(gold_IN)
     kept = d > 0
     fits = (resampled_BN - resampled_BN[:, :1])[:, kept] @ _solution(d[kept], form).T
     turns = np.array([GainCurve(float(a), float(b), form).turning_distance ** 2 for a, b in fits])
     kl = estimate(curve.turning_distance**2, turns)
-    return Turn(kl=kl, curve=curve, is_seen=bool(0 < kl.high < d.max() ** 2))
+    r_squared = float(1 - missed / whole) if whole > 0 else 0.0
+    return Turn(kl=kl, curve=curve, r_squared=r_squared, is_seen=bool(d[kept].min() ** 2 <= kl.high < d.max() ** 2))
 
 
 def _terms(d: Floats, form: Form) -> tuple[Floats, Floats]:
