@@ -10,7 +10,12 @@ import pytest
 from burnish.errors import DataError, UserError
 from burnish.reproducibility import code_state
 from burnish.reproducibility.code_state import read_code
-from burnish.reproducibility.environment import Difference, environment_differences, environment_record
+from burnish.reproducibility.environment import (
+    Difference,
+    environment_differences,
+    environment_record,
+    installed_packages,
+)
 from burnish.reproducibility.first_difference import compare_runs
 from burnish.reproducibility.record import source_hash
 from burnish.reproducibility.redaction import REDACTED, holds_secret, redacted, redacted_arguments
@@ -259,3 +264,13 @@ def test_other_weights_are_found(tmp_path: Path) -> None:
             (folder / name).write_bytes(content)
     found = compare_runs(*runs)
     assert found.difference is not None and found.difference.key == "sha256 of model.safetensors"
+
+
+def test_what_a_package_carries_inside_itself_is_not_installed(tmp_path, monkeypatch) -> None:
+    for folder, name in (("site-packages", "outer"), ("site-packages/outer/carried", "inner")):
+        info = tmp_path / folder / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    packages = installed_packages()
+    assert packages["outer"] == "1.0" and "inner" not in packages

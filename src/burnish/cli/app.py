@@ -8,7 +8,9 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.check_app import check_app
 from burnish.cli.compare import compare
+from burnish.cli.eval_app import contamination, eval_app
 from burnish.cli.experiment_app import experiment_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
@@ -24,8 +26,6 @@ app = App(name="burnish", help="Improve a language model, and know that it did."
 model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
 render_app = App(name="render", help="Print files that start a run on a cluster.")
-check_app = App(name="check", help="Try what you wrote, before a run does.")
-eval_app = App(name="eval", help="Answer the items of a task with a model, and keep every answer.")
 app.command(model_app)
 app.command(eval_app)
 app.command(check_app)
@@ -35,6 +35,7 @@ app.command(render_app)
 app.command(power_app)
 app.command(watch)
 app.command(compare)
+app.command(contamination)
 
 
 @app.command
@@ -120,105 +121,6 @@ def resume(
     from burnish.cli.train import resume_run
 
     return resume_run(run, settings, runs_folder, stop_after=stop_after, allow_changed=allow_changed)
-
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
-
-
-@eval_app.default
-def evaluate(
-    model: str,
-    *settings: Settings,
-    task: Annotated[
-        str | None, Parameter(help="JSONL file, reasoning-gym:<dataset>, recipe, run, or YAML file.")
-    ] = None,
-    slices: Annotated[str | None, Parameter(help="Fields by whose values the figures are split, with commas.")] = None,
-    contamination_with: Annotated[str | None, Parameter(help="Training data: look for the items in it.")] = None,
-    runs_folder: RunsFolder = Path("runs"),
-    as_json: AsJson = False,
-) -> int:
-    """Evaluate a model, a run or a checkpoint on a task; what was answered already is not asked again.
-
-    A recipe or a run stands for the questions it holds out. Any setting: --task.key, --sampling.key, --model.key VALUE.
-
-    Example: burnish eval smollm2-135m --task quickstart
-
-    Parameters
-    ----------
-    model
-        A model's folder or name, a checkpoint, a run, or `last`.
-    """
-    from burnish.cli.eval import evaluate_model
-
-    asked = {"task": task, "slices": slices, "contamination_with": contamination_with}
-    return evaluate_model(model, settings, asked, runs_folder, as_json=as_json)
-
-
-@eval_app.command(name="show")
-def eval_show(store: Path, *, as_json: AsJson = False) -> int:
-    """Print the figures of an eval store.
-
-    Parameters
-    ----------
-    store
-        Folder of the store.
-    """
-    from burnish.cli.eval import show_store
-
-    return show_store(store, as_json=as_json)
-
-
-@eval_app.command(name="verify")
-def eval_verify(
-    store: Path,
-    *,
-    rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
-) -> int:
-    """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
-
-    Parameters
-    ----------
-    store
-        Folder of the store.
-    """
-    from burnish.cli.eval import verify_eval
-
-    return verify_eval(store, with_reward=rescore)
-
-
-@eval_app.command(name="import")
-def eval_import(
-    file: Path,
-    *,
-    kind: Annotated[str, Parameter(help="csv, lm-eval, or inspect.")],
-    evals_folder: Annotated[Path, Parameter(help="Where stores are made.")] = Path("evals"),
-) -> int:
-    """Make eval stores of another tool's results.
-
-    Parameters
-    ----------
-    file
-        csv: a column `item` and one column of scores per model. lm-eval: a samples_*.jsonl. inspect: a JSON log.
-    """
-    from burnish.cli.eval import import_results
-
-    return import_results(file, kind, evals_folder)
-
-
-@app.command
-def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> int:
-    """Look for the items of an evaluation in training data: exactly, by runs of 13 words, and nearly.
-
-    Parameters
-    ----------
-    train
-        JSONL file that was trained on.
-    evaluation
-        JSONL file of questions, or the folder of an eval store: then the score without what was found is printed too.
-    """
-    from burnish.cli.eval import print_contamination
-
-    return print_contamination(train, evaluation, as_json=as_json)
 
 
 @app.command(name="runs")
@@ -343,6 +245,31 @@ def export(
     return export_run(run, runs_folder, to)
 
 
+@app.command
+def audit(
+    run: str,
+    *,
+    runs_folder: RunsFolder = Path("runs"),
+    gold: Annotated[str | None, Parameter(help="package.module:name of a reward that says what was meant.")] = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, Parameter(help="SVG file to draw the curves to.")] = None,
+) -> int:
+    """Say whether a run gained what was meant, or only what its reward counts.
+
+    Reads stored answers, loads no model. Exit status 1 if an alarm is raised.
+
+    Example: burnish audit last --gold my_rewards:right --plot audit.svg
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or `last`.
+    """
+    from burnish.cli.audit import print_audit
+
+    return print_audit(run, runs_folder, gold=gold, as_json=as_json, plot=plot)
+
+
 Nodes = Annotated[int, Parameter(help="Machines.")]
 Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
 Gpus = Annotated[int, Parameter(help="GPUs of each.")]
@@ -410,99 +337,6 @@ def get(name: str) -> int:
 
     print(fetch_model(name, lambda text: print(text, flush=True)))
     return 0
-
-
-@check_app.command(name="loss")
-def check_loss(
-    path: str,
-    *,
-    at_ends: Annotated[bool, Parameter(negative="", help="A reward model's loss: one value a sequence.")] = False,
-) -> int:
-    """Try a loss on small random batches and say in plain words what is wrong with it.
-
-    Example: burnish check loss my_losses:focal
-
-    Parameters
-    ----------
-    path
-        package.module:name of a loss.
-    """
-    from burnish.cli.check import check_own_loss
-
-    return check_own_loss(path, at_ends=at_ends)
-
-
-@check_app.command(name="advantage")
-def check_advantage(path: str) -> int:
-    """Try an advantage on hard rewards and say in plain words what is wrong with it.
-
-    Example: burnish check advantage my_advantages:by_rank
-
-    Parameters
-    ----------
-    path
-        package.module:name of a function (rewards_B, group_B) -> advantages_B, or the name of one that ships.
-    """
-    from burnish.cli.check import check_own_advantage
-
-    return check_own_advantage(path)
-
-
-@check_app.command(name="reward")
-def check_reward(path: str, source: str) -> int:
-    """Try a reward on the reference answers of some tasks, and on garbage, and say what is wrong with it.
-
-    Example: burnish check reward my_rewards:score questions.jsonl
-
-    Parameters
-    ----------
-    path
-        package.module:name of a function (completion, task) -> number.
-    source
-        JSONL file of tasks, or reasoning-gym:<dataset>.
-    """
-    from burnish.cli.check import check_own_reward
-
-    return check_own_reward(path, source)
-
-
-@check_app.command(name="environment")
-def check_environment(path: str, source: str) -> int:
-    """Try an environment on the reference answers of some tasks, and on garbage, and say what is wrong with it.
-
-    Example: burnish check environment my_games:Chess questions.jsonl
-
-    Parameters
-    ----------
-    path
-        package.module:name of a class with `reset(task)` and `step(said)`.
-    source
-        JSONL file of tasks, or reasoning-gym:<dataset>.
-    """
-    from burnish.cli.check import check_own_environment
-
-    return check_own_environment(path, source)
-
-
-@check_app.command(name="gradients")
-def check_gradients(
-    run: str,
-    *,
-    runs_folder: RunsFolder = Path("runs"),
-    batches: Annotated[int, Parameter(help="Batches to look at, from the next one on.")] = 4,
-) -> int:
-    """Say whether the parts of a run's loss and reward pull the same way, at its newest weights. Trains nothing.
-
-    Example: burnish check gradients last
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
-    """
-    from burnish.cli.check import check_run_gradients
-
-    return check_run_gradients(run, runs_folder, num_batches=batches)
 
 
 @config_app.command(name="show")

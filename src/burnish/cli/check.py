@@ -1,7 +1,9 @@
 """`burnish check loss | advantage | reward | environment | gradients`."""
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from burnish.algorithms.conflicts import part_gradients
+from burnish.cli.columns import print_columns
 from burnish.cli.train import run_config
 from burnish.config.schema import TaskConfig
 from burnish.data.tasks import load_tasks
@@ -18,8 +21,10 @@ from burnish.errors import UserError
 from burnish.losses.advantages import ADVANTAGES, load_advantage
 from burnish.losses.check_advantage import check_advantage
 from burnish.losses.loss import load_loss
+from burnish.records import Task
 from burnish.reproducibility.run_folder import RunFolder
-from burnish.rewards.check import check_reward
+from burnish.rewards.check import RewardCheck, check_reward
+from burnish.rewards.probes import built_in_tasks
 from burnish.rewards.scoring import load_reward
 from burnish.training.check_loss import check_loss
 
@@ -39,10 +44,34 @@ def check_own_advantage(path: str) -> int:
     return _print(path, check_advantage(advantage))
 
 
-def check_own_reward(path: str, source: str) -> int:
-    """Print what is wrong with a reward on the tasks of a source; exit status 1 where something is."""
-    tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
-    return _print(path, check_reward(load_reward(path), tasks))
+def check_own_reward(path: str, source: str | None, *, as_json: bool) -> int:
+    """Print what a reward gives to right answers, garbage and tricks; exit status 1 where it can be gamed.
+
+    `source` None takes sums.
+    """
+    if source is None:
+        tasks: Sequence[Task] = built_in_tasks()
+    else:
+        tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
+    checked = check_reward(load_reward(path), tasks)
+    if as_json:
+        print(json.dumps(asdict(checked), indent=1, ensure_ascii=False))
+    else:
+        _print_reward_check(path, checked, on="built-in sums" if source is None else source)
+    return 0 if checked.passes else 1
+
+
+def _print_reward_check(path: str, checked: RewardCheck, *, on: str) -> None:
+    rows = [("answer", "tasks", "mean reward", "of the right answer's", "ms")]
+    for result in checked.probes:
+        mean = "no score" if result.mean is None else f"{result.mean:.3g}"
+        share = "-" if result.share is None else f"{result.share:.0%}"
+        rows.append((result.what, str(result.num_tasks), mean, share, f"{1000 * result.seconds_per_answer:.1f}"))
+    print_columns(rows)
+    for finding in checked.findings:
+        print(f"{finding.severity}: {finding.text}")
+    if checked.passes:
+        print(f"{path}: no way to game it was found on {on}")
 
 
 def check_own_environment(path: str, source: str) -> int:

@@ -113,7 +113,7 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
     from burnish.stats.wording import claimed, what_it_takes
 
     print(f"{claim.label_b} against {claim.label_a}")
-    rows = [("  over", "n", "difference", "interval", "by", "p", "test")]
+    rows: list[tuple[str, ...]] = [("  over", "n", "difference", "interval", "by", "p", "test")]
     rows += [_evidence_row(each) for each in claim.evidence]
     print_columns(rows)
     wins = claim.wins

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from burnish.environments.base import MakeEnvironment, StepResult
 from burnish.environments.calling import Caller, Fault, Held
 from burnish.records import Message, Task
-from burnish.rewards.check import GARBAGE, as_completion
+from burnish.rewards.check import as_completion
+from burnish.rewards.probes import GARBAGE
 
 Say = Callable[[Task, Sequence[Message]], str]
 """What a player says to a task, given the conversation so far, its own turns included."""

@@ -27,7 +27,9 @@ from burnish.evaluation.table import items_sha256
 from burnish.memory.measure import peak_memory_bytes
 from burnish.models.load import ModelFacts, compute_repeatably, find_dtype, inspect_model, load_policy
 from burnish.records import SamplingSettings
-from burnish.reproducibility.record import code_record, environment_record, model_record, source_hash
+from burnish.reproducibility.code_state import read_code
+from burnish.reproducibility.environment import environment_record
+from burnish.reproducibility.record import model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
 from burnish.rewards.scoring import require_scores
 from burnish.rollout.generators.base import Generator
@@ -176,6 +178,7 @@ def find_or_make_store(inputs: EvalInputs) -> EvalStore:
         if store.record()["key_sha256"] != key:
             raise DataError(f"{path} holds another evaluation: give this one a --name")
         return store
+    code = read_code(config.evals_folder)
     record = {
         "label": inputs.label(),
         "task": {"source": task.source, "kind": task.kind, "num_items": len(inputs.items), "items": settings["items"]},
@@ -186,10 +189,12 @@ def find_or_make_store(inputs: EvalInputs) -> EvalStore:
         "created": utc_now(),
         "key_sha256": key,
         "config": config.model_dump(mode="json"),
-        "code": code_record(),
+        "code": code.record,
         "environment": environment_record(config.model.num_threads),
     }
-    return EvalStore.create(path, record, (item.line() for item in inputs.items))
+    store = EvalStore.create(path, record, (item.line() for item in inputs.items))
+    code.write(store.path)
+    return store
 
 
 def run_eval(inputs: EvalInputs, store: EvalStore, progress: Progress, *, generator: Generator | None = None) -> None:

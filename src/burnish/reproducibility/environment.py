@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,12 @@ def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any])
 
 
 def installed_packages() -> dict[str, str]:
-    """Every installed distribution with its version, sorted by name."""
+    """Every installed distribution with its version, sorted by name. What a package carries inside itself is not
+    installed: Ray, once imported, adds such a folder to the search path.
+    """
+    own = [each for each in sys.path if "site-packages" not in Path(each).parts[:-1]]
     found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib.metadata.distributions(path=own):
         metadata = distribution.metadata  # parsed at each access
         if metadata["Name"]:  # a broken installation may have none
             found.setdefault(metadata["Name"].lower().replace("_", "-"), metadata["Version"])

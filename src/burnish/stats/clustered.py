@@ -57,5 +57,4 @@ def cluster_sums(
         raise ValueError(f"each of {len(values)} values needs its cluster, got {len(clusters)}")
     names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
     index = np.fromiter((names[name] for name in clusters), dtype=np.int64, count=len(clusters))
-    sums: NDArray[np.float64] = np.bincount(index, weights=values)
-    return sums, np.bincount(index).astype(np.float64)
+    return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)

@@ -98,8 +98,9 @@ def _fit(
 
     def loss(at_RN: NDArray[np.float64]) -> NDArray[np.float64]:
         logits_R3P = np.einsum("opn,rn->rop", columns_3PN, at_RN)
-        lost: NDArray[np.float64] = (total_RP * logsumexp(logits_R3P, axis=1)).sum(axis=1)
-        return lost - (seen_R3P * logits_R3P).sum(axis=(1, 2))
+        lost_R: NDArray[np.float64] = (total_RP * logsumexp(logits_R3P, axis=1)).sum(axis=1)
+        lost_R -= (seen_R3P * logits_R3P).sum(axis=(1, 2))
+        return lost_R
 
     at_RN = np.tile(start_N, (len(seen_R3P), 1))
     value_R = loss(at_RN)

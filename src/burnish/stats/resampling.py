@@ -18,7 +18,7 @@ def sign_flip_p_value(values: NDArray[np.float64]) -> float:
     All signs of up to 20 values that are not 0, and 9,999 seeded draws of more, where the one that was seen counts
     (Phipson & Smyth 2010). 1 where every value is 0.
     """
-    sizes = np.abs(values[values != 0])
+    sizes = np.sort(np.abs(values[values != 0]))  # so that the order the values came in does not matter
     if len(sizes) == 0:
         return 1.0
     seen = abs(float(values.sum())) - 1e-12 * float(sizes.sum())  # sums that are equal but for rounding count as equal
