@@ -24,6 +24,7 @@ from burnish.algorithms.asking import TaskInputs
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.session import algorithm_of, load_roles, prepare, schema_of
 from burnish.config.loading import resolve
+from burnish.memory.allocator import restart_for_tensors
 from burnish.memory.measure import peak_memory_bytes
 from burnish.models.load import inspect_model
 from burnish.monitoring.console import Progress
@@ -42,6 +43,7 @@ def score(completion: Any, task: Any) -> float:
 
 def main() -> None:
     """Read the arguments, measure, print."""
+    restart_for_tensors()  # as `burnish train` does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=["sft", "dpo", "grpo"])
     parser.add_argument("--steps", type=int, default=3)

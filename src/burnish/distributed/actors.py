@@ -16,6 +16,7 @@ from typing import Any
 from burnish.config.schema import ClusterConfig
 from burnish.distributed.roles import T
 from burnish.errors import BurnishError, ConfigError, LostError, MachineError
+from burnish.memory.allocator import environment_for_tensors
 
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
@@ -243,7 +244,9 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
         raise ConfigError(f"cluster.kind=ray needs Ray ({error}): pip install 'burnish[ray]'") from error
     path = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]))
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": path}},  # a user's modules are found where the run was started
+        "runtime_env": {
+            "env_vars": {"PYTHONPATH": path} | environment_for_tensors()
+        },  # a user's modules are found where the run was started
         "include_dashboard": False if cluster.address is None else None,
         "log_to_driver": False,
         "logging_level": "error",
