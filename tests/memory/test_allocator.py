@@ -11,13 +11,15 @@ from burnish.memory.allocator import environment_for_tensors
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc than glibc is left as it is")
 
+NO_CACHE, NO_BINS = "glibc.malloc.tcache_count=0", "glibc.malloc.mxfast=0"
+
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("", "glibc.malloc.tcache_count=0"),
-        ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0"),
-        ("glibc.malloc.tcache_count=9", "glibc.malloc.tcache_count=9"),  # the user's choice
+        ("", f"{NO_CACHE}:{NO_BINS}"),
+        ("glibc.malloc.hugetlb=1", f"glibc.malloc.hugetlb=1:{NO_CACHE}:{NO_BINS}"),
+        ("glibc.malloc.tcache_count=9", f"glibc.malloc.tcache_count=9:{NO_BINS}"),  # the user's choice
     ],
 )
 def test_what_is_chosen_already_stays(monkeypatch, before: str, after: str) -> None:
@@ -35,7 +37,7 @@ def test_a_command_begins_again_once_with_the_same_arguments(monkeypatch, tmp_pa
     done = subprocess.run(
         [sys.executable, "-X", "utf8", script, "a b", "--c"], capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.splitlines() == ["begins", "begins", "glibc.malloc.tcache_count=0 ['a b', '--c'] 1"]
+    assert done.stdout.splitlines() == ["begins", "begins", f"{NO_CACHE}:{NO_BINS} ['a b', '--c'] 1"]
 
 
 HOLDS = """

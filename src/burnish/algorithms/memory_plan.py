@@ -36,8 +36,9 @@ from burnish.training.optimizer import MasterOptimizer, state_bytes
 # Python with torch, transformers and a tokenizer, before any weight: resident size on Linux. On a GPU it is elsewhere.
 PROCESS_BYTES = 500_000_000
 
-# Of the activations on a CPU: freed memory in pieces that fit no other tensor, unless it is returned.
-_PIECES = 0.35
+# Of the activations on a CPU: freed memory in pieces that fit no other tensor, where it is kept, and where it is
+# returned (small tensors never are). Measured, see docs/guides/memory.md.
+_PIECES, _SMALL_PIECES = 0.25, 0.10
 
 _ACTIVATIONS = "activations and logits"
 _OFFLOADED = ("master weights", "moments", "gradients")
@@ -139,8 +140,9 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
             prefix = f"{name} " if name else ""
             stepping = "step_in_backward" in saved
             phases += _learning(prefix, learner, step, needs, loaded, live, steps_in_backward=stepping)
-    if process and "return_memory" not in saved:
-        pieces = [int(_PIECES * each.parts.get(_ACTIVATIONS, 0)) for each in phases]
+    if process:
+        share = _SMALL_PIECES if "return_memory" in saved else _PIECES
+        pieces = [int(share * each.parts.get(_ACTIVATIONS, 0)) for each in phases]
         phases = [Phase(each.name, each.parts | {"pieces": size}) for each, size in zip(phases, pieces, strict=True)]
     if "offload_optimizer" in saved:
         phases = [Phase(each.name, each.parts | dict.fromkeys(_OFFLOADED, 0)) for each in phases]

@@ -10,27 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Options of mallopt, from malloc.h.
-_M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = 1, -1, -3, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
 _MAPPED_FROM_BYTES = 2**20  # a small tensor
 _MAPPED_AT_MOST = 65536  # blocks; glibc's own number
 
 _TUNABLES = "GLIBC_TUNABLES"
-_NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"
+_KEPT_APART = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
 
 
 def environment_for_tensors() -> dict[str, str]:
     """Variables that a process must start with to keep what it frees in large pieces; none where there is no glibc.
 
-    torch asks for tensors at addresses divisible by 64, for which glibc cuts a strip off either end. Its cache of small
-    blocks, one for each thread, hands those strips to whatever small object comes next, and the hole that a tensor
-    leaves can then not take the next one of its size: with adapters a process held 1.6 times as much (docs/log.md).
+    torch asks for tensors at addresses divisible by 64, for which glibc cuts a strip off either end. Its caches of
+    small blocks hand those strips to whatever small object comes next, and the hole that a tensor leaves can then not
+    take the next one of its size: with adapters a process held 1.6 times as much (docs/log.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return {}
     chosen = [each for each in os.environ.get(_TUNABLES, "").split(":") if each]
-    has_chosen = any("tcache_count" in each for each in chosen)
-    return {_TUNABLES: ":".join(chosen if has_chosen else [*chosen, _NO_THREAD_CACHE])}
+    names = {each.partition("=")[0] for each in chosen}
+    ours = [f"{name}={value}" for name, value in _KEPT_APART.items() if name not in names]
+    return {_TUNABLES: ":".join([*chosen, *ours])}
 
 
 def restart_for_tensors() -> None:
@@ -60,7 +61,6 @@ class Allocator:
         self._set(_M_MMAP_MAX, 0 if self._keeps else _MAPPED_AT_MOST)
         self._set(_M_TRIM_THRESHOLD, 2**31 - 1)
         self._set(_M_ARENA_MAX, 1)
-        self._set(_M_MXFAST, 0)  # small blocks that are freed join their neighbours, as above
 
     @contextmanager
     def long_lived(self) -> Iterator[None]:
