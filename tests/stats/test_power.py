@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from burnish.stats.power import (
     required_number,
     required_samples,
     smallest_effect,
+    smallest_shift,
 )
 
 
@@ -46,6 +48,20 @@ def test_what_few_seeds_can_see() -> None:  # evaluation practice: 3, 5, 10 seed
     found = [smallest_effect(TwoMeans(sd=1), seeds) for seeds in (3, 5, 10)]
     assert found == pytest.approx([3.07, 2.02, 1.32], abs=0.005)
     assert smallest_effect(PairedMeans(sd_difference=1), 5) == pytest.approx(1.68, abs=0.005)
+
+
+@given(st.integers(2, 60), st.floats(0.5, 0.95), st.floats(0.001, 0.2))
+def test_the_smallest_shift_is_that_of_pairs(pairs: int, power: float, alpha: float) -> None:
+    effect = smallest_effect(PairedMeans(sd_difference=1), pairs, alpha=alpha, power=power)
+    assert smallest_shift(pairs - 1, alpha=alpha, power=power) == pytest.approx(effect * math.sqrt(pairs))
+
+
+def test_a_shift_of_one_degree_is_found_so_often() -> None:
+    shift = smallest_shift(1)
+    draws = np.random.default_rng(0).normal(shift / 2**0.5, 1.0, size=(200_000, 2))
+    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / 2**0.5)
+    assert (np.abs(t) > 12.7062).mean() == pytest.approx(0.8, abs=0.004)
+    assert smallest_shift(0) == math.inf
 
 
 @pytest.mark.parametrize(("samples", "published"), [(math.inf, 968.998), (1, 3875.990)])

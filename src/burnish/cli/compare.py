@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +9,7 @@ from cyclopts import Parameter
 
 from burnish.cli.columns import print_columns
 from burnish.errors import UserError
+from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
     from burnish.evaluation.comparison import Arm, ArmMean, Claim, Comparison
@@ -185,22 +184,13 @@ def _print_strengths(found: "Comparison") -> None:
     print_columns([(f"  {found.arms[i].label}", f"{strengths.strengths_M[i]:+.3f}", intervals[i]) for i in order])
 
 
-def _as_tree(found: "Comparison") -> dict[str, Any]:
-    tree = asdict(found)
+def _as_tree(found: "Comparison") -> Any:
+    tree = json_tree(found)
     for claim, written in zip(found.claims, tree["claims"], strict=True):
-        written["evidence"] = [asdict(each) for each in claim.evidence]
+        written["evidence"] = json_tree(claim.evidence)
         del written["over_items"], written["over_seeds"]
+        for each in (*written["evidence"], *(row["found"] for row in written["slices"])):
+            del each["design"]
         if claim.errors is not None:
             written["errors"]["cheapest"] = claim.errors.cheapest
-    return {key: _plain(value) for key, value in tree.items()}
-
-
-def _plain(value: Any) -> Any:
-    """The same in what JSON has: NaN as null, arrays as lists."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items() if key != "design"}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return tree
