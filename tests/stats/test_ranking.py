@@ -49,7 +49,7 @@ def test_never_beaten_is_refused() -> None:
 
 def test_win_rate() -> None:
     found = win_rate(np.array([0.0, 0.0, 1.0, 0.5]), np.array([1.0, 0.0, 0.0, 0.7]))
-    assert found.share == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     rng = np.random.default_rng(3)
     wide = win_rate(rng.normal(size=400), rng.normal(size=400))
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)

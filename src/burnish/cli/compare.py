@@ -116,7 +116,7 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
     rows += [_evidence_row(each) for each in claim.evidence]
     print_columns(rows)
     wins = claim.wins
-    print(f"  wins {wins.share:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
+    print(f"  wins {wins.value:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
     if len(found.claims) > 1:
         print(f"  p = {claim.p_adjusted:.2g} after Holm, of {len(found.claims)} claims")
     if claim.p_equivalent is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,19 @@ from burnish.errors import DataError, UserError
 from burnish.evaluation.table import ScoreTable
 
 _SHOWN = 3
+
+
+class Evaluated(Protocol):
+    """What two evaluations must share: the ids of their items, and their settings."""
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+    @property
+    def ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,50 +107,68 @@ def require_sound(table: ScoreTable) -> None:
         raise DataError(f"{table.label}: {without} of {num_items} items have no score; see why before comparing")
 
 
+def require_same_items(first: Evaluated, other: Evaluated) -> None:
+    """Refuse evaluations of different items, and name some that one of them lacks.
+
+    Raises:
+        DataError: they are not of the same items.
+    """
+    ids, other_ids = set(first.ids), set(other.ids)
+    if ids == other_ids:
+        return
+    lacking = (
+        _lacking(first.label, [each for each in other.ids if each not in ids]),
+        _lacking(other.label, [each for each in first.ids if each not in other_ids]),
+    )
+    raise DataError(f"{_both(first, other)}: they are not of the same items; {'; '.join(filter(None, lacking))}")
+
+
+def require_same_settings(first: Evaluated, other: Evaluated) -> None:
+    """Refuse evaluations that asked, sampled or scored differently, and say how.
+
+    Raises:
+        DataError: their settings differ.
+    """
+    differing = _first_difference(first.settings, other.settings, "")
+    if differing is not None:
+        key, value, other_value = differing
+        raise DataError(
+            f"{_both(first, other)}: {key} is {value} in the first and {other_value} in the second; evaluate both alike"
+        )
+
+
 def _ordered_as(first: ScoreTable, table: ScoreTable) -> ScoreTable:
-    both = f"{first.label} and {table.label} cannot be compared"
-    if table.ids != first.ids and set(table.ids) != set(first.ids):
-        lacking = [_lacking(one, other) for one, other in ((first, table), (table, first))]
-        raise DataError(f"{both}: they are not of the same items; {'; '.join(filter(None, lacking))}")
     order = None
     if table.ids != first.ids:
+        require_same_items(first, table)
         place = {each: index for index, each in enumerate(table.ids)}
         order = np.array([place[each] for each in first.ids])
-    differing = _first_difference(first.settings, table.settings, "")
-    if differing is not None:
-        key, value, other = differing
-        raise DataError(f"{both}: {key} is {value} in the first and {other} in the second; evaluate both alike")
+    require_same_settings(first, table)
     for name, mine, theirs in [
         ("clusters", first.clusters, table.clusters),
         *((f"slice {name}", values, table.slices.get(name)) for name, values in first.slices.items()),
     ]:
         if _reordered(theirs, order) != mine:
-            raise DataError(f"{both}: their items have different {name}")
+            raise DataError(f"{_both(first, table)}: their items have different {name}")
     if order is None:
         return table
-    return ScoreTable(
-        label=table.label,
-        ids=first.ids,
-        scores_IK=table.scores_IK[order],
-        clusters=first.clusters,
-        slices=first.slices,
-        settings=table.settings,
-        origin=table.origin,
-    )
+    return replace(table, ids=first.ids, scores_IK=table.scores_IK[order], clusters=first.clusters, slices=first.slices)
+
+
+def _both(first: Evaluated, other: Evaluated) -> str:
+    return f"{first.label} and {other.label} cannot be compared"
 
 
 def _reordered(values: tuple[str, ...] | None, order: NDArray[np.int64] | None) -> tuple[str, ...] | None:
     return values if values is None or order is None else tuple(values[index] for index in order)
 
 
-def _lacking(table: ScoreTable, other: ScoreTable) -> str:
-    """What `table` lacks that `other` has; empty if nothing."""
-    ids = set(table.ids)
-    missing = [each for each in other.ids if each not in ids]
+def _lacking(label: str, missing: Sequence[str]) -> str:
+    """The first of what is missing; empty if nothing."""
     if not missing:
         return ""
     more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-    return f"{table.label} lacks {', '.join(repr(each) for each in missing[:_SHOWN])}{more}"
+    return f"{label} lacks {', '.join(repr(each) for each in missing[:_SHOWN])}{more}"
 
 
 def _first_difference(value: Any, other: Any, key: str) -> tuple[str, str, str] | None:

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from burnish.errors import DataError, UserError
 from burnish.evaluation.comparable import common_items, require_sound
 from burnish.evaluation.table import ScoreTable
+from burnish.stats.bootstrap import Estimate
 from burnish.stats.clustered import clustered_mean
-from burnish.stats.difference import Difference, Verdict, judge, require_levels
+from burnish.stats.difference import Difference, Verdict, judge
 from burnish.stats.discordance import cochrans_q
 from burnish.stats.intervals import wilson_interval
+from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.paired import compare_paired
-from burnish.stats.ranking import Share, Strengths, bradley_terry, win_rate
+from burnish.stats.ranking import Strengths, bradley_terry, win_rate
 from burnish.stats.seeds import FEW_SEEDS, compare_seeds
 from burnish.stats.variance import ErrorParts, split_error
 
@@ -79,7 +81,7 @@ class Claim:
     p_equivalent: float | None
     alpha_each: float
     verdict: Verdict
-    wins: Share
+    wins: Estimate
     errors: ErrorParts | None
     slices: tuple[SliceClaim, ...]
 
@@ -116,7 +118,8 @@ def compare_arms(
     if len(arms) < 2:
         raise UserError("there is nothing to compare with: name two or more")
     try:
-        require_levels(alpha, margin)
+        require_alpha(alpha)
+        require_margin(margin)
     except ValueError as error:
         raise UserError(str(error)) from error
     for arm in arms:

@@ -82,18 +82,6 @@ def t_equivalence(mean: float, standard_error: float, freedom: float, margin: fl
     return float(t.sf((margin - abs(mean)) / standard_error, freedom))
 
 
-def require_levels(alpha: float, margin: float | None) -> None:
-    """Refuse an alpha outside of (0, 1) and a margin that is not above 0.
-
-    Raises:
-        ValueError: with the value.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, and is {alpha:g}: 0.05 is usual")
-    if margin is not None and not 0 < margin < math.inf:
-        raise ValueError(f"the margin must be above 0, and is {margin:g}: the largest difference that does not matter")
-
-
 def _excludes_zero(difference: Difference) -> bool:
     return math.isnan(difference.low) or difference.low > 0 or difference.high < 0  # without spread the test decides
 

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import binom, nct, norm, t
 
+from burnish.stats.levels import require_alpha
+
 _MOST = 10**9
 _HALVINGS = 60
 
@@ -341,8 +343,7 @@ def _require_positive(what: str, number: float) -> None:
 
 
 def _require_aim(alpha: float, power: float | None) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, and is {alpha:g}")
+    require_alpha(alpha)
     if power is not None and not alpha < power < 1:
         raise ValueError(f"the power must lie between alpha ({alpha:g}) and 1, and is {power:g}")
 

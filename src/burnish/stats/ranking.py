@@ -7,19 +7,12 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.special import logsumexp
 
+from burnish.stats.bootstrap import Estimate, estimate, resampled_means
+
 _RESAMPLES = 1_000
 _MOST_STEPS = 100
 _SMALLEST = 1e-6
 _A_TRIFLE = 1e-6  # of each outcome: keeps a resample finite in which somebody is never beaten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A share of won prompts, a tie counting half, with its bootstrap interval by prompt."""
-
-    share: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +28,13 @@ class Strengths:
     tie: float
 
 
-def win_rate(scores_a_I: NDArray[np.float64], scores_b_I: NDArray[np.float64], *, level: float = 0.95) -> Share:
+def win_rate(scores_a_I: NDArray[np.float64], scores_b_I: NDArray[np.float64], *, level: float = 0.95) -> Estimate:
     """How often B scores above A on a prompt, a tie counting half; percentile bootstrap over prompts."""
     outcomes = 0.5 * (1 + np.sign(np.asarray(scores_b_I) - np.asarray(scores_a_I)))
     if outcomes.ndim != 1 or len(outcomes) == 0 or not np.isfinite(outcomes).all():
         raise ValueError("a win rate needs finite scores of both systems on the same prompts")
-    n, (losses, ties, wins) = len(outcomes), (int((outcomes == each).sum()) for each in (0.0, 0.5, 1.0))
-    drawn = np.random.default_rng(0).multinomial(n, [losses / n, ties / n, wins / n], size=_RESAMPLES)
-    low, high = np.quantile(drawn @ [0.0, 0.5, 1.0] / n, [0.5 - level / 2, 0.5 + level / 2])
-    return Share(share=float(outcomes.mean()), low=float(low), high=float(high))
+    values, counts = np.unique(outcomes, return_counts=True)
+    return estimate(outcomes.mean(), resampled_means(values, counts=counts, num_resamples=_RESAMPLES), level=level)
 
 
 def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> Strengths:
@@ -70,9 +61,7 @@ def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> 
         raise ValueError("some systems are never beaten by the rest: their strength has no upper end")
     columns_3PN = _columns(num_systems)
     fitted_N = _fit(seen_3P[None], columns_3PN, np.zeros(num_systems + 1))[0]
-    n, rng = len(outcomes_IMM), np.random.default_rng(0)
-    drawn_RU = rng.multinomial(n, counts_U / n, size=_RESAMPLES)
-    resampled_R3P = np.tensordot(drawn_RU, seen_U3P, axes=1)
+    resampled_R3P = len(outcomes_IMM) * resampled_means(seen_U3P, counts=counts_U, num_resamples=_RESAMPLES)
     drawn_RM = _fit(resampled_R3P, columns_3PN, fitted_N)[:, :-1]
     low_M, high_M = np.quantile(drawn_RM, [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return Strengths(strengths_M=fitted_N[:-1], low_M=low_M, high_M=high_M, tie=float(fitted_N[-1]))

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
-from burnish.stats.difference import Difference, require_levels, t_equivalence
+from burnish.stats.difference import Difference, t_equivalence
+from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.power import Design, PairedMeans, TwoMeans
 
 FEW_SEEDS = 5
@@ -28,7 +29,8 @@ def compare_seeds(
     Raises:
         ValueError: fewer than two runs in both arms, a mean that is not finite, an impossible alpha or margin.
     """
-    require_levels(alpha, margin)
+    require_alpha(alpha)
+    require_margin(margin)
     a, b = np.asarray(means_a_S, dtype=np.float64), np.asarray(means_b_S, dtype=np.float64)
     if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 1 or max(len(a), len(b)) < 2:
         raise ValueError(f"one seed says nothing about a method: got {a.size} and {b.size}, two are the least")
