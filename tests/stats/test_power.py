@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
-from statsmodels.stats.power import TTestIndPower, TTestPower
+from statsmodels.stats.power import TTestIndPower, TTestPower, normal_power_het
 from statsmodels.stats.proportion import power_proportions_2indep
 
 from burnish.stats.power import (
@@ -85,6 +85,15 @@ def test_two_proportions_against_statsmodels(baseline: float, effect: float, num
     assume(baseline + effect < 0.999)
     expected = power_proportions_2indep(effect, baseline, number, return_results=False)
     assert TwoProportions(baseline=baseline).power(number, effect, 0.05) == pytest.approx(float(expected), abs=1e-3)
+
+
+@given(st.floats(0.02, 0.9), st.floats(0.01, 0.5), st.integers(10, 5000))
+def test_one_proportion_against_statsmodels(baseline: float, effect: float, number: int) -> None:
+    assume(baseline + effect < 0.999)
+    spreads = {"std_null": math.sqrt(baseline * (1 - baseline))}
+    spreads["std_alternative"] = math.sqrt((baseline + effect) * (1 - baseline - effect))
+    expected = normal_power_het(effect, number, 0.05, **spreads)
+    assert OneProportion(baseline=baseline).power(number, effect, 0.05) == pytest.approx(float(expected), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=25)

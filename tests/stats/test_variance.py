@@ -1,5 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 from burnish.stats.variance import split_error, split_variance
 
@@ -35,6 +40,27 @@ def test_error_of_a_difference_is_the_sum_of_its_parts() -> None:
     assert found == pytest.approx(expected, rel=0.15)
     assert np.var(differences) == pytest.approx(sum(expected), rel=0.2)
     assert parts[0].cheapest == "seeds"
+
+
+@pytest.mark.slow
+@given(st.integers(2, 4), st.integers(2, 5), st.integers(2, 3), st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_parts_against_the_anova_of_statsmodels(seeds: int, items: int, samples: int, start: int) -> None:
+    rng = np.random.default_rng(start)
+    scores_SIK = drawn(rng, (seeds, items, samples), rng.normal(0, 1, size=items))
+    seed, item, _ = np.indices(scores_SIK.shape)
+    data = pd.DataFrame({"y": scores_SIK.ravel(), "seed": seed.ravel(), "item": item.ravel()})
+    table = anova_lm(ols("y ~ C(seed) * C(item)", data).fit())
+    square = table["sum_sq"] / table["df"]
+    both, rest = square["C(seed):C(item)"], square["Residual"]
+    expected = (
+        (square["C(seed)"] - both) / (items * samples),
+        (square["C(item)"] - both) / (seeds * samples),
+        (both - rest) / samples,
+        rest,
+    )
+    found = split_variance(scores_SIK)
+    assert (found.seed, found.item, found.seed_item, found.sample) == pytest.approx([max(0.0, e) for e in expected])
 
 
 def test_buying_twice_by_hand() -> None:
