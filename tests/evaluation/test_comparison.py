@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from burnish.errors import DataError, UserError
-from burnish.evaluation.comparison import Arm, compare_arms
+from burnish.evaluation.comparable import Arm
+from burnish.evaluation.comparison import compare_arms
 from burnish.evaluation.table import ScoreTable
 
 GSM8K = Path(__file__).parents[3] / "shared/data/outcomes/gsm8k_gpt3_4systems.csv"
@@ -111,7 +112,12 @@ def test_items_without_a_score_are_left_out_and_counted() -> None:
     found = compare_arms(one(a, b))
     assert found.num_items == 3
     assert found.claims[0].over_items.mean_a == pytest.approx((0.5 + 1 + 0) / 3)
-    assert any("1 of 4 items are left out, for want of a score: a 1, b 0" in note for note in found.notes)
+    (left_out,) = [note for note in found.notes if "left out" in note]
+    assert "left out (a 3, b 0), and with them 1 of 4 items that have no score in some table" in left_out
+    # as zeros: a 0.5, 0, 0.5, 0 against b 1, 1, 0, 0.5
+    assert "counted as wrong, they would make b +0.375 against a: undecided" in found.notes
+    unbounded = compare_arms(one(table("a", [7.0, np.nan, 1.0]), table("b", [1.0, 2.0, 3.0])))
+    assert not any("counted as wrong" in note for note in unbounded.notes)
     half_a, half_b = table("a", [1, np.nan, np.nan, 1]), table("b", [np.nan, 1, 1, 1])
     with pytest.raises(DataError, match="only 1 of 4 items have a score in every table"):
         compare_arms(one(half_a, half_b))
@@ -156,7 +162,11 @@ def test_one_run_is_no_method_and_a_picked_checkpoint_is_lucky() -> None:
     a, b = table("a", [0, 1] * 8, seed=0), table("b", [1, 1] * 8, seed=1, was_selected_on=True)
     notes = compare_arms(one(a, b)).notes
     assert any("a claim about a method needs several seeds" in note for note in notes)
-    assert any(note.startswith("b was picked by its scores on these items") for note in notes)
+    (picked,) = [note for note in notes if note.startswith("b is not its run's last checkpoint")]
+    assert "report it on items that picked nothing" in picked and "up to about" not in picked
+    many = table("b", [0, 1] * 50, was_selected_on=True, selected_among=10)  # standard error 0.05025
+    (picked,) = [each for each in compare_arms(one(table("a", [0, 1] * 50), many)).notes if "picked" in each]
+    assert "(up to about 0.077, as the best of 10 that are equal)" in picked
     mixed = compare_arms([seeded("a", [0], 0.0), seeded("b", range(5), 0.5)])
     assert any("a is one run: it is held as a fixed checkpoint" in note for note in mixed.notes)
     assert mixed.claims[0].over_seeds is not None and "fixed checkpoint" in mixed.claims[0].over_seeds.test

@@ -2,6 +2,9 @@
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +15,8 @@ from burnish.errors import UserError
 from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
-    from burnish.evaluation.comparison import Arm, ArmMean, Claim, Comparison
+    from burnish.evaluation.comparable import Arm
+    from burnish.evaluation.comparison import ArmMean, Claim, Comparison
     from burnish.stats.difference import Difference
 
 
@@ -43,7 +47,8 @@ def compare(
     """
     from burnish.evaluation.comparison import compare_arms
 
-    found = compare_arms([_arm(each, runs_folder) for each in arms], alpha=alpha, margin=margin, slice_field=slices)
+    compared = _told_apart([_arm(each, runs_folder) for each in arms], arms)
+    found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
         print(json.dumps(_as_tree(found), indent=1))
     else:
@@ -53,7 +58,7 @@ def compare(
 
 def _arm(what: str, runs_folder: Path) -> "Arm":
     """One table for each name between commas, and for each folder that a glob finds."""
-    from burnish.evaluation.comparison import Arm
+    from burnish.evaluation.comparable import Arm
     from burnish.evaluation.table import read_table
 
     names = [found for part in what.split(",") if part for found in _globbed(part, runs_folder)]
@@ -61,6 +66,18 @@ def _arm(what: str, runs_folder: Path) -> "Arm":
         raise UserError(f"{what!r} names nothing to compare")
     tables = tuple(read_table(name, runs_folder) for name in names)
     return Arm(label=tables[0].label if len(tables) == 1 else what, tables=tables)
+
+
+def _told_apart(arms: Sequence["Arm"], names: Sequence[str]) -> list["Arm"]:
+    """Arms by their labels, or where some have the same by what they were called.
+
+    Raises:
+        UserError: two arms are called the same.
+    """
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{repeated[0]} is named twice: there is nothing to compare it with in itself")
+    labels = Counter(arm.label for arm in arms)
+    return [arm if labels[arm.label] == 1 else replace(arm, label=name) for arm, name in zip(arms, names, strict=True)]
 
 
 def _globbed(name: str, runs_folder: Path) -> list[str]:
@@ -91,7 +108,7 @@ def _print(found: "Comparison") -> None:
         print()
         _print_claim(claim, found)
     if found.cochrans_q is not None:
-        print(f"\nall equally often right? Cochran's Q = {found.cochrans_q[0]:.4g}, p = {found.cochrans_q[1]:.2g}")
+        print(f"\nall equally often right? Cochran's Q = {found.cochrans_q[0]:.4g}, p = {found.cochrans_q[1]:.3g}")
     if found.strengths is not None:
         _print_strengths(found)
     if found.notes:
@@ -109,26 +126,32 @@ def _interval(low: float, high: float, form: str = "+.3f") -> str:
 
 
 def _print_claim(claim: "Claim", found: "Comparison") -> None:
-    from burnish.stats.wording import claimed, what_it_takes
+    from burnish.stats.wording import claimed, open_questions
 
     print(f"{claim.label_b} against {claim.label_a}")
     rows: list[tuple[str, ...]] = [("  over", "n", "difference", "interval", "by", "p", "test")]
     rows += [_evidence_row(each) for each in claim.evidence]
     print_columns(rows)
+    if claim.discordance is not None:
+        beside = claim.discordance
+        print(
+            f"  right alone: A {beside.only_a:,}, B {beside.only_b:,} items; mid-p = {beside.mid_p:.3g}, "
+            f"Tango's interval {_interval(beside.low, beside.high)}"
+        )
     wins = claim.wins
     print(f"  wins {wins.value:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
     if len(found.claims) > 1:
-        print(f"  p = {claim.p_adjusted:.2g} after Holm, of {len(found.claims)} claims")
+        print(f"  p = {claim.p_adjusted:.3g} after Holm, of {len(found.claims)} claims")
     if claim.p_equivalent is not None:
-        print(f"  a difference of {found.margin:g} or more: p = {claim.p_equivalent:.2g} (two one-sided tests)")
+        print(f"  equivalent within {found.margin:g}? p = {claim.p_equivalent:.3g} (two one-sided tests)")
     if claim.errors is not None:
         _print_errors(claim)
     _print_slices(claim)
     small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
     print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
     if claim.verdict == "undecided":
-        for each in claim.evidence:
-            print(f"    over {each.unit}s: {what_it_takes(each, alpha=claim.alpha_each)}")
+        for line in open_questions(claim.evidence, alpha=claim.alpha_each):
+            print(f"    {line}")
 
 
 def _evidence_row(each: "Difference") -> tuple[str, ...]:
@@ -138,7 +161,7 @@ def _evidence_row(each: "Difference") -> tuple[str, ...]:
         f"{each.difference:+.3f}",
         _interval(each.low, each.high),
         each.interval,
-        f"{each.p_value:.2g}",
+        f"{each.p_value:.3g}",
         each.test,
     )
 
@@ -168,7 +191,7 @@ def _print_slices(claim: "Claim") -> None:
     for each in claim.slices:
         found = each.found
         means = (f"{found.mean_a:.3f}", f"{found.mean_b:.3f}", f"{found.difference:+.3f}")
-        tail = (f"{found.p_value:.2g}", f"{each.p_adjusted:.2g}", each.verdict)
+        tail = (f"{found.p_value:.3g}", f"{each.p_adjusted:.3g}", each.verdict)
         rows.append((f"  {each.value}", f"{found.n:,}", *means, _interval(found.low, found.high), *tail))
     print_columns(rows)
 

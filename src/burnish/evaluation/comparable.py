@@ -17,16 +17,27 @@ _SHOWN = 3
 
 
 class Evaluated(Protocol):
-    """What two evaluations must share: the ids of their items, and their settings."""
+    """An evaluation, by what two must share to be compared."""
 
     @property
-    def label(self) -> str: ...  # noqa: D102
+    def label(self) -> str:
+        """What it is called."""
 
     @property
-    def ids(self) -> Sequence[str]: ...  # noqa: D102
+    def ids(self) -> Sequence[str]:
+        """Of its items."""
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def settings(self) -> Mapping[str, Any]:
+        """How they were asked, answered and scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What is compared: one table, or one for each training seed of a method."""
+
+    label: str
+    tables: tuple[ScoreTable, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +49,6 @@ class CommonItems:
     slices: Mapping[str, tuple[str, ...]]
     scores_TIK: tuple[NDArray[np.float64], ...]
     means_TI: tuple[NDArray[np.float64], ...]
-    notes: tuple[str, ...]
 
     def slice_of(self, field: str) -> NDArray[np.str_]:
         """The value of each item.
@@ -65,12 +75,6 @@ def common_items(tables: Sequence[ScoreTable]) -> CommonItems:
     num_items = len(first.ids)
     if 2 * len(kept) < num_items or len(kept) == 0:
         raise DataError(f"only {len(kept)} of {num_items} items have a score in every table: too few to compare by")
-    notes = []
-    if len(kept) < num_items:
-        lost = ", ".join(
-            f"{table.label} {int(np.isnan(means).sum())}" for table, means in zip(tables, means_TI, strict=True)
-        )
-        notes.append(f"{num_items - len(kept)} of {num_items} items are left out, for want of a score: {lost}")
 
     def chosen(values: Sequence[str]) -> tuple[str, ...]:
         return tuple(values) if len(kept) == num_items else tuple(values[item] for item in kept)
@@ -81,8 +85,23 @@ def common_items(tables: Sequence[ScoreTable]) -> CommonItems:
         slices={name: chosen(values) for name, values in first.slices.items()},
         scores_TIK=tuple(table.scores_IK[kept] for table in ordered),
         means_TI=tuple(means[kept] for means in means_TI),
-        notes=tuple(notes),
     )
+
+
+def require_arm(arm: Arm) -> None:
+    """Refuse an arm with a table that is none, and runs that are no replicates of each other.
+
+    Raises:
+        DataError: see `require_sound`; a seed twice, or different numbers of samples per item.
+    """
+    for table in arm.tables:
+        require_sound(table)
+    seeds = [table.origin.get("seed") for table in arm.tables]
+    known = [seed for seed in seeds if seed is not None]
+    if len(known) != len(set(known)):
+        raise DataError(f"{arm.label}: seed {max(known, key=known.count)} stands there twice; a seed is one run")
+    if len(arm.tables) > 1 and len({table.scores_IK.shape[1] for table in arm.tables}) > 1:
+        raise DataError(f"{arm.label}: its runs have different numbers of samples per item")
 
 
 def require_sound(table: ScoreTable) -> None:

@@ -13,30 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.errors import DataError, UserError
-from burnish.evaluation.comparable import common_items, require_sound
-from burnish.evaluation.table import ScoreTable
+from burnish.errors import UserError
+from burnish.evaluation.cautions import cautions
+from burnish.evaluation.comparable import Arm, common_items, require_arm
 from burnish.stats.bootstrap import Estimate
 from burnish.stats.clustered import clustered_mean
 from burnish.stats.difference import Difference, Verdict, judge
-from burnish.stats.discordance import cochrans_q
+from burnish.stats.discordance import Discordance, cochrans_q, discordance
 from burnish.stats.intervals import wilson_interval
 from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.paired import compare_paired
 from burnish.stats.ranking import Strengths, bradley_terry, win_rate
-from burnish.stats.seeds import FEW_SEEDS, compare_seeds
+from burnish.stats.seeds import compare_seeds
 from burnish.stats.variance import ErrorParts, split_error
-
-_FEW_CLUSTERS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """What is compared: one table, or one for each training seed of a method."""
-
-    label: str
-    tables: tuple[ScoreTable, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +59,14 @@ class Claim:
     """B against the baseline A. With seeds, the verdict needs both: the seeds on these items, and the items.
 
     `p_value` is the larger of the two, `p_adjusted` Holm's over all claims, as is `p_equivalent`. `alpha_each` is what
-    a claim would need alone.
+    a claim would need alone. `discordance` is of answers that are right or wrong, one to an item.
     """
 
     label_a: str
     label_b: str
     over_items: Difference
     over_seeds: Difference | None
+    discordance: Discordance | None
     p_value: float
     p_adjusted: float
     p_equivalent: float | None
@@ -123,7 +114,7 @@ def compare_arms(
     except ValueError as error:
         raise UserError(str(error)) from error
     for arm in arms:
-        _require_arm(arm)
+        require_arm(arm)
     items = common_items([table for arm in arms for table in arm.tables])
     means_ASI = _by_arm(arms, items.means_TI)
     means_AI = [means_SI.mean(axis=0) for means_SI in means_ASI]
@@ -145,19 +136,8 @@ def compare_arms(
         claims=tuple(claims),
         cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if is_binary and len(arms) > 2 else None,
         strengths=strengths,
-        notes=(*items.notes, *_notes(arms, items.clusters), *note),
+        notes=(*cautions(arms, items), *_counted_as_wrong(arms, alpha, margin), *note),
     )
-
-
-def _require_arm(arm: Arm) -> None:
-    for table in arm.tables:
-        require_sound(table)
-    seeds = [table.origin.get("seed") for table in arm.tables]
-    known = [seed for seed in seeds if seed is not None]
-    if len(known) != len(set(known)):
-        raise DataError(f"{arm.label}: seed {max(known, key=known.count)} stands there twice; a seed is one run")
-    if len(arm.tables) > 1 and len({table.scores_IK.shape[1] for table in arm.tables}) > 1:
-        raise DataError(f"{arm.label}: its runs have different numbers of samples per item")
 
 
 def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -173,7 +153,9 @@ def _claim(
     levels: dict[str, Any],
 ) -> Claim:
     a_SI, b_SI = means_ASI[0], means_ASI[index]
-    over_items = compare_paired(a_SI.mean(axis=0), b_SI.mean(axis=0), clusters=clusters, **levels)
+    a_I, b_I = a_SI.mean(axis=0), b_SI.mean(axis=0)
+    over_items = compare_paired(a_I, b_I, clusters=clusters, **levels)
+    is_binary = over_items.unit == "item" and bool(np.isin([a_I, b_I], (0.0, 1.0)).all())
     over_seeds = None
     if max(len(a_SI), len(b_SI)) > 1:
         order = _shared_seeds(arms[0], arms[index])
@@ -186,12 +168,13 @@ def _claim(
         label_b=arms[index].label,
         over_items=over_items,
         over_seeds=over_seeds,
+        discordance=discordance(a_I == 1, b_I == 1, level=1 - levels["alpha"]) if is_binary else None,
         p_value=max(each.p_value for each in evidence),
         p_adjusted=1.0,  # needs all claims
         p_equivalent=max(equivalent) if equivalent else None,
         alpha_each=levels["alpha"],
         verdict="undecided",
-        wins=win_rate(a_SI.mean(axis=0), b_SI.mean(axis=0), level=1 - levels["alpha"]),
+        wins=win_rate(a_I, b_I, level=1 - levels["alpha"]),
         errors=None,
         slices=(),
     )
@@ -266,6 +249,25 @@ def _with_slices(
     return done
 
 
+def _counted_as_wrong(arms: Sequence[Arm], alpha: float, margin: float | None) -> list[str]:
+    """What would be found if answers without a score were wrong, where some are missing from scores of 0 to 1."""
+    scores = np.concatenate([table.scores_IK.ravel() for arm in arms for table in arm.tables])
+    if not np.isnan(scores).any() or np.nanmin(scores) < 0 or np.nanmax(scores) > 1:
+        return []
+    filled = [
+        Arm(
+            label=arm.label,
+            tables=tuple(replace(table, scores_IK=np.nan_to_num(table.scores_IK)) for table in arm.tables),
+        )
+        for arm in arms
+    ]
+    return [
+        f"counted as wrong, they would make {claim.label_b} {claim.over_items.difference:+.3f} against "
+        f"{claim.label_a}: {claim.verdict}"
+        for claim in compare_arms(filled, alpha=alpha, margin=margin).claims
+    ]
+
+
 def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], clusters: Sequence[str] | None, alpha: float) -> ArmMean:
     means_I = means_SI.mean(axis=0)
     if clusters is None and np.isin(means_I, (0.0, 1.0)).all():
@@ -295,30 +297,3 @@ def _strengths(means_AI: Sequence[NDArray[np.float64]], alpha: float) -> tuple[S
         return bradley_terry(outcomes_IMM, level=1 - alpha), []
     except ValueError as error:
         return None, [f"no Bradley-Terry strengths: {error}"]
-
-
-def _notes(arms: Sequence[Arm], clusters: Sequence[str] | None) -> list[str]:
-    notes = [
-        f"{table.label} was picked by its scores on these items, so that luck is part of its mean: "
-        "evaluate it on items that picked nothing before you report it"
-        for arm in arms
-        for table in arm.tables
-        if table.origin.get("was_selected_on")
-    ]
-    sizes = [len(arm.tables) for arm in arms]
-    if max(sizes) == 1:
-        notes.append("one run each: this is about these checkpoints; a claim about a method needs several seeds")
-    else:
-        for arm, size in zip(arms, sizes, strict=True):
-            if size == 1:
-                notes.append(f"{arm.label} is one run: it is held as a fixed checkpoint, not as a method")
-            elif size < FEW_SEEDS:
-                notes.append(
-                    f"{arm.label} has {size} seeds: so few cannot show whether t holds for them, and leave out all "
-                    "but large differences"
-                )
-            if size > 1 and any(table.origin.get("seed") is None for table in arm.tables):
-                notes.append(f"{arm.label}: not every run says its seed, so that nothing shows they are different runs")
-    if clusters is not None and len(set(clusters)) < _FEW_CLUSTERS:
-        notes.append(f"{len(set(clusters))} clusters are few: the interval is rough, the sign-flip test is not")
-    return notes

@@ -107,7 +107,8 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
                 "run": run.path.name,
                 "step": chosen,
                 "seed": config.get("seed"),
-                "was_selected_on": chosen != steps[-1],  # a person chose it, and had seen these items' scores
+                "was_selected_on": 0 < chosen < steps[-1],  # a person chose it, and had seen these items' scores
+                "selected_among": len(steps),
             },
         ),
     )

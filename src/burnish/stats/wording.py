@@ -1,8 +1,9 @@
 """A difference in words."""
 
 import math
+from collections.abc import Sequence
 
-from burnish.stats.difference import Difference, Verdict, number_for_equivalence, number_to_find, verdict_of
+from burnish.stats.difference import Difference, Verdict, judge, number_for_equivalence, number_to_find, verdict_of
 
 _POWER = 0.8
 
@@ -39,6 +40,12 @@ def what_it_takes(found: Difference, *, alpha: float) -> str:
     if equal is not None and equal > found.n:
         parts.append(f"equivalence within {found.margin:g}, if there is none, with about {equal:,}")
     return "; ".join(parts)
+
+
+def open_questions(evidence: Sequence[Difference], *, alpha: float) -> list[str]:
+    """What it would take to decide, for each kind of evidence that does not decide alone; for all if each does."""
+    undecided = [each for each in evidence if judge((each,), each.p_value, each.p_equivalent, alpha) == "undecided"]
+    return [f"over {each.unit}s: {what_it_takes(each, alpha=alpha)}" for each in undecided or evidence]
 
 
 def claimed(word: Verdict, is_small: bool, margin: float | None) -> str:
