@@ -171,6 +171,8 @@ def _print_errors(claim: "Claim") -> None:
     if errors is None:
         return
     parts = {"seeds": errors.seed, "items": errors.item, "seed x item": errors.rest, "samples": errors.sample}
+    if math.isnan(errors.seed):
+        del parts["seed x item"]  # is in that of the items
     known = {name: part for name, part in parts.items() if not math.isnan(part)}
     total = sum(known.values())
     if total == 0:

@@ -109,4 +109,5 @@ def _drawn_once(num_items: int, seed: int, num_resamples: int) -> Floats:
 
 
 def _draw(rng: np.random.Generator, counts: NDArray[np.int64], size: int) -> Floats:
-    return rng.multinomial(counts.sum(), counts / counts.sum(), size=size) / counts.sum()
+    weights: Floats = rng.multinomial(counts.sum(), counts / counts.sum(), size=size) / counts.sum()
+    return weights
