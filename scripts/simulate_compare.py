@@ -23,9 +23,11 @@ ALPHA = 0.05
 DIFFERS = {"better", "worse"}
 
 
-def arm(*scores_I: ArrayLike, clusters: Sequence[str] | None = None, kinds: Sequence[str] = ()) -> Arm:
+def arm(
+    *scores_I: ArrayLike, clusters: Sequence[str] | None = None, kinds: Sequence[str] = (), first_seed: int = 0
+) -> Arm:
     """One run for each row of scores, items x samples or items."""
-    tables = []
+    tables: list[ScoreTable] = []
     for scores in scores_I:
         array = np.asarray(scores, dtype=np.float64)
         table = ScoreTable(
@@ -35,7 +37,7 @@ def arm(*scores_I: ArrayLike, clusters: Sequence[str] | None = None, kinds: Sequ
             clusters=None if clusters is None else tuple(clusters),
             slices={"kind": tuple(kinds)} if kinds else {},
             settings={},
-            origin={"seed": len(tables)},
+            origin={"seed": first_seed + len(tables)},
         )
         tables.append(table)
     return Arm(label="", tables=tuple(tables))
@@ -99,6 +101,26 @@ def seeds_shared(rng: np.random.Generator) -> bool:
     return differs(compare_arms([arm(*a), arm(*b)]))
 
 
+def tastes(rng: np.random.Generator) -> Comparison:
+    """Methods that are equal over all seeds and items; what these seeds and these items do matters alike."""
+    hard_I = rng.normal(0, 1, size=100)
+    both = []
+    for first_seed in (0, 5):
+        own_I, own_S = hard_I + rng.normal(0, 0.22, size=100), rng.normal(0, 0.05, size=5)
+        both.append(arm(*(own_I + own_S[:, None] + rng.normal(0, 0.1, size=(5, 100))), first_seed=first_seed))
+    return compare_arms(both)
+
+
+def seeds_and_tastes(rng: np.random.Generator) -> bool:
+    return differs(tastes(rng))
+
+
+def each_alone(rng: np.random.Generator) -> bool:
+    """Both tests find a difference, each of which takes for sure what the other draws."""
+    (claim,) = tastes(rng).claims
+    return all(each is not None and each.p_value < ALPHA for each in (claim.over_seeds, claim.over_items))
+
+
 def ten_slices(rng: np.random.Generator) -> bool:
     """Any slice; the claim over all items is not counted."""
     a, kinds = coins(rng, 400), [str(index % 10) for index in range(400)]
@@ -139,13 +161,17 @@ NULL: dict[str, Callable[[np.random.Generator], bool]] = {
     "20 clusters of 8 items": clustered,
     "3 seeds against 5 others, 100 items": seeds_apart,
     "5 seeds that both arms share, 100 items": seeds_shared,
+    "5 seeds of each arm, 100 items that suit one or the other": seeds_and_tastes,
     "any of 10 slices (Benjamini-Hochberg)": ten_slices,
     "any of 3 claims against one baseline (Holm)": three_claims,
     "equivalent at the margin, right or wrong, 600 items": margin_right_or_wrong,
     "equivalent at the margin, scores, 50 items": margin_scores,
     "equivalent at the margin, 5 seeds of each arm": margin_seeds,
 }
-CONTROL = {"(control) 20 clusters of 8 items, the clusters ignored": clusters_ignored}
+CONTROL = {
+    "(control) 20 clusters of 8 items, the clusters ignored": clusters_ignored,
+    "(control) 5 seeds, 100 items that suit one or the other, seeds and items each alone": each_alone,
+}
 
 
 def false_alarms(case: Callable[[np.random.Generator], bool], runs: int, seed: int) -> int:

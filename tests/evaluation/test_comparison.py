@@ -142,7 +142,8 @@ def test_seeds_are_the_replicates() -> None:
     assert claim.over_seeds is not None
     assert (claim.over_seeds.test, claim.over_seeds.n) == ("paired t over seeds", 5)
     assert claim.over_seeds.p_value == pytest.approx(expected.pvalue)
-    assert claim.p_value == max(claim.over_seeds.p_value, claim.over_items.p_value)
+    assert claim.over_both is not None and claim.p_value == claim.over_both.p_value
+    assert claim.over_both.high - claim.over_both.low >= claim.over_items.high - claim.over_items.low
     assert claim.verdict == "better" and claim.errors is not None
     (apart,) = compare_arms([a, seeded("b", range(5, 9), 0.5)]).claims
     assert apart.over_seeds is not None and apart.over_seeds.test == "Welch's t over seeds"
@@ -156,6 +157,24 @@ def test_a_lucky_seed_is_no_method() -> None:
     assert claim.over_items.p_value < 0.01 and claim.verdict == "undecided"
     assert claim.errors is not None and claim.errors.cheapest == "seeds"
     assert any("a has 3 seeds" in note for note in found.notes)
+
+
+def test_seeds_and_items_are_both_drawn_at_random() -> None:
+    """Each alone is sure of a difference that the two together do not show."""
+    rng = np.random.default_rng(11)
+    hard, arms = rng.normal(size=40), []
+    for label, shift, first in (("a", -0.05, 0), ("b", 0.05, 5)):
+        own = np.where(np.arange(40) % 2, 0.25, -0.25) * (1 if label == "a" else -1) + shift
+        spread = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) * 0.06
+        tables = [
+            table(f"{label}{seed}", hard + own + spread[seed] + 0.01 * rng.normal(size=40), seed=first + seed)
+            for seed in range(5)
+        ]
+        arms.append(Arm(label=label, tables=tuple(tables)))
+    (claim,) = compare_arms(arms).claims
+    both, seeds, items = (each.p_value for each in claim.differences)
+    assert both > max(seeds, items) and claim.evidence == (claim.over_both,)
+    assert claim.errors is not None and claim.errors.seed > 0 and claim.errors.item > 0
 
 
 def test_one_run_is_no_method_and_a_picked_checkpoint_is_lucky() -> None:

@@ -126,11 +126,11 @@ def _interval(low: float, high: float, form: str = "+.3f") -> str:
 
 
 def _print_claim(claim: "Claim", found: "Comparison") -> None:
-    from burnish.stats.wording import claimed, open_questions
+    from burnish.stats.wording import claimed, open_questions, what_both_take
 
     print(f"{claim.label_b} against {claim.label_a}")
     rows: list[tuple[str, ...]] = [("  over", "n", "difference", "interval", "by", "p", "test")]
-    rows += [_evidence_row(each) for each in claim.evidence]
+    rows += [_evidence_row(each, found) for each in claim.differences]
     print_columns(rows)
     if claim.discordance is not None:
         beside = claim.discordance
@@ -150,14 +150,19 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
     small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
     print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
     if claim.verdict == "undecided":
-        for line in open_questions(claim.evidence, alpha=claim.alpha_each):
+        if claim.over_both is not None and claim.errors is not None:
+            takes = [what_both_take(claim.over_both, claim.errors, num_items=found.num_units, alpha=claim.alpha_each)]
+        else:
+            takes = open_questions(claim.evidence, alpha=claim.alpha_each)
+        for line in takes:
             print(f"    {line}")
 
 
-def _evidence_row(each: "Difference") -> tuple[str, ...]:
+def _evidence_row(each: "Difference", found: "Comparison") -> tuple[str, ...]:
+    is_both = each.unit == "both"
     return (
-        f"  {each.unit}s",
-        f"{each.n:,}",
+        "  seeds and items" if is_both else f"  {each.unit}s",
+        f"{each.n} x {found.num_units:,}" if is_both else f"{each.n:,}",
         f"{each.difference:+.3f}",
         _interval(each.low, each.high),
         each.interval,
@@ -189,12 +194,12 @@ def _print_errors(claim: "Claim") -> None:
 def _print_slices(claim: "Claim") -> None:
     if not claim.slices:
         return
-    rows = [(f"  {claim.slices[0].field}", "n", "A", "B", "difference", "interval", "p", "p (BH)", "")]
+    rows = [(f"  {claim.slices[0].field}", "over", "A", "B", "difference", "interval", "p", "p (BH)", "")]
     for each in claim.slices:
         found = each.found
         means = (f"{found.mean_a:.3f}", f"{found.mean_b:.3f}", f"{found.difference:+.3f}")
         tail = (f"{found.p_value:.3g}", f"{each.p_adjusted:.3g}", each.verdict)
-        rows.append((f"  {each.value}", f"{found.n:,}", *means, _interval(found.low, found.high), *tail))
+        rows.append((f"  {each.value}", f"{found.n:,} {found.unit}s", *means, _interval(found.low, found.high), *tail))
     print_columns(rows)
 
 
@@ -212,10 +217,11 @@ def _print_strengths(found: "Comparison") -> None:
 def _as_tree(found: "Comparison") -> Any:
     tree = json_tree(found)
     for claim, written in zip(found.claims, tree["claims"], strict=True):
-        written["evidence"] = json_tree(claim.evidence)
-        del written["over_items"], written["over_seeds"]
+        written["evidence"] = json_tree(claim.differences)
+        del written["over_items"], written["over_seeds"], written["over_both"]
         for each in (*written["evidence"], *(row["found"] for row in written["slices"])):
             del each["design"]
         if claim.errors is not None:
-            written["errors"]["cheapest"] = claim.errors.cheapest
+            for name in ("factor_seeds", "factor_items", "factor_samples", "cheapest"):
+                written["errors"][name] = json_tree(getattr(claim.errors, name))
     return tree

@@ -25,7 +25,7 @@ from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.paired import compare_paired
 from burnish.stats.ranking import Strengths, bradley_terry, win_rate
-from burnish.stats.seeds import compare_seeds
+from burnish.stats.seeds import compare_seeds, compare_seeds_and_items
 from burnish.stats.variance import ErrorParts, split_error
 
 
@@ -56,16 +56,18 @@ class SliceClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """B against the baseline A. With seeds, the verdict needs both: the seeds on these items, and the items.
+    """B against the baseline A.
 
-    `p_value` is the larger of the two, `p_adjusted` Holm's over all claims, as is `p_equivalent`. `alpha_each` is what
-    a claim would need alone. `discordance` is of answers that are right or wrong, one to an item.
+    Of methods with seeds, the verdict stands on `over_both`: `over_seeds` takes these items as given, and `over_items`
+    these runs. `p_value` is that of the verdict, `p_adjusted` Holm's over all claims, as is `p_equivalent`.
+    `alpha_each` is what a claim would need alone. `discordance` is of answers that are right or wrong, one to an item.
     """
 
     label_a: str
     label_b: str
     over_items: Difference
     over_seeds: Difference | None
+    over_both: Difference | None
     discordance: Discordance | None
     p_value: float
     p_adjusted: float
@@ -77,9 +79,14 @@ class Claim:
     slices: tuple[SliceClaim, ...]
 
     @property
+    def differences(self) -> tuple[Difference, ...]:
+        """All that was found."""
+        return tuple(each for each in (self.over_both, self.over_seeds, self.over_items) if each is not None)
+
+    @property
     def evidence(self) -> tuple[Difference, ...]:
-        """What the verdict stands on."""
-        return (self.over_items,) if self.over_seeds is None else (self.over_seeds, self.over_items)
+        """What the verdict stands on, all of it."""
+        return self.differences if self.over_both is None else (self.over_both,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,11 @@ class Comparison:
     cochrans_q: tuple[float, float] | None
     strengths: Strengths | None
     notes: tuple[str, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Of items, or of clusters where they come in such."""
+        return self.num_items if self.num_clusters is None else self.num_clusters
 
 
 def compare_arms(
@@ -116,13 +128,13 @@ def compare_arms(
     for arm in arms:
         require_arm(arm)
     items = common_items([table for arm in arms for table in arm.tables])
-    means_ASI = _by_arm(arms, items.means_TI)
+    means_ASI, scores_ASIK = _by_arm(arms, items.means_TI), _by_arm(arms, items.scores_TIK)
     means_AI = [means_SI.mean(axis=0) for means_SI in means_ASI]
     claims = [
-        _claim(arms, index, means_ASI, items.clusters, {"alpha": alpha, "margin": margin})
+        _claim(arms, index, scores_ASIK, means_ASI, items.clusters, {"alpha": alpha, "margin": margin})
         for index in range(1, len(arms))
     ]
-    claims = _with_errors(_adjusted(claims, alpha), arms, _by_arm(arms, items.scores_TIK))
+    claims = _adjusted(claims, alpha)
     if slice_field is not None:
         claims = _with_slices(claims, means_AI, slice_field, items.slice_of(slice_field), items.clusters)
     is_binary = all(np.isin(means_SI, (0.0, 1.0)).all() for means_SI in means_AI)
@@ -148,36 +160,57 @@ def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> li
 def _claim(
     arms: Sequence[Arm],
     index: int,
+    scores_ASIK: Sequence[NDArray[np.float64]],
     means_ASI: Sequence[NDArray[np.float64]],
     clusters: Sequence[str] | None,
     levels: dict[str, Any],
 ) -> Claim:
     a_SI, b_SI = means_ASI[0], means_ASI[index]
+    order = _shared_seeds(arms[0], arms[index])
+    in_order = slice(None) if order is None else order
     a_I, b_I = a_SI.mean(axis=0), b_SI.mean(axis=0)
     over_items = compare_paired(a_I, b_I, clusters=clusters, **levels)
     is_binary = over_items.unit == "item" and bool(np.isin([a_I, b_I], (0.0, 1.0)).all())
-    over_seeds = None
+    errors = _errors(scores_ASIK[0], scores_ASIK[index][in_order], clusters, is_paired=order is not None)
+    over_seeds = over_both = None
     if max(len(a_SI), len(b_SI)) > 1:
-        order = _shared_seeds(arms[0], arms[index])
-        of_a, of_b = a_SI.mean(axis=1), b_SI.mean(axis=1)
-        over_seeds = compare_seeds(of_a, of_b if order is None else of_b[order], is_paired=order is not None, **levels)
-    evidence = [over_items] if over_seeds is None else [over_items, over_seeds]
-    equivalent = [each.p_equivalent for each in evidence if each.p_equivalent is not None]
-    return Claim(
+        of_a, of_b = a_SI.mean(axis=1), b_SI.mean(axis=1)[in_order]
+        over_seeds = compare_seeds(of_a, of_b, is_paired=order is not None, **levels)
+        if errors is not None:
+            means = float(a_SI.mean()), float(b_SI.mean())
+            over_both = compare_seeds_and_items(*means, errors, num_seeds=over_seeds.n, **levels)
+    claim = Claim(
         label_a=arms[0].label,
         label_b=arms[index].label,
         over_items=over_items,
         over_seeds=over_seeds,
+        over_both=over_both,
         discordance=discordance(a_I == 1, b_I == 1, level=1 - levels["alpha"]) if is_binary else None,
-        p_value=max(each.p_value for each in evidence),
+        p_value=1.0,  # see below
         p_adjusted=1.0,  # needs all claims
-        p_equivalent=max(equivalent) if equivalent else None,
+        p_equivalent=None,
         alpha_each=levels["alpha"],
         verdict="undecided",
         wins=win_rate(a_I, b_I, level=1 - levels["alpha"]),
-        errors=None,
+        errors=errors,
         slices=(),
     )
+    return replace(
+        claim,
+        p_value=max(each.p_value for each in claim.evidence),
+        p_equivalent=max((p for each in claim.evidence if (p := each.p_equivalent) is not None), default=None),
+    )
+
+
+def _errors(
+    a_SIK: NDArray[np.float64], b_SIK: NDArray[np.float64], clusters: Sequence[str] | None, *, is_paired: bool
+) -> ErrorParts | None:
+    """Where there are seeds or samples to split by, and items to see a spread over."""
+    has_parts = max(len(a_SIK), len(b_SIK)) > 1 or max(a_SIK.shape[2], b_SIK.shape[2]) > 1
+    num_units = a_SIK.shape[1] if clusters is None else len(set(clusters))
+    if not has_parts or num_units < 2:
+        return None
+    return split_error(a_SIK, b_SIK, clusters=clusters, is_paired=is_paired)
 
 
 def _shared_seeds(a: Arm, b: Arm) -> list[int] | None:
@@ -202,21 +235,6 @@ def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
         )
         for claim, p, same in zip(claims, p_adjusted, equivalent, strict=True)
     ]
-
-
-def _with_errors(
-    claims: Sequence[Claim], arms: Sequence[Arm], scores_ASIK: Sequence[NDArray[np.float64]]
-) -> list[Claim]:
-    """Where there are seeds or samples to split by; on the items that have every score."""
-    done = []
-    for index, claim in enumerate(claims, start=1):
-        a_SIK, b_SIK = scores_ASIK[0], scores_ASIK[index]
-        has_parts = max(a_SIK.shape[0], b_SIK.shape[0]) > 1 or max(a_SIK.shape[2], b_SIK.shape[2]) > 1
-        whole_I = ~(np.isnan(a_SIK).any(axis=(0, 2)) | np.isnan(b_SIK).any(axis=(0, 2)))
-        if has_parts and claim.over_items.unit == "item" and np.count_nonzero(whole_I) > 1:
-            claim = replace(claim, errors=split_error(a_SIK[:, whole_I], b_SIK[:, whole_I]))
-        done.append(claim)
-    return done
 
 
 def _with_slices(

@@ -10,16 +10,17 @@ from scipy.stats import norm, t
 from burnish.stats.power import Design, PairedMeans, PairedProportions, TwoMeans, required_number
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
-Unit = Literal["item", "cluster", "seed"]
+Unit = Literal["item", "cluster", "seed", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """Means of A and B on `n` units, B - A with its interval at 1 - `alpha`, and the two-sided p-value of `test`.
 
-    `unit` is what was drawn at random and counts once; a seed's unit is a pair of runs, or a run of each arm.
-    `low` and `high` are NaN where the values have no spread or share one cluster. `p_equivalent` is of "the difference
-    is `margin` or more, either way"; None without a margin. `design` says how power grows with n; None without spread.
+    `unit` is what was drawn at random and counts once; a seed's unit is a pair of runs, or a run of each arm. Of
+    "both", seeds and items, `n` is the number of seeds. `low` and `high` are NaN where the values have no spread or
+    share one cluster. `p_equivalent` is of "the difference is `margin` or more, either way"; None without a margin.
+    `design` says how power grows with n; None without spread, and for both.
     """
 
     unit: Unit
