@@ -115,7 +115,7 @@ def test_items_without_a_score_are_left_out_and_counted() -> None:
     (left_out,) = [note for note in found.notes if "left out" in note]
     assert "left out (a 3, b 0), and with them 1 of 4 items that have no score in some table" in left_out
     # as zeros: a 0.5, 0, 0.5, 0 against b 1, 1, 0, 0.5
-    assert "counted as wrong, they would make b +0.375 against a: undecided" in found.notes
+    assert "with answers without a score counted as wrong, b would be +0.375 against a: undecided" in found.notes
     unbounded = compare_arms(one(table("a", [7.0, np.nan, 1.0]), table("b", [1.0, 2.0, 3.0])))
     assert not any("counted as wrong" in note for note in unbounded.notes)
     half_a, half_b = table("a", [1, np.nan, np.nan, 1]), table("b", [np.nan, 1, 1, 1])

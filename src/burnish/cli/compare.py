@@ -138,8 +138,8 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
             f"  right alone: A {beside.only_a:,}, B {beside.only_b:,} items; mid-p = {beside.mid_p:.3g}, "
             f"Tango's interval {_interval(beside.low, beside.high)}"
         )
-    wins = claim.wins
-    print(f"  wins {wins.value:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
+    wins = _interval(claim.wins.low, claim.wins.high, ".3f")
+    print(f"  wins {claim.wins.value:.3f} of the items, ties half: {wins} (bootstrap by {found.unit})")
     if len(found.claims) > 1:
         print(f"  p = {claim.p_adjusted:.3g} after Holm, of {len(found.claims)} claims")
     if claim.p_equivalent is not None:
@@ -207,7 +207,7 @@ def _print_strengths(found: "Comparison") -> None:
     strengths = found.strengths
     if strengths is None:
         return
-    print("\nBradley-Terry strengths with ties (Davidson), bootstrap by item")
+    print(f"\nBradley-Terry strengths with ties (Davidson), bootstrap by {found.unit}")
     order = sorted(range(len(found.arms)), key=lambda index: -strengths.strengths_M[index])
     ends = zip(strengths.low_M, strengths.high_M, strict=True)
     intervals = [_interval(low, high) for low, high in ends]

@@ -18,7 +18,7 @@ from burnish.evaluation.cautions import cautions
 from burnish.evaluation.comparable import Arm, common_items, require_arm
 from burnish.stats.bootstrap import Estimate
 from burnish.stats.clustered import clustered_mean
-from burnish.stats.difference import Difference, Verdict, judge
+from burnish.stats.difference import Difference, Unit, Verdict, judge
 from burnish.stats.discordance import Discordance, cochrans_q, discordance
 from burnish.stats.intervals import wilson_interval
 from burnish.stats.levels import require_alpha, require_margin
@@ -108,6 +108,11 @@ class Comparison:
         """Of items, or of clusters where they come in such."""
         return self.num_items if self.num_clusters is None else self.num_clusters
 
+    @property
+    def unit(self) -> Unit:
+        """What counts once, seeds apart."""
+        return "item" if self.num_clusters is None else "cluster"
+
 
 def compare_arms(
     arms: Sequence[Arm], *, alpha: float = 0.05, margin: float | None = None, slice_field: str | None = None
@@ -138,7 +143,7 @@ def compare_arms(
     if slice_field is not None:
         claims = _with_slices(claims, means_AI, slice_field, items.slice_of(slice_field), items.clusters)
     is_binary = all(np.isin(means_SI, (0.0, 1.0)).all() for means_SI in means_AI)
-    strengths, note = _strengths(means_AI, alpha)
+    strengths, note = _strengths(means_AI, items.clusters, alpha)
     return Comparison(
         num_items=len(items.ids),
         num_clusters=None if items.clusters is None else len(set(items.clusters)),
@@ -148,7 +153,7 @@ def compare_arms(
         claims=tuple(claims),
         cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if is_binary and len(arms) > 2 else None,
         strengths=strengths,
-        notes=(*cautions(arms, items), *_counted_as_wrong(arms, alpha, margin), *note),
+        notes=(*_counted_as_wrong(arms, alpha, margin), *cautions(arms, items), *note),
     )
 
 
@@ -191,7 +196,7 @@ def _claim(
         p_equivalent=None,
         alpha_each=levels["alpha"],
         verdict="undecided",
-        wins=win_rate(a_I, b_I, level=1 - levels["alpha"]),
+        wins=win_rate(a_I, b_I, clusters=clusters, level=1 - levels["alpha"]),
         errors=errors,
         slices=(),
     )
@@ -280,8 +285,8 @@ def _counted_as_wrong(arms: Sequence[Arm], alpha: float, margin: float | None) -
         for arm in arms
     ]
     return [
-        f"counted as wrong, they would make {claim.label_b} {claim.over_items.difference:+.3f} against "
-        f"{claim.label_a}: {claim.verdict}"
+        f"with answers without a score counted as wrong, {claim.label_b} would be "
+        f"{claim.over_items.difference:+.3f} against {claim.label_a}: {claim.verdict}"
         for claim in compare_arms(filled, alpha=alpha, margin=margin).claims
     ]
 
@@ -306,12 +311,14 @@ def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], clusters: Sequence[str] |
     )
 
 
-def _strengths(means_AI: Sequence[NDArray[np.float64]], alpha: float) -> tuple[Strengths | None, list[str]]:
+def _strengths(
+    means_AI: Sequence[NDArray[np.float64]], clusters: Sequence[str] | None, alpha: float
+) -> tuple[Strengths | None, list[str]]:
     if len(means_AI) < 3:
         return None, []
     scores_IM = np.stack(means_AI, axis=1)
     outcomes_IMM = 0.5 * (1 + np.sign(scores_IM[:, :, None] - scores_IM[:, None, :]))
     try:
-        return bradley_terry(outcomes_IMM, level=1 - alpha), []
+        return bradley_terry(outcomes_IMM, clusters=clusters, level=1 - alpha), []
     except ValueError as error:
         return None, [f"no Bradley-Terry strengths: {error}"]
