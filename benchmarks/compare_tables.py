@@ -65,7 +65,7 @@ def measured(a: str, b: str) -> dict[str, object]:
         "seconds": seconds,
         "cpu_seconds": used.ru_utime + used.ru_stime,
         "peak_bytes": used.ru_maxrss * 1024,
-        "test": claim["evidence"][0]["test"],
+        "test": claim["differences"][0]["test"],
         "verdict": claim["verdict"],
     }
 

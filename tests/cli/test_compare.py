@@ -64,7 +64,7 @@ def test_json_has_no_nan(runs: Path, capsys) -> None:
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     (claim,) = found["claims"]
     assert (claim["verdict"], claim["p_value"]) == ("undecided", 1.0)
-    assert claim["evidence"][0]["low"] is None
+    assert claim["differences"][0]["low"] is None
 
 
 def test_arms_by_glob_and_commas(runs: Path, capsys) -> None:
@@ -153,7 +153,7 @@ def test_imported_outcomes_of_gsm8k(tmp_path: Path, monkeypatch, capsys) -> None
     both = ["compare", "evals/6b_verification-*", "evals/175b_finetuning-*"]
     assert run([*both, "--json"]) == 0
     (claim,) = json.loads(capsys.readouterr().out)["claims"]
-    (over_items,) = claim["evidence"]
+    (over_items,) = claim["differences"]
     found = [over_items[key] for key in ("difference", "low", "high")]
     assert found == pytest.approx([-0.0432, -0.0713, -0.0150], abs=5e-5)
     assert over_items["p_value"] == pytest.approx(0.00315, abs=5e-6) and claim["verdict"] == "worse"

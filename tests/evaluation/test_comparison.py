@@ -139,14 +139,14 @@ def test_seeds_are_the_replicates() -> None:
     means_a = [each.scores_IK.mean() for each in a.tables]
     means_b = [each.scores_IK.mean() for each in b.tables][::-1]
     expected = scipy.stats.ttest_rel(means_b, means_a)
-    assert claim.over_seeds is not None
-    assert (claim.over_seeds.test, claim.over_seeds.n) == ("paired t over seeds", 5)
-    assert claim.over_seeds.p_value == pytest.approx(expected.pvalue)
-    assert claim.over_both is not None and claim.p_value == claim.over_both.p_value
-    assert claim.over_both.high - claim.over_both.low >= claim.over_items.high - claim.over_items.low
+    over_both, over_seeds, over_items = claim.differences
+    assert (over_seeds.test, over_seeds.n) == ("paired t over seeds", 5)
+    assert over_seeds.p_value == pytest.approx(expected.pvalue)
+    assert claim.evidence == (over_both,) and claim.p_value == over_both.p_value
+    assert over_both.high - over_both.low >= over_items.high - over_items.low
     assert claim.verdict == "better" and claim.errors is not None
     (apart,) = compare_arms([a, seeded("b", range(5, 9), 0.5)]).claims
-    assert apart.over_seeds is not None and apart.over_seeds.test == "Welch's t over seeds"
+    assert apart.differences[1].test == "Welch's t over seeds"
 
 
 def test_a_lucky_seed_is_no_method() -> None:
@@ -173,7 +173,7 @@ def test_seeds_and_items_are_both_drawn_at_random() -> None:
         arms.append(Arm(label=label, tables=tuple(tables)))
     (claim,) = compare_arms(arms).claims
     both, seeds, items = (each.p_value for each in claim.differences)
-    assert both > max(seeds, items) and claim.evidence == (claim.over_both,)
+    assert both > max(seeds, items) and claim.evidence == claim.differences[:1]
     assert claim.errors is not None and claim.errors.seed > 0 and claim.errors.item > 0
 
 
@@ -188,7 +188,7 @@ def test_one_run_is_no_method_and_a_picked_checkpoint_is_lucky() -> None:
     assert "(up to about 0.077, as the best of 10 that are equal)" in picked
     mixed = compare_arms([seeded("a", [0], 0.0), seeded("b", range(5), 0.5)])
     assert any("a is one run: it is held as a fixed checkpoint" in note for note in mixed.notes)
-    assert mixed.claims[0].over_seeds is not None and "fixed checkpoint" in mixed.claims[0].over_seeds.test
+    assert "fixed checkpoint" in mixed.claims[0].differences[1].test
     with pytest.raises(DataError, match="seed 0 stands there twice"):
         compare_arms([seeded("a", [0, 0], 0.0), seeded("b", [1], 0.0)])
 
@@ -207,6 +207,15 @@ def test_slices_pay_for_their_number() -> None:
     expected = scipy.stats.false_discovery_control([row.found.p_value for row in rows])
     assert [row.p_adjusted for row in rows] == pytest.approx(expected.tolist())
     assert rows[1].verdict == "undecided" and rows[1].found.p_value == 1.0
+    arms = [
+        Arm(
+            label=name,
+            tables=tuple(table(f"{name}{seed}", scores, slices={"kind": kinds}, seed=seed) for seed in range(3)),
+        )
+        for name, scores in (("a", a), ("b", b))
+    ]
+    (of_seeds,) = compare_arms(arms, slice_field="kind").claims
+    assert {row.found.unit for row in of_seeds.slices} == {"both"}
 
 
 def test_clusters_are_what_counts() -> None:

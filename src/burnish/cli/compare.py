@@ -150,8 +150,8 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
     small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
     print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
     if claim.verdict == "undecided":
-        if claim.over_both is not None and claim.errors is not None:
-            takes = [what_both_take(claim.over_both, claim.errors, num_items=found.num_units, alpha=claim.alpha_each)]
+        if claim.evidence[0].unit == "both" and claim.errors is not None:
+            takes = [what_both_take(claim.evidence[0], claim.errors, num_items=found.num_units, alpha=claim.alpha_each)]
         else:
             takes = open_questions(claim.evidence, alpha=claim.alpha_each)
         for line in takes:
@@ -217,9 +217,7 @@ def _print_strengths(found: "Comparison") -> None:
 def _as_tree(found: "Comparison") -> Any:
     tree = json_tree(found)
     for claim, written in zip(found.claims, tree["claims"], strict=True):
-        written["evidence"] = json_tree(claim.differences)
-        del written["over_items"], written["over_seeds"], written["over_both"]
-        for each in (*written["evidence"], *(row["found"] for row in written["slices"])):
+        for each in (*written["differences"], *(row["found"] for row in written["slices"])):
             del each["design"]
         if claim.errors is not None:
             for name in ("factor_seeds", "factor_items", "factor_samples", "cheapest"):

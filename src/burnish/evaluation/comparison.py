@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from burnish.errors import UserError
 from burnish.evaluation.cautions import cautions
 from burnish.evaluation.comparable import Arm, common_items, require_arm
+from burnish.evaluation.two_arms import TwoArms, two_arms
 from burnish.stats.bootstrap import Estimate
 from burnish.stats.clustered import clustered_mean
 from burnish.stats.difference import Difference, Unit, Verdict, judge
@@ -23,10 +24,8 @@ from burnish.stats.discordance import Discordance, cochrans_q, discordance
 from burnish.stats.intervals import wilson_interval
 from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm
-from burnish.stats.paired import compare_paired
 from burnish.stats.ranking import Strengths, bradley_terry, win_rate
-from burnish.stats.seeds import compare_seeds, compare_seeds_and_items
-from burnish.stats.variance import ErrorParts, split_error
+from burnish.stats.variance import ErrorParts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +57,15 @@ class SliceClaim:
 class Claim:
     """B against the baseline A.
 
-    Of methods with seeds, the verdict stands on `over_both`: `over_seeds` takes these items as given, and `over_items`
-    these runs. `p_value` is that of the verdict, `p_adjusted` Holm's over all claims, as is `p_equivalent`.
-    `alpha_each` is what a claim would need alone. `discordance` is of answers that are right or wrong, one to an item.
+    Of methods with seeds, `differences` are over both seeds and items, on which the verdict stands, over seeds with
+    these items as given, and over items with these runs as given; of single runs, over items. `p_value` is that of the
+    verdict, `p_adjusted` Holm's over all claims, as is `p_equivalent`. `alpha_each` is what a claim would need alone.
+    `discordance` is of answers that are right or wrong, one to an item.
     """
 
     label_a: str
     label_b: str
-    over_items: Difference
-    over_seeds: Difference | None
-    over_both: Difference | None
+    differences: tuple[Difference, ...]
     discordance: Discordance | None
     p_value: float
     p_adjusted: float
@@ -79,14 +77,14 @@ class Claim:
     slices: tuple[SliceClaim, ...]
 
     @property
-    def differences(self) -> tuple[Difference, ...]:
-        """All that was found."""
-        return tuple(each for each in (self.over_both, self.over_seeds, self.over_items) if each is not None)
+    def over_items(self) -> Difference:
+        """With these runs as given."""
+        return self.differences[-1]
 
     @property
     def evidence(self) -> tuple[Difference, ...]:
         """What the verdict stands on, all of it."""
-        return self.differences if self.over_both is None else (self.over_both,)
+        return self.differences[:1] if self.differences[0].unit == "both" else self.differences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +133,15 @@ def compare_arms(
     items = common_items([table for arm in arms for table in arm.tables])
     means_ASI, scores_ASIK = _by_arm(arms, items.means_TI), _by_arm(arms, items.scores_TIK)
     means_AI = [means_SI.mean(axis=0) for means_SI in means_ASI]
-    claims = [
-        _claim(arms, index, scores_ASIK, means_ASI, items.clusters, {"alpha": alpha, "margin": margin})
-        for index in range(1, len(arms))
+    pairs = [
+        two_arms((arms[0], arm), (scores_ASIK[0], scores_SIK), (means_ASI[0], means_SI), items.clusters)
+        for arm, scores_SIK, means_SI in zip(arms[1:], scores_ASIK[1:], means_ASI[1:], strict=True)
     ]
+    claims = [_claim(arms[0].label, arm.label, pair, alpha, margin) for arm, pair in zip(arms[1:], pairs, strict=True)]
     claims = _adjusted(claims, alpha)
     if slice_field is not None:
-        claims = _with_slices(claims, means_AI, slice_field, items.slice_of(slice_field), items.clusters)
-    is_binary = all(np.isin(means_SI, (0.0, 1.0)).all() for means_SI in means_AI)
+        claims = _with_slices(claims, pairs, slice_field, items.slice_of(slice_field), alpha)
+    are_coins = items.clusters is None and all(np.isin(means_I, (0.0, 1.0)).all() for means_I in means_AI)
     strengths, note = _strengths(means_AI, items.clusters, alpha)
     return Comparison(
         num_items=len(items.ids),
@@ -151,7 +150,7 @@ def compare_arms(
         margin=margin,
         arms=tuple(_arm_mean(arm, means, items.clusters, alpha) for arm, means in zip(arms, means_ASI, strict=True)),
         claims=tuple(claims),
-        cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if is_binary and len(arms) > 2 else None,
+        cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if are_coins and len(arms) > 2 else None,
         strengths=strengths,
         notes=(*_counted_as_wrong(arms, alpha, margin), *cautions(arms, items), *note),
     )
@@ -162,41 +161,22 @@ def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> li
     return [np.stack([rest.pop(0) for _ in arm.tables]) for arm in arms]
 
 
-def _claim(
-    arms: Sequence[Arm],
-    index: int,
-    scores_ASIK: Sequence[NDArray[np.float64]],
-    means_ASI: Sequence[NDArray[np.float64]],
-    clusters: Sequence[str] | None,
-    levels: dict[str, Any],
-) -> Claim:
-    a_SI, b_SI = means_ASI[0], means_ASI[index]
-    order = _shared_seeds(arms[0], arms[index])
-    in_order = slice(None) if order is None else order
-    a_I, b_I = a_SI.mean(axis=0), b_SI.mean(axis=0)
-    over_items = compare_paired(a_I, b_I, clusters=clusters, **levels)
-    is_binary = over_items.unit == "item" and bool(np.isin([a_I, b_I], (0.0, 1.0)).all())
-    errors = _errors(scores_ASIK[0], scores_ASIK[index][in_order], clusters, is_paired=order is not None)
-    over_seeds = over_both = None
-    if max(len(a_SI), len(b_SI)) > 1:
-        of_a, of_b = a_SI.mean(axis=1), b_SI.mean(axis=1)[in_order]
-        over_seeds = compare_seeds(of_a, of_b, is_paired=order is not None, **levels)
-        if errors is not None:
-            means = float(a_SI.mean()), float(b_SI.mean())
-            over_both = compare_seeds_and_items(*means, errors, num_seeds=over_seeds.n, **levels)
+def _claim(label_a: str, label_b: str, pair: TwoArms, alpha: float, margin: float | None) -> Claim:
+    a_I, b_I = pair.item_means
+    errors = pair.errors()
+    differences = pair.differences(errors, alpha=alpha, margin=margin)
+    is_binary = differences[-1].unit == "item" and bool(np.isin([a_I, b_I], (0.0, 1.0)).all())
     claim = Claim(
-        label_a=arms[0].label,
-        label_b=arms[index].label,
-        over_items=over_items,
-        over_seeds=over_seeds,
-        over_both=over_both,
-        discordance=discordance(a_I == 1, b_I == 1, level=1 - levels["alpha"]) if is_binary else None,
+        label_a=label_a,
+        label_b=label_b,
+        differences=differences,
+        discordance=discordance(a_I == 1, b_I == 1, level=1 - alpha) if is_binary else None,
         p_value=1.0,  # see below
         p_adjusted=1.0,  # needs all claims
         p_equivalent=None,
-        alpha_each=levels["alpha"],
+        alpha_each=alpha,
         verdict="undecided",
-        wins=win_rate(a_I, b_I, clusters=clusters, level=1 - levels["alpha"]),
+        wins=win_rate(a_I, b_I, clusters=pair.clusters, level=1 - alpha),
         errors=errors,
         slices=(),
     )
@@ -205,25 +185,6 @@ def _claim(
         p_value=max(each.p_value for each in claim.evidence),
         p_equivalent=max((p for each in claim.evidence if (p := each.p_equivalent) is not None), default=None),
     )
-
-
-def _errors(
-    a_SIK: NDArray[np.float64], b_SIK: NDArray[np.float64], clusters: Sequence[str] | None, *, is_paired: bool
-) -> ErrorParts | None:
-    """Where there are seeds or samples to split by, and items to see a spread over."""
-    has_parts = max(len(a_SIK), len(b_SIK)) > 1 or max(a_SIK.shape[2], b_SIK.shape[2]) > 1
-    num_units = a_SIK.shape[1] if clusters is None else len(set(clusters))
-    if not has_parts or num_units < 2:
-        return None
-    return split_error(a_SIK, b_SIK, clusters=clusters, is_paired=is_paired)
-
-
-def _shared_seeds(a: Arm, b: Arm) -> list[int] | None:
-    """The place in B of each of A's seeds, if both have the same and more than one."""
-    seeds_a, seeds_b = ([table.origin.get("seed") for table in arm.tables] for arm in (a, b))
-    if len(seeds_a) < 2 or None in seeds_a or set(seeds_a) != set(seeds_b):
-        return None
-    return [seeds_b.index(seed) for seed in seeds_a]
 
 
 def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
@@ -243,33 +204,31 @@ def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
 
 
 def _with_slices(
-    claims: Sequence[Claim],
-    means_AI: Sequence[NDArray[np.float64]],
-    field: str,
-    value_of_item: NDArray[np.str_],
-    clusters: Sequence[str] | None,
+    claims: Sequence[Claim], pairs: Sequence[TwoArms], field: str, value_of_item: NDArray[np.str_], alpha: float
 ) -> list[Claim]:
-    found: list[list[tuple[str, Difference]]] = []
-    for index, claim in enumerate(claims, start=1):
-        rows = []
-        for value in sorted(set(value_of_item.tolist())):
-            chosen: list[int] = np.flatnonzero(value_of_item == value).tolist()
-            own = None if clusters is None else [clusters[item] for item in chosen]
-            alpha = claim.over_items.alpha
-            rows.append(
-                (value, compare_paired(means_AI[0][chosen], means_AI[index][chosen], clusters=own, alpha=alpha))
-            )
-        found.append(rows)
-    adjusted = iter(benjamini_hochberg([each.p_value for rows in found for _, each in rows]).tolist())
+    """The most careful difference of each claim on each slice, adjusted over all of them."""
+    chosen = {value: np.flatnonzero(value_of_item == value).tolist() for value in sorted(set(value_of_item.tolist()))}
+    found = []
+    for pair in pairs:
+        parts = {value: pair.on(items) for value, items in chosen.items()}
+        found.append(
+            {value: _most_careful(each.differences(each.errors(), alpha=alpha)) for value, each in parts.items()}
+        )
+    adjusted = iter(benjamini_hochberg([each.p_value for rows in found for each in rows.values()]).tolist())
     done = []
     for claim, rows in zip(claims, found, strict=True):
         slices = []
-        for value, each in rows:
+        for value, each in rows.items():
             p = next(adjusted)
-            word = judge((each,), p, None, each.alpha)
+            word = judge((each,), p, None, alpha)
             slices.append(SliceClaim(field=field, value=value, found=each, p_adjusted=p, verdict=word))
         done.append(replace(claim, slices=tuple(slices)))
     return done
+
+
+def _most_careful(differences: Sequence[Difference]) -> Difference:
+    """Over seeds and items, where there is one; else the least sure."""
+    return max(differences, key=lambda each: (each.unit == "both", each.p_value))
 
 
 def _counted_as_wrong(arms: Sequence[Arm], alpha: float, margin: float | None) -> list[str]:
