@@ -83,13 +83,13 @@ def test_seeds_say_what_to_buy(runs: Path, capsys) -> None:
         for seed in range(3):
             right = rng.random(60) < rate + (0.15 if seed == 1 else -0.05)
             make_run(runs, f"{arm}-seed{seed}", right.astype(float).tolist(), seed=seed)
-    assert run(["compare", "plain-seed*", "clipped-seed*", "--margin", "0.2"]) == 0
+    assert run(["compare", "plain-seed*", "clipped-seed*", "--margin", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "seeds and items  3 x 60" in out and "t over seeds and items" in out
     assert "the error's variance: seeds" in out and "; samples unknown, with one" in out
     assert "twice as many would narrow the interval: seeds to" in out and "first if they cost the same" in out
     assert "verdict: undecided" in out
-    assert "seeds of each arm on these items, or about" in out and "equivalence within 0.2, if there is no" in out
+    assert "seeds of each arm on these items, or about" in out and "equivalence within 0.1, if there is no" in out
     assert "plain-seed* has 3 seeds: so few cannot show whether t holds" in out
     assert run(["compare", "plain-seed1", "clipped-seed*"]) == 0
     assert "plain-seed1" in (out := capsys.readouterr().out) and "is held as a fixed checkpoint, not as a method" in out
