@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from burnish.errors import DataError, UserError
-from burnish.evaluation.comparison import Arm, compare_arms
+from burnish.evaluation.comparable import Arm
+from burnish.evaluation.comparison import compare_arms
 from burnish.evaluation.table import ScoreTable
 
 GSM8K = Path(__file__).parents[3] / "shared/data/outcomes/gsm8k_gpt3_4systems.csv"
@@ -111,7 +112,12 @@ def test_items_without_a_score_are_left_out_and_counted() -> None:
     found = compare_arms(one(a, b))
     assert found.num_items == 3
     assert found.claims[0].over_items.mean_a == pytest.approx((0.5 + 1 + 0) / 3)
-    assert any("1 of 4 items are left out, for want of a score: a 1, b 0" in note for note in found.notes)
+    (left_out,) = [note for note in found.notes if "left out" in note]
+    assert "left out (a 3, b 0), and with them 1 of 4 items that have no score in some table" in left_out
+    # as zeros: a 0.5, 0, 0.5, 0 against b 1, 1, 0, 0.5
+    assert "with answers without a score counted as wrong, b would be +0.375 against a: undecided" in found.notes
+    unbounded = compare_arms(one(table("a", [7.0, np.nan, 1.0]), table("b", [1.0, 2.0, 3.0])))
+    assert not any("counted as wrong" in note for note in unbounded.notes)
     half_a, half_b = table("a", [1, np.nan, np.nan, 1]), table("b", [np.nan, 1, 1, 1])
     with pytest.raises(DataError, match="only 1 of 4 items have a score in every table"):
         compare_arms(one(half_a, half_b))
@@ -133,13 +139,14 @@ def test_seeds_are_the_replicates() -> None:
     means_a = [each.scores_IK.mean() for each in a.tables]
     means_b = [each.scores_IK.mean() for each in b.tables][::-1]
     expected = scipy.stats.ttest_rel(means_b, means_a)
-    assert claim.over_seeds is not None
-    assert (claim.over_seeds.test, claim.over_seeds.n) == ("paired t over seeds", 5)
-    assert claim.over_seeds.p_value == pytest.approx(expected.pvalue)
-    assert claim.p_value == max(claim.over_seeds.p_value, claim.over_items.p_value)
+    over_both, over_seeds, over_items = claim.differences
+    assert (over_seeds.test, over_seeds.n) == ("paired t over seeds", 5)
+    assert over_seeds.p_value == pytest.approx(expected.pvalue)
+    assert claim.evidence == (over_both,) and claim.p_value == over_both.p_value
+    assert over_both.high - over_both.low >= over_items.high - over_items.low
     assert claim.verdict == "better" and claim.errors is not None
     (apart,) = compare_arms([a, seeded("b", range(5, 9), 0.5)]).claims
-    assert apart.over_seeds is not None and apart.over_seeds.test == "Welch's t over seeds"
+    assert apart.differences[1].test == "Welch's t over seeds"
 
 
 def test_a_lucky_seed_is_no_method() -> None:
@@ -152,14 +159,36 @@ def test_a_lucky_seed_is_no_method() -> None:
     assert any("a has 3 seeds" in note for note in found.notes)
 
 
+def test_seeds_and_items_are_both_drawn_at_random() -> None:
+    """Each alone is sure of a difference that the two together do not show."""
+    rng = np.random.default_rng(11)
+    hard, arms = rng.normal(size=40), []
+    for label, shift, first in (("a", -0.05, 0), ("b", 0.05, 5)):
+        own = np.where(np.arange(40) % 2, 0.25, -0.25) * (1 if label == "a" else -1) + shift
+        spread = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) * 0.06
+        tables = [
+            table(f"{label}{seed}", hard + own + spread[seed] + 0.01 * rng.normal(size=40), seed=first + seed)
+            for seed in range(5)
+        ]
+        arms.append(Arm(label=label, tables=tuple(tables)))
+    (claim,) = compare_arms(arms).claims
+    both, seeds, items = (each.p_value for each in claim.differences)
+    assert both > max(seeds, items) and claim.evidence == claim.differences[:1]
+    assert claim.errors is not None and claim.errors.seed > 0 and claim.errors.item > 0
+
+
 def test_one_run_is_no_method_and_a_picked_checkpoint_is_lucky() -> None:
     a, b = table("a", [0, 1] * 8, seed=0), table("b", [1, 1] * 8, seed=1, was_selected_on=True)
     notes = compare_arms(one(a, b)).notes
     assert any("a claim about a method needs several seeds" in note for note in notes)
-    assert any(note.startswith("b was picked by its scores on these items") for note in notes)
+    (picked,) = [note for note in notes if note.startswith("b is not its run's last checkpoint")]
+    assert "report it on items that picked nothing" in picked and "up to about" not in picked
+    many = table("b", [0, 1] * 50, was_selected_on=True, selected_among=10)  # standard error 0.05025
+    (picked,) = [each for each in compare_arms(one(table("a", [0, 1] * 50), many)).notes if "picked" in each]
+    assert "(up to about 0.077, as the best of 10 that are equal)" in picked
     mixed = compare_arms([seeded("a", [0], 0.0), seeded("b", range(5), 0.5)])
     assert any("a is one run: it is held as a fixed checkpoint" in note for note in mixed.notes)
-    assert mixed.claims[0].over_seeds is not None and "fixed checkpoint" in mixed.claims[0].over_seeds.test
+    assert "fixed checkpoint" in mixed.claims[0].differences[1].test
     with pytest.raises(DataError, match="seed 0 stands there twice"):
         compare_arms([seeded("a", [0, 0], 0.0), seeded("b", [1], 0.0)])
 
@@ -178,6 +207,15 @@ def test_slices_pay_for_their_number() -> None:
     expected = scipy.stats.false_discovery_control([row.found.p_value for row in rows])
     assert [row.p_adjusted for row in rows] == pytest.approx(expected.tolist())
     assert rows[1].verdict == "undecided" and rows[1].found.p_value == 1.0
+    arms = [
+        Arm(
+            label=name,
+            tables=tuple(table(f"{name}{seed}", scores, slices={"kind": kinds}, seed=seed) for seed in range(3)),
+        )
+        for name, scores in (("a", a), ("b", b))
+    ]
+    (of_seeds,) = compare_arms(arms, slice_field="kind").claims
+    assert {row.found.unit for row in of_seeds.slices} == {"both"}
 
 
 def test_clusters_are_what_counts() -> None:

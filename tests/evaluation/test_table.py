@@ -62,14 +62,16 @@ def test_a_store_is_a_table(tmp_path: Path) -> None:
 
 
 def test_a_run_is_a_table_after_its_last_or_any_evaluation(tmp_path: Path) -> None:
-    run = make_run(tmp_path, {0: [0.0, 1.0], 10: [1.0, 1.0]})
+    run = make_run(tmp_path, {0: [0.0, 1.0], 5: [1.0, 0.0], 10: [1.0, 1.0]})
     last, first = read_table("last", tmp_path), read_table(f"{run.path.name}@0", tmp_path)
     assert last.scores_IK.tolist() == [[1.0], [1.0]] and first.scores_IK.tolist() == [[0.0], [1.0]]
     assert (last.origin["seed"], last.origin["step"], last.origin["was_selected_on"]) == (5, 10, False)
-    assert first.origin["was_selected_on"] and first.label.endswith("@0")
+    assert first.label.endswith("@0") and not first.origin["was_selected_on"]  # where every run begins
+    middle = read_table(f"{run.path.name}@5", tmp_path)
+    assert middle.origin["was_selected_on"] and middle.origin["selected_among"] == 3
     assert first.settings == last.settings
     assert last.settings["sampling"] == {"temperature": 0.0, "max_tokens": 8, "stop": []}
-    with pytest.raises(UserError, match="was not evaluated after step 7; it was after 0, 10"):
+    with pytest.raises(UserError, match="was not evaluated after step 7; it was after 0, 5, 10"):
         read_table(f"{run.path.name}@7", tmp_path)
     with pytest.raises(UserError, match="has no evaluation yet"):
         table_of_run(make_run(tmp_path / "other", {}))

@@ -138,11 +138,13 @@ def test_broken_samples(tmp_path: Path, line: str, message: str) -> None:
 def test_evaluations_that_cannot_be_compared(tmp_path: Path) -> None:
     plain = make_store(tmp_path / "plain", temperature="1")
     others = {
-        "item 'c' is only in plain": make_store(tmp_path / "items", "ab", temperature="1"),
-        "item 'd' is only in more": make_store(tmp_path / "more", "abcd", temperature="1"),
+        "items lacks 'c'": make_store(tmp_path / "items", "ab", temperature="1"),
+        "plain lacks 'd'": make_store(tmp_path / "more", "abcd", temperature="1"),
         "has 1 samples per item and samples has 2": make_store(tmp_path / "samples", samples=2, temperature="1"),
-        'differ in temperature: "1" and "0"': make_store(tmp_path / "cold", temperature="0"),
-        'differ in parser: null and "last"': make_store(tmp_path / "parser", temperature="1", parser="last"),
+        "temperature is '1' in the first and '0' in the second": make_store(tmp_path / "cold", temperature="0"),
+        "parser is not set in the first and 'last' in the second": make_store(
+            tmp_path / "parser", temperature="1", parser="last"
+        ),
     }
     asked = make_store(tmp_path / "asked", temperature="1")
     (asked / "items.jsonl").write_text((asked / "items.jsonl").read_text().replace("what is b", "b"))
@@ -164,11 +166,11 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
     (store / "items.jsonl").unlink()
     with pytest.raises(DataError, match="the evaluation has not begun"):
         opened(store)
-    (store / "eval.json").write_text("{}")
+    (store / "eval.json").write_text('{"format": 1}')
     with pytest.raises(DataError, match="not the record of an evaluation"):
         opened(store)
     (store / "eval.json").write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="not the record of an evaluation"):
         opened(store)
     with pytest.raises(UserError, match="no run begins with"):
         open_growing("nothing", tmp_path)
@@ -178,6 +180,7 @@ def make_run(runs: Path, name: str, scores: dict[int, list[float]], metrics: lis
     run = runs / name
     (run / "evaluations").mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"created": "2026-01-01T00:00:00Z", "status": "finished"}))
+    (run / "config.yaml").write_text("seed: 0")
     for step, values in scores.items():
         lines = [json.dumps({"id": f"q{i}", "score": value, "answer": "1"}) + "\n" for i, value in enumerate(values)]
         (run / "evaluations" / f"step-{step:06d}.jsonl").write_text("".join(lines))
@@ -192,10 +195,12 @@ def test_a_run_by_its_last_evaluation_or_a_step(tmp_path: Path) -> None:
     for each in (a, b):
         each.refresh()
     pairs = paired_so_far(a, b)
-    assert (a.label, b.label) == ("one-1@0", "one-1@10")
+    assert (a.label, b.label) == ("one-1@0", "one-1")
     assert (pairs.scores_a, pairs.scores_b, pairs.is_complete, a.is_done) == ((0, 1), (1, 1), True, True)
-    for wrong in ("one@5", "one@x", "one@-1"):
-        with pytest.raises(UserError, match="has no evaluation at step"):
+    with pytest.raises(UserError, match="was not evaluated after step 5"):
+        open_growing("one@5", tmp_path)
+    for wrong in ("one@x", "one@-1"):
+        with pytest.raises(UserError, match=f"no run begins with '{wrong}'"):
             open_growing(wrong, tmp_path)
     make_run(tmp_path, "two-2", {})
     with pytest.raises(UserError, match="has no evaluation yet"):

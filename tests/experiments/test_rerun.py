@@ -129,4 +129,4 @@ def test_diff(project, train_here, capsys) -> None:
     assert command(["diff", run.path.name, other.path.name]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith("equal: environment")
-    assert "held-out accuracy" in shown
+    assert "held-out figures" in shown and "scoring.reward.project_rewards:score is" in shown

@@ -1,12 +1,16 @@
+import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from burnish.errors import MachineError
-from burnish.reproducibility.files import replace_folder, require_free_space, write_text
+from burnish.reproducibility.files import json_tree, replace_folder, require_free_space, write_text
 
 
 @pytest.fixture
@@ -66,3 +70,16 @@ def test_a_process_killed_while_writing_leaves_no_folder(tmp_path: Path) -> None
     assert done.returncode == -9
     assert not (tmp_path / "final").exists()
     assert [name[0] for name in os.listdir(tmp_path)] == ["."]
+
+
+@dataclass(frozen=True)
+class Found:
+    name: str
+    values: tuple[float, ...]
+
+
+def test_what_json_has_not_is_null() -> None:
+    content = {1: Found("a", (0.5, math.nan)), "b": np.array([[1.0, math.inf], [2.0, -math.inf]]), "c": np.int64(3)}
+    tree = {"1": {"name": "a", "values": [0.5, None]}, "b": [[1.0, None], [2.0, None]], "c": 3}
+    assert json_tree(content) == tree
+    assert json.loads(json.dumps(json_tree(content), allow_nan=False)) == tree

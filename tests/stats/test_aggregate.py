@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ecdf, trim_mean
 
 from burnish.stats.aggregate import (
     interquartile_mean,
@@ -36,6 +37,13 @@ def test_improvement_by_counting_pairs(x: list[list[int]], y: list[list[int]]) -
     ]
     assert probability_of_improvement(x, y) == pytest.approx(float(np.mean(wins)))
     assert probability_of_improvement(y, x) == pytest.approx(1 - float(np.mean(wins)))
+
+
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=30), st.lists(st.floats(-4, 4), min_size=1, max_size=9))
+def test_profile_and_iqm_against_scipy(scores: list[float], thresholds: list[float]) -> None:
+    expected = ecdf(scores).sf.evaluate(thresholds)
+    assert performance_profile([[score] for score in scores], thresholds) == pytest.approx(expected)
+    assert interquartile_mean([[score] for score in scores]) == pytest.approx(trim_mean(scores, 0.25))
 
 
 def test_profile_by_hand() -> None:

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from burnish.stats.bootstrap import Estimate, estimate, p_not_above, resampled_means
+from burnish.stats.bootstrap import Estimate, bca_interval, estimate, p_not_above, resampled_means
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
     values = np.random.default_rng(3).exponential(2.0, 80)
     ours = estimate(values.mean(), resampled_means(values, num_resamples=20_000))
-    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=1
+    ).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
@@ -39,3 +43,31 @@ def test_infinite_resamples_make_an_infinite_end() -> None:
 def test_nothing_cannot_be_resampled() -> None:
     with pytest.raises(ValueError, match="nothing to resample"):
         resampled_means([])
+
+
+def test_values_that_many_items_share_are_drawn_as_often() -> None:
+    values, counts = np.array([0.0, 0.5, 3.0]), np.array([50, 30, 20])
+    drawn = resampled_means(values, counts=counts, num_resamples=20_000)
+    one_by_one = np.repeat(values, counts)
+    assert drawn.mean() == pytest.approx(one_by_one.mean(), abs=0.005)
+    assert drawn.std() == pytest.approx(one_by_one.std() / 10, rel=0.03)
+    assert np.allclose(np.round(drawn * 200), drawn * 200)  # sums of whole draws
+
+
+@given(st.sampled_from(["normal", "exponential", "rounded"]), st.integers(30, 120), st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_bca_against_scipy(draw: str, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.exponential(size=n) if draw == "exponential" else rng.normal(size=n)
+    values = np.round(2 * values) / 2 if draw == "rounded" else values
+    expected = scipy.stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
+    found = bca_interval(values, level=0.95)
+    assert found == pytest.approx((expected.low, expected.high), abs=0.2 * values.std() / n**0.5)
+
+
+def test_many_different_values_keep_their_spread() -> None:
+    values = np.random.default_rng(9).exponential(size=20_000)
+    low, high = bca_interval(values, level=0.95)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20_000**0.5, rel=0.03)
+    with pytest.raises(ValueError, match="all values are equal"):
+        bca_interval(np.ones(4), level=0.95)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from statsmodels.stats.contingency_tables import cochrans_q as statsmodels_q
 from statsmodels.stats.contingency_tables import mcnemar
 
@@ -19,9 +19,20 @@ from burnish.stats.discordance import (
 
 
 def test_mcnemar_published() -> None:
-    assert mcnemar_exact(121, 59) == pytest.approx(4.4344e-6, rel=1e-4)
-    assert mcnemar_exact(10, 2) == pytest.approx(0.0385742, rel=1e-5)
+    assert mcnemar_exact(121, 59) == pytest.approx(4.4344e-6, abs=5e-11)
+    assert mcnemar_exact(70, 59) == pytest.approx(0.378688, abs=5e-7)
+    assert mcnemar_exact(10, 2) == pytest.approx(0.0385742, abs=5e-8)
     assert mcnemar_exact(0, 0) == 1.0
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mid_p_against_scipy(only_a: int, only_b: int) -> None:
+    """Everything rarer than what was seen, and half of what is as rare."""
+    chances = binom.pmf(np.arange(only_a + only_b + 1), only_a + only_b, 0.5)
+    seen = chances[only_a]
+    is_same = np.isclose(chances, seen, rtol=1e-9, atol=0)
+    expected = chances[(chances < seen) & ~is_same].sum() + chances[is_same].sum() / 2
+    assert mcnemar_mid_p(only_a, only_b) == pytest.approx(1.0 if only_a + only_b == 0 else expected, rel=1e-9)
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
@@ -74,10 +85,6 @@ def test_tango_at_zero_is_mcnemars_chi_square(table, corrected, corrected_p, pla
     assert (found.statistic, found.pvalue) == pytest.approx((corrected, corrected_p), rel=1e-6)
 
 
-def test_exact_of_the_second_published_table() -> None:
-    assert mcnemar_exact(70, 59) == pytest.approx(0.378688, abs=5e-7)
-
-
 def test_tango_published() -> None:
     # airway hyper-responsiveness before and after transplantation, Fagerland, Lydersen & Laake 2014 (Stat Med 33:2850)
     assert tango_paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
@@ -117,10 +124,16 @@ def test_equivalence_is_the_narrower_interval_inside_the_margin() -> None:
 
 NIST = [[1, 1, 1], [1, 1, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 1, 1]]
 NIST += [[1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1], [1, 1, 1]]
+FOUR = ["0001", "0001", "0001", "1111", "1001", "0101", "1001", "0001", "0100", "0000", "1001", "0011"]
+SAS = ["000"] * 6 + ["100"] * 2 + ["001"] * 16 + ["101"] * 4 + ["010"] * 2 + ["110"] * 6 + ["011"] * 4 + ["111"] * 6
 
 
 def test_cochrans_q_published() -> None:
     assert cochrans_q(NIST) == pytest.approx((2.8, 0.246597), abs=5e-7)  # Conover; NIST Dataplot
+    four, sas = (np.array([[int(each) for each in row] for row in rows]) for rows in (FOUR, SAS))
+    q, p = cochrans_q(four)
+    assert q == pytest.approx(13.2857143, abs=5e-8) and p == pytest.approx(0.00405776, abs=5e-9)
+    assert cochrans_q(sas) == pytest.approx((8.4706, 0.0145), abs=5e-5)
     assert cochrans_q([[1, 1, 1], [0, 0, 0]]) == (0.0, 1.0)
     with pytest.raises(ValueError, match="0 and 1"):
         cochrans_q([[0.5, 1.0]])

@@ -22,8 +22,16 @@ def test_against_statsmodels(p_values: list[float]) -> None:
 
 
 def test_what_is_no_p_value_is_refused() -> None:
-    for wrong in ([0.5, np.nan], [1.5], [-0.1]):
+    for wrong in ([0.5, 1.5], [-0.1], [[0.5]]):
         for adjust in (holm, benjamini_hochberg):
             with pytest.raises(ValueError, match="p-values"):
                 adjust(wrong)
     assert len(benjamini_hochberg([])) == len(holm([])) == 0
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.integers(1, 3))
+def test_a_test_without_p_value_counts_as_one(p_values: list[float], without: int) -> None:
+    for adjust in (holm, benjamini_hochberg):
+        found = adjust([*[np.nan] * without, *p_values])
+        assert np.isnan(found[:without]).all()
+        assert found[without:] == pytest.approx(adjust([*[1.0] * without, *p_values])[without:])

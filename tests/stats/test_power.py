@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
-from statsmodels.stats.power import TTestIndPower, TTestPower
+from statsmodels.stats.power import TTestIndPower, TTestPower, normal_power_het
 from statsmodels.stats.proportion import power_proportions_2indep
 
 from burnish.stats.power import (
@@ -21,6 +22,7 @@ from burnish.stats.power import (
     required_number,
     required_samples,
     smallest_effect,
+    smallest_shift,
 )
 
 
@@ -48,6 +50,20 @@ def test_what_few_seeds_can_see() -> None:  # evaluation practice: 3, 5, 10 seed
     assert smallest_effect(PairedMeans(sd_difference=1), 5) == pytest.approx(1.68, abs=0.005)
 
 
+@given(st.integers(2, 60), st.floats(0.5, 0.95), st.floats(0.001, 0.2))
+def test_the_smallest_shift_is_that_of_pairs(pairs: int, power: float, alpha: float) -> None:
+    effect = smallest_effect(PairedMeans(sd_difference=1), pairs, alpha=alpha, power=power)
+    assert smallest_shift(pairs - 1, alpha=alpha, power=power) == pytest.approx(effect * math.sqrt(pairs))
+
+
+def test_a_shift_of_one_degree_is_found_so_often() -> None:
+    shift = smallest_shift(1)
+    draws = np.random.default_rng(0).normal(shift / 2**0.5, 1.0, size=(200_000, 2))
+    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / 2**0.5)
+    assert (np.abs(t) > 12.7062).mean() == pytest.approx(0.8, abs=0.004)
+    assert smallest_shift(0) == math.inf
+
+
 @pytest.mark.parametrize(("samples", "published"), [(math.inf, 968.998), (1, 3875.990)])
 def test_miller_published(samples: float, published: float) -> None:
     """The formula neglects the far tail, whose chance is below 1e-5 here."""
@@ -69,6 +85,15 @@ def test_two_proportions_against_statsmodels(baseline: float, effect: float, num
     assume(baseline + effect < 0.999)
     expected = power_proportions_2indep(effect, baseline, number, return_results=False)
     assert TwoProportions(baseline=baseline).power(number, effect, 0.05) == pytest.approx(float(expected), abs=1e-3)
+
+
+@given(st.floats(0.02, 0.9), st.floats(0.01, 0.5), st.integers(10, 5000))
+def test_one_proportion_against_statsmodels(baseline: float, effect: float, number: int) -> None:
+    assume(baseline + effect < 0.999)
+    spreads = {"std_null": math.sqrt(baseline * (1 - baseline))}
+    spreads["std_alternative"] = math.sqrt((baseline + effect) * (1 - baseline - effect))
+    expected = normal_power_het(effect, number, 0.05, **spreads)
+    assert OneProportion(baseline=baseline).power(number, effect, 0.05) == pytest.approx(float(expected), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=25)

@@ -49,9 +49,22 @@ def test_never_beaten_is_refused() -> None:
 
 def test_win_rate() -> None:
     found = win_rate(np.array([0.0, 0.0, 1.0, 0.5]), np.array([1.0, 0.0, 0.0, 0.7]))
-    assert found.share == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     rng = np.random.default_rng(3)
     wide = win_rate(rng.normal(size=400), rng.normal(size=400))
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+    copied = win_rate(np.zeros(400), np.repeat(rng.normal(size=40), 10), clusters=np.repeat(range(40), 10).tolist())
+    assert copied.high - copied.low == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, rel=0.15)
     with pytest.raises(ValueError, match="finite"):
         win_rate(np.array([np.nan]), np.array([1.0]))
+
+
+def test_items_that_are_copies_add_nothing() -> None:
+    table = outcomes(np.random.default_rng(5).normal([0.0, 0.3, 0.6], 1.0, size=(60, 3)))
+    plain = bradley_terry(table)
+    copies = np.repeat(table, 5, axis=0)
+    together = bradley_terry(copies, clusters=np.repeat(range(60), 5).tolist())
+    assert together.strengths_M == pytest.approx(plain.strengths_M, abs=1e-4)
+    assert together.high_M - together.low_M == pytest.approx(plain.high_M - plain.low_M, rel=0.15)
+    apart = bradley_terry(copies)
+    assert apart.high_M - apart.low_M == pytest.approx((plain.high_M - plain.low_M) / 5**0.5, rel=0.15)

@@ -1,10 +1,7 @@
 """`burnish audit`: everything is read from the run folder; no model is loaded."""
 
 import json
-import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from burnish.algorithms.asking import AskingConfig
 from burnish.cli.columns import print_columns
@@ -14,7 +11,7 @@ from burnish.errors import ConfigError, UserError
 from burnish.evaluation.audit_plot import plot_audit
 from burnish.evaluation.reward_audit import AuditStep, RewardAudit, audit
 from burnish.evaluation.run_scores import Gold, read_run_scores
-from burnish.reproducibility.files import write_text
+from burnish.reproducibility.files import json_tree, write_text
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.combine import reward_of
 from burnish.stats.bootstrap import Estimate
@@ -39,19 +36,10 @@ def print_audit(run: str, runs_folder: Path, *, gold: str | None, as_json: bool,
     if plot is not None:
         write_text(plot, plot_audit(found))
     if as_json:
-        print(json.dumps(to_json(asdict(found)), indent=1, ensure_ascii=False))
+        print(json.dumps(json_tree(found), indent=1, ensure_ascii=False))
     else:
         _print(found)
     return 1 if any(alarm.is_raised for alarm in found.alarms) else 0
-
-
-def to_json(found: Any) -> Any:
-    """Plain data without NaN or infinity, which are no JSON: they are null."""
-    if isinstance(found, dict):
-        return {key: to_json(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [to_json(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _gold(config: AskingConfig, path: str) -> Gold:

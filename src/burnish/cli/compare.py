@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,11 @@ from cyclopts import Parameter
 
 from burnish.cli.columns import print_columns
 from burnish.errors import UserError
+from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
-    from burnish.evaluation.comparison import Arm, ArmMean, Claim, Comparison
+    from burnish.evaluation.comparable import Arm
+    from burnish.evaluation.comparison import ArmMean, Claim, Comparison
     from burnish.stats.difference import Difference
 
 
@@ -44,7 +47,8 @@ def compare(
     """
     from burnish.evaluation.comparison import compare_arms
 
-    found = compare_arms([_arm(each, runs_folder) for each in arms], alpha=alpha, margin=margin, slice_field=slices)
+    compared = _told_apart([_arm(each, runs_folder) for each in arms], arms)
+    found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
         print(json.dumps(_as_tree(found), indent=1))
     else:
@@ -54,7 +58,7 @@ def compare(
 
 def _arm(what: str, runs_folder: Path) -> "Arm":
     """One table for each name between commas, and for each folder that a glob finds."""
-    from burnish.evaluation.comparison import Arm
+    from burnish.evaluation.comparable import Arm
     from burnish.evaluation.table import read_table
 
     names = [found for part in what.split(",") if part for found in _globbed(part, runs_folder)]
@@ -62,6 +66,18 @@ def _arm(what: str, runs_folder: Path) -> "Arm":
         raise UserError(f"{what!r} names nothing to compare")
     tables = tuple(read_table(name, runs_folder) for name in names)
     return Arm(label=tables[0].label if len(tables) == 1 else what, tables=tables)
+
+
+def _told_apart(arms: Sequence["Arm"], names: Sequence[str]) -> list["Arm"]:
+    """Arms by their labels, or where some have the same by what they were called.
+
+    Raises:
+        UserError: two arms are called the same.
+    """
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{repeated[0]} is named twice: there is nothing to compare it with in itself")
+    labels = Counter(arm.label for arm in arms)
+    return [arm if labels[arm.label] == 1 else replace(arm, label=name) for arm, name in zip(arms, names, strict=True)]
 
 
 def _globbed(name: str, runs_folder: Path) -> list[str]:
@@ -92,7 +108,7 @@ def _print(found: "Comparison") -> None:
         print()
         _print_claim(claim, found)
     if found.cochrans_q is not None:
-        print(f"\nall equally often right? Cochran's Q = {found.cochrans_q[0]:.4g}, p = {found.cochrans_q[1]:.2g}")
+        print(f"\nall equally often right? Cochran's Q = {found.cochrans_q[0]:.4g}, p = {found.cochrans_q[1]:.3g}")
     if found.strengths is not None:
         _print_strengths(found)
     if found.notes:
@@ -110,36 +126,47 @@ def _interval(low: float, high: float, form: str = "+.3f") -> str:
 
 
 def _print_claim(claim: "Claim", found: "Comparison") -> None:
-    from burnish.stats.wording import claimed, what_it_takes
+    from burnish.stats.wording import claimed, open_questions, what_both_take
 
     print(f"{claim.label_b} against {claim.label_a}")
     rows: list[tuple[str, ...]] = [("  over", "n", "difference", "interval", "by", "p", "test")]
-    rows += [_evidence_row(each) for each in claim.evidence]
+    rows += [_evidence_row(each, found) for each in claim.differences]
     print_columns(rows)
-    wins = claim.wins
-    print(f"  wins {wins.share:.3f} of the items, ties half: {_interval(wins.low, wins.high, '.3f')} (bootstrap)")
+    if claim.discordance is not None:
+        beside = claim.discordance
+        print(
+            f"  right alone: A {beside.only_a:,}, B {beside.only_b:,} items; mid-p = {beside.mid_p:.3g}, "
+            f"Tango's interval {_interval(beside.low, beside.high)}"
+        )
+    wins = _interval(claim.wins.low, claim.wins.high, ".3f")
+    print(f"  wins {claim.wins.value:.3f} of the items, ties half: {wins} (bootstrap by {found.unit})")
     if len(found.claims) > 1:
-        print(f"  p = {claim.p_adjusted:.2g} after Holm, of {len(found.claims)} claims")
+        print(f"  p = {claim.p_adjusted:.3g} after Holm, of {len(found.claims)} claims")
     if claim.p_equivalent is not None:
-        print(f"  a difference of {found.margin:g} or more: p = {claim.p_equivalent:.2g} (two one-sided tests)")
+        print(f"  equivalent within {found.margin:g}? p = {claim.p_equivalent:.3g} (two one-sided tests)")
     if claim.errors is not None:
         _print_errors(claim)
     _print_slices(claim)
     small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
     print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
     if claim.verdict == "undecided":
-        for each in claim.evidence:
-            print(f"    over {each.unit}s: {what_it_takes(each, alpha=claim.alpha_each)}")
+        if claim.evidence[0].unit == "both" and claim.errors is not None:
+            takes = [what_both_take(claim.evidence[0], claim.errors, num_items=found.num_units, alpha=claim.alpha_each)]
+        else:
+            takes = open_questions(claim.evidence, alpha=claim.alpha_each)
+        for line in takes:
+            print(f"    {line}")
 
 
-def _evidence_row(each: "Difference") -> tuple[str, ...]:
+def _evidence_row(each: "Difference", found: "Comparison") -> tuple[str, ...]:
+    is_both = each.unit == "both"
     return (
-        f"  {each.unit}s",
-        f"{each.n:,}",
+        "  seeds and items" if is_both else f"  {each.unit}s",
+        f"{each.n} x {found.num_units:,}" if is_both else f"{each.n:,}",
         f"{each.difference:+.3f}",
         _interval(each.low, each.high),
         each.interval,
-        f"{each.p_value:.2g}",
+        f"{each.p_value:.3g}",
         each.test,
     )
 
@@ -149,6 +176,8 @@ def _print_errors(claim: "Claim") -> None:
     if errors is None:
         return
     parts = {"seeds": errors.seed, "items": errors.item, "seed x item": errors.rest, "samples": errors.sample}
+    if math.isnan(errors.seed):
+        del parts["seed x item"]  # is in that of the items
     known = {name: part for name, part in parts.items() if not math.isnan(part)}
     total = sum(known.values())
     if total == 0:
@@ -165,12 +194,12 @@ def _print_errors(claim: "Claim") -> None:
 def _print_slices(claim: "Claim") -> None:
     if not claim.slices:
         return
-    rows = [(f"  {claim.slices[0].field}", "n", "A", "B", "difference", "interval", "p", "p (BH)", "")]
+    rows = [(f"  {claim.slices[0].field}", "over", "A", "B", "difference", "interval", "p", "p (BH)", "")]
     for each in claim.slices:
         found = each.found
         means = (f"{found.mean_a:.3f}", f"{found.mean_b:.3f}", f"{found.difference:+.3f}")
-        tail = (f"{found.p_value:.2g}", f"{each.p_adjusted:.2g}", each.verdict)
-        rows.append((f"  {each.value}", f"{found.n:,}", *means, _interval(found.low, found.high), *tail))
+        tail = (f"{found.p_value:.3g}", f"{each.p_adjusted:.3g}", each.verdict)
+        rows.append((f"  {each.value}", f"{found.n:,} {found.unit}s", *means, _interval(found.low, found.high), *tail))
     print_columns(rows)
 
 
@@ -178,29 +207,19 @@ def _print_strengths(found: "Comparison") -> None:
     strengths = found.strengths
     if strengths is None:
         return
-    print("\nBradley-Terry strengths with ties (Davidson), bootstrap by item")
+    print(f"\nBradley-Terry strengths with ties (Davidson), bootstrap by {found.unit}")
     order = sorted(range(len(found.arms)), key=lambda index: -strengths.strengths_M[index])
     ends = zip(strengths.low_M, strengths.high_M, strict=True)
     intervals = [_interval(low, high) for low, high in ends]
     print_columns([(f"  {found.arms[i].label}", f"{strengths.strengths_M[i]:+.3f}", intervals[i]) for i in order])
 
 
-def _as_tree(found: "Comparison") -> dict[str, Any]:
-    tree = asdict(found)
+def _as_tree(found: "Comparison") -> Any:
+    tree = json_tree(found)
     for claim, written in zip(found.claims, tree["claims"], strict=True):
-        written["evidence"] = [asdict(each) for each in claim.evidence]
-        del written["over_items"], written["over_seeds"]
+        for each in (*written["differences"], *(row["found"] for row in written["slices"])):
+            del each["design"]
         if claim.errors is not None:
-            written["errors"]["cheapest"] = claim.errors.cheapest
-    return {key: _plain(value) for key, value in tree.items()}
-
-
-def _plain(value: Any) -> Any:
-    """The same in what JSON has: NaN as null, arrays as lists."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items() if key != "design"}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            for name in ("factor_seeds", "factor_items", "factor_samples", "cheapest"):
+                written["errors"][name] = json_tree(getattr(claim.errors, name))
+    return tree

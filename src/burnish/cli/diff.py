@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from burnish.cli.columns import print_columns
-from burnish.evaluation.held_out import compare_items, mean_score, verdict
+from burnish.errors import DataError
+from burnish.evaluation.comparable import common_items
+from burnish.evaluation.held_out import verdict
+from burnish.evaluation.table import table_of_run
 from burnish.reproducibility.differences import ABSENT, Section, record_sections
 from burnish.reproducibility.run_folder import RunFolder
+from burnish.stats.paired import compare_paired
 
 _RESULTS = ("step", "held_out", "reward_mean", "loss", "kl", "entropy")
 _WIDTH = 60
@@ -49,15 +53,16 @@ def _results(runs: Sequence[RunFolder]) -> dict[str, tuple[Any, Any]]:
 
 
 def _paired(runs: Sequence[RunFolder]) -> str | None:
-    """The last held-out items of both, item by item, where they are the same items."""
-    steps = [run.steps("evaluations") for run in runs]
-    if not all(steps):
+    """The last held-out items of both, item by item, where they were evaluated alike."""
+    if not all(run.steps("evaluations") for run in runs):
         return None
-    items = [run.read_step("evaluations", each[-1]) for run, each in zip(runs, steps, strict=True)]
-    if [item["id"] for item in items[0]] != [item["id"] for item in items[1]]:
-        figures = " and ".join(f"{mean_score(each):.3f} on {len(each)} items" for each in items)
-        return f"held-out figures {figures} are not of the same items and cannot be paired"
-    return verdict(runs[0].record()["measure"], compare_items(*items))
+    tables = [table_of_run(run) for run in runs]
+    try:
+        means = common_items(tables).means_TI
+    except DataError as error:
+        figures = " and ".join(f"{float(table.scores_IK.mean()):.3f} on {len(table.ids)} items" for table in tables)
+        return f"held-out figures {figures}: {error}"
+    return verdict(runs[0].record()["measure"], compare_paired(*means))
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from burnish.evaluation.importers import import_csv, import_inspect, import_lm_e
 from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.verifying import verify_store
+from burnish.reproducibility.files import json_tree
 from burnish.reproducibility.run_folder import RunFolder
 
 _QUIET_SECONDS = 2.0
@@ -98,7 +98,7 @@ def print_contamination(train: str, evaluation: str, *, as_json: bool) -> int:
     else:
         found = find_contamination(train_texts(train), file_items(evaluation))
         lines = _contamination_lines(found, None)
-    print(json.dumps(asdict(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+    print(json.dumps(json_tree(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0
 
 
@@ -179,14 +179,14 @@ def _print_store(store: EvalStore, found: Contamination | None, *, as_json: bool
         content = {
             "store": str(store.path),
             "label": table.label,
-            "figures": [asdict(figure) for figure in shown],
+            "figures": shown,
             "counts": number,
             "settings": dict(table.settings),
             "origin": dict(table.origin),
             "efficiency": record.get("efficiency", {}),
-            "contamination": None if found is None else asdict(found),
+            "contamination": found,
         }
-        print(json.dumps(_without_nan(content), indent=1, ensure_ascii=False))
+        print(json.dumps(json_tree(content), indent=1, ensure_ascii=False))
         return 0
     print(f"{table.label} on {record['task']['source']}")
     rows = [("measure", "of", "value", "95% CI", "n", "method")]
@@ -247,12 +247,3 @@ def _number(value: float) -> str:
 
 def _interval(figure: Figure) -> str:
     return "-" if np.isnan(figure.low) else f"[{figure.low:.3f}, {figure.high:.3f}]"
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: null says the same."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

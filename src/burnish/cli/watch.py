@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from burnish.errors import UserError
+from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
     from burnish.evaluation.watching import GrowingEvaluation, PairedScores
@@ -124,5 +125,4 @@ def _as_json(look: "Look", pairs: "PairedScores", is_over: bool) -> str:
         "num_waiting": pairs.num_waiting,
         "num_unscored": pairs.num_unscored,
     }
-    content = {**asdict(look), **counts, "is_over": is_over}
-    return json.dumps({key: None if value != value else value for key, value in content.items()})
+    return json.dumps(json_tree({**asdict(look), **counts, "is_over": is_over}))

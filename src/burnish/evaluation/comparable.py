@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,30 @@ from burnish.errors import DataError, UserError
 from burnish.evaluation.table import ScoreTable
 
 _SHOWN = 3
+
+
+class Evaluated(Protocol):
+    """An evaluation, by what two must share to be compared."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of its items."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How they were asked, answered and scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What is compared: one table, or one for each training seed of a method."""
+
+    label: str
+    tables: tuple[ScoreTable, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +49,6 @@ class CommonItems:
     slices: Mapping[str, tuple[str, ...]]
     scores_TIK: tuple[NDArray[np.float64], ...]
     means_TI: tuple[NDArray[np.float64], ...]
-    notes: tuple[str, ...]
 
     def slice_of(self, field: str) -> NDArray[np.str_]:
         """The value of each item.
@@ -52,12 +75,6 @@ def common_items(tables: Sequence[ScoreTable]) -> CommonItems:
     num_items = len(first.ids)
     if 2 * len(kept) < num_items or len(kept) == 0:
         raise DataError(f"only {len(kept)} of {num_items} items have a score in every table: too few to compare by")
-    notes = []
-    if len(kept) < num_items:
-        lost = ", ".join(
-            f"{table.label} {int(np.isnan(means).sum())}" for table, means in zip(tables, means_TI, strict=True)
-        )
-        notes.append(f"{num_items - len(kept)} of {num_items} items are left out, for want of a score: {lost}")
 
     def chosen(values: Sequence[str]) -> tuple[str, ...]:
         return tuple(values) if len(kept) == num_items else tuple(values[item] for item in kept)
@@ -68,8 +85,23 @@ def common_items(tables: Sequence[ScoreTable]) -> CommonItems:
         slices={name: chosen(values) for name, values in first.slices.items()},
         scores_TIK=tuple(table.scores_IK[kept] for table in ordered),
         means_TI=tuple(means[kept] for means in means_TI),
-        notes=tuple(notes),
     )
+
+
+def require_arm(arm: Arm) -> None:
+    """Refuse an arm with a table that is none, and runs that are no replicates of each other.
+
+    Raises:
+        DataError: see `require_sound`; a seed twice, or different numbers of samples per item.
+    """
+    for table in arm.tables:
+        require_sound(table)
+    seeds = [table.origin.get("seed") for table in arm.tables]
+    known = [seed for seed in seeds if seed is not None]
+    if len(known) != len(set(known)):
+        raise DataError(f"{arm.label}: seed {max(known, key=known.count)} stands there twice; a seed is one run")
+    if len(arm.tables) > 1 and len({table.scores_IK.shape[1] for table in arm.tables}) > 1:
+        raise DataError(f"{arm.label}: its runs have different numbers of samples per item")
 
 
 def require_sound(table: ScoreTable) -> None:
@@ -94,50 +126,68 @@ def require_sound(table: ScoreTable) -> None:
         raise DataError(f"{table.label}: {without} of {num_items} items have no score; see why before comparing")
 
 
+def require_same_items(first: Evaluated, other: Evaluated) -> None:
+    """Refuse evaluations of different items, and name some that one of them lacks.
+
+    Raises:
+        DataError: they are not of the same items.
+    """
+    ids, other_ids = set(first.ids), set(other.ids)
+    if ids == other_ids:
+        return
+    lacking = (
+        _lacking(first.label, [each for each in other.ids if each not in ids]),
+        _lacking(other.label, [each for each in first.ids if each not in other_ids]),
+    )
+    raise DataError(f"{_both(first, other)}: they are not of the same items; {'; '.join(filter(None, lacking))}")
+
+
+def require_same_settings(first: Evaluated, other: Evaluated) -> None:
+    """Refuse evaluations that asked, sampled or scored differently, and say how.
+
+    Raises:
+        DataError: their settings differ.
+    """
+    differing = _first_difference(first.settings, other.settings, "")
+    if differing is not None:
+        key, value, other_value = differing
+        raise DataError(
+            f"{_both(first, other)}: {key} is {value} in the first and {other_value} in the second; evaluate both alike"
+        )
+
+
 def _ordered_as(first: ScoreTable, table: ScoreTable) -> ScoreTable:
-    both = f"{first.label} and {table.label} cannot be compared"
-    if table.ids != first.ids and set(table.ids) != set(first.ids):
-        lacking = [_lacking(one, other) for one, other in ((first, table), (table, first))]
-        raise DataError(f"{both}: they are not of the same items; {'; '.join(filter(None, lacking))}")
     order = None
     if table.ids != first.ids:
+        require_same_items(first, table)
         place = {each: index for index, each in enumerate(table.ids)}
         order = np.array([place[each] for each in first.ids])
-    differing = _first_difference(first.settings, table.settings, "")
-    if differing is not None:
-        key, value, other = differing
-        raise DataError(f"{both}: {key} is {value} in the first and {other} in the second; evaluate both alike")
+    require_same_settings(first, table)
     for name, mine, theirs in [
         ("clusters", first.clusters, table.clusters),
         *((f"slice {name}", values, table.slices.get(name)) for name, values in first.slices.items()),
     ]:
         if _reordered(theirs, order) != mine:
-            raise DataError(f"{both}: their items have different {name}")
+            raise DataError(f"{_both(first, table)}: their items have different {name}")
     if order is None:
         return table
-    return ScoreTable(
-        label=table.label,
-        ids=first.ids,
-        scores_IK=table.scores_IK[order],
-        clusters=first.clusters,
-        slices=first.slices,
-        settings=table.settings,
-        origin=table.origin,
-    )
+    return replace(table, ids=first.ids, scores_IK=table.scores_IK[order], clusters=first.clusters, slices=first.slices)
+
+
+def _both(first: Evaluated, other: Evaluated) -> str:
+    return f"{first.label} and {other.label} cannot be compared"
 
 
 def _reordered(values: tuple[str, ...] | None, order: NDArray[np.int64] | None) -> tuple[str, ...] | None:
     return values if values is None or order is None else tuple(values[index] for index in order)
 
 
-def _lacking(table: ScoreTable, other: ScoreTable) -> str:
-    """What `table` lacks that `other` has; empty if nothing."""
-    ids = set(table.ids)
-    missing = [each for each in other.ids if each not in ids]
+def _lacking(label: str, missing: Sequence[str]) -> str:
+    """The first of what is missing; empty if nothing."""
     if not missing:
         return ""
     more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-    return f"{table.label} lacks {', '.join(repr(each) for each in missing[:_SHOWN])}{more}"
+    return f"{label} lacks {', '.join(repr(each) for each in missing[:_SHOWN])}{more}"
 
 
 def _first_difference(value: Any, other: Any, key: str) -> tuple[str, str, str] | None:

@@ -13,28 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.errors import DataError, UserError
-from burnish.evaluation.comparable import common_items, require_sound
-from burnish.evaluation.table import ScoreTable
+from burnish.errors import UserError
+from burnish.evaluation.cautions import cautions
+from burnish.evaluation.comparable import Arm, common_items, require_arm
+from burnish.evaluation.two_arms import TwoArms, two_arms
+from burnish.stats.bootstrap import Estimate
 from burnish.stats.clustered import clustered_mean
-from burnish.stats.difference import Difference, Verdict, judge, require_levels
-from burnish.stats.discordance import cochrans_q
+from burnish.stats.difference import Difference, Unit, Verdict, judge
+from burnish.stats.discordance import Discordance, cochrans_q, discordance
 from burnish.stats.intervals import wilson_interval
+from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm
-from burnish.stats.paired import compare_paired
-from burnish.stats.ranking import Share, Strengths, bradley_terry, win_rate
-from burnish.stats.seeds import FEW_SEEDS, compare_seeds
-from burnish.stats.variance import ErrorParts, split_error
-
-_FEW_CLUSTERS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """What is compared: one table, or one for each training seed of a method."""
-
-    label: str
-    tables: tuple[ScoreTable, ...]
+from burnish.stats.ranking import Strengths, bradley_terry, win_rate
+from burnish.stats.variance import ErrorParts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,29 +55,36 @@ class SliceClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """B against the baseline A. With seeds, the verdict needs both: the seeds on these items, and the items.
+    """B against the baseline A.
 
-    `p_value` is the larger of the two, `p_adjusted` Holm's over all claims, as is `p_equivalent`. `alpha_each` is what
-    a claim would need alone.
+    Of methods with seeds, `differences` are over both seeds and items, on which the verdict stands, over seeds with
+    these items as given, and over items with these runs as given; of single runs, over items. `p_value` is that of the
+    verdict, `p_adjusted` Holm's over all claims, as is `p_equivalent`. `alpha_each` is what a claim would need alone.
+    `discordance` is of answers that are right or wrong, one to an item.
     """
 
     label_a: str
     label_b: str
-    over_items: Difference
-    over_seeds: Difference | None
+    differences: tuple[Difference, ...]
+    discordance: Discordance | None
     p_value: float
     p_adjusted: float
     p_equivalent: float | None
     alpha_each: float
     verdict: Verdict
-    wins: Share
+    wins: Estimate
     errors: ErrorParts | None
     slices: tuple[SliceClaim, ...]
 
     @property
+    def over_items(self) -> Difference:
+        """With these runs as given."""
+        return self.differences[-1]
+
+    @property
     def evidence(self) -> tuple[Difference, ...]:
-        """What the verdict stands on."""
-        return (self.over_items,) if self.over_seeds is None else (self.over_seeds, self.over_items)
+        """What the verdict stands on, all of it."""
+        return self.differences[:1] if self.differences[0].unit == "both" else self.differences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +101,16 @@ class Comparison:
     strengths: Strengths | None
     notes: tuple[str, ...]
 
+    @property
+    def num_units(self) -> int:
+        """Of items, or of clusters where they come in such."""
+        return self.num_items if self.num_clusters is None else self.num_clusters
+
+    @property
+    def unit(self) -> Unit:
+        """What counts once, seeds apart."""
+        return "item" if self.num_clusters is None else "cluster"
+
 
 def compare_arms(
     arms: Sequence[Arm], *, alpha: float = 0.05, margin: float | None = None, slice_field: str | None = None
@@ -116,23 +124,25 @@ def compare_arms(
     if len(arms) < 2:
         raise UserError("there is nothing to compare with: name two or more")
     try:
-        require_levels(alpha, margin)
+        require_alpha(alpha)
+        require_margin(margin)
     except ValueError as error:
         raise UserError(str(error)) from error
     for arm in arms:
-        _require_arm(arm)
+        require_arm(arm)
     items = common_items([table for arm in arms for table in arm.tables])
-    means_ASI = _by_arm(arms, items.means_TI)
+    means_ASI, scores_ASIK = _by_arm(arms, items.means_TI), _by_arm(arms, items.scores_TIK)
     means_AI = [means_SI.mean(axis=0) for means_SI in means_ASI]
-    claims = [
-        _claim(arms, index, means_ASI, items.clusters, {"alpha": alpha, "margin": margin})
-        for index in range(1, len(arms))
+    pairs = [
+        two_arms((arms[0], arm), (scores_ASIK[0], scores_SIK), (means_ASI[0], means_SI), items.clusters)
+        for arm, scores_SIK, means_SI in zip(arms[1:], scores_ASIK[1:], means_ASI[1:], strict=True)
     ]
-    claims = _with_errors(_adjusted(claims, alpha), arms, _by_arm(arms, items.scores_TIK))
+    claims = [_claim(arms[0].label, arm.label, pair, alpha, margin) for arm, pair in zip(arms[1:], pairs, strict=True)]
+    claims = _adjusted(claims, alpha)
     if slice_field is not None:
-        claims = _with_slices(claims, means_AI, slice_field, items.slice_of(slice_field), items.clusters)
-    is_binary = all(np.isin(means_SI, (0.0, 1.0)).all() for means_SI in means_AI)
-    strengths, note = _strengths(means_AI, alpha)
+        claims = _with_slices(claims, pairs, slice_field, items.slice_of(slice_field), alpha)
+    are_coins = items.clusters is None and all(np.isin(means_I, (0.0, 1.0)).all() for means_I in means_AI)
+    strengths, note = _strengths(means_AI, items.clusters, alpha)
     return Comparison(
         num_items=len(items.ids),
         num_clusters=None if items.clusters is None else len(set(items.clusters)),
@@ -140,21 +150,10 @@ def compare_arms(
         margin=margin,
         arms=tuple(_arm_mean(arm, means, items.clusters, alpha) for arm, means in zip(arms, means_ASI, strict=True)),
         claims=tuple(claims),
-        cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if is_binary and len(arms) > 2 else None,
+        cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if are_coins and len(arms) > 2 else None,
         strengths=strengths,
-        notes=(*items.notes, *_notes(arms, items.clusters), *note),
+        notes=(*_counted_as_wrong(arms, alpha, margin), *cautions(arms, items), *note),
     )
-
-
-def _require_arm(arm: Arm) -> None:
-    for table in arm.tables:
-        require_sound(table)
-    seeds = [table.origin.get("seed") for table in arm.tables]
-    known = [seed for seed in seeds if seed is not None]
-    if len(known) != len(set(known)):
-        raise DataError(f"{arm.label}: seed {max(known, key=known.count)} stands there twice; a seed is one run")
-    if len(arm.tables) > 1 and len({table.scores_IK.shape[1] for table in arm.tables}) > 1:
-        raise DataError(f"{arm.label}: its runs have different numbers of samples per item")
 
 
 def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -162,44 +161,30 @@ def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> li
     return [np.stack([rest.pop(0) for _ in arm.tables]) for arm in arms]
 
 
-def _claim(
-    arms: Sequence[Arm],
-    index: int,
-    means_ASI: Sequence[NDArray[np.float64]],
-    clusters: Sequence[str] | None,
-    levels: dict[str, Any],
-) -> Claim:
-    a_SI, b_SI = means_ASI[0], means_ASI[index]
-    over_items = compare_paired(a_SI.mean(axis=0), b_SI.mean(axis=0), clusters=clusters, **levels)
-    over_seeds = None
-    if max(len(a_SI), len(b_SI)) > 1:
-        order = _shared_seeds(arms[0], arms[index])
-        of_a, of_b = a_SI.mean(axis=1), b_SI.mean(axis=1)
-        over_seeds = compare_seeds(of_a, of_b if order is None else of_b[order], is_paired=order is not None, **levels)
-    evidence = [over_items] if over_seeds is None else [over_items, over_seeds]
-    equivalent = [each.p_equivalent for each in evidence if each.p_equivalent is not None]
-    return Claim(
-        label_a=arms[0].label,
-        label_b=arms[index].label,
-        over_items=over_items,
-        over_seeds=over_seeds,
-        p_value=max(each.p_value for each in evidence),
+def _claim(label_a: str, label_b: str, pair: TwoArms, alpha: float, margin: float | None) -> Claim:
+    a_I, b_I = pair.item_means
+    errors = pair.errors()
+    differences = pair.differences(errors, alpha=alpha, margin=margin)
+    is_binary = differences[-1].unit == "item" and bool(np.isin([a_I, b_I], (0.0, 1.0)).all())
+    claim = Claim(
+        label_a=label_a,
+        label_b=label_b,
+        differences=differences,
+        discordance=discordance(a_I == 1, b_I == 1, level=1 - alpha) if is_binary else None,
+        p_value=1.0,  # see below
         p_adjusted=1.0,  # needs all claims
-        p_equivalent=max(equivalent) if equivalent else None,
-        alpha_each=levels["alpha"],
+        p_equivalent=None,
+        alpha_each=alpha,
         verdict="undecided",
-        wins=win_rate(a_SI.mean(axis=0), b_SI.mean(axis=0), level=1 - levels["alpha"]),
-        errors=None,
+        wins=win_rate(a_I, b_I, clusters=pair.clusters, level=1 - alpha),
+        errors=errors,
         slices=(),
     )
-
-
-def _shared_seeds(a: Arm, b: Arm) -> list[int] | None:
-    """The place in B of each of A's seeds, if both have the same and more than one."""
-    seeds_a, seeds_b = ([table.origin.get("seed") for table in arm.tables] for arm in (a, b))
-    if len(seeds_a) < 2 or None in seeds_a or set(seeds_a) != set(seeds_b):
-        return None
-    return [seeds_b.index(seed) for seed in seeds_a]
+    return replace(
+        claim,
+        p_value=max(each.p_value for each in claim.evidence),
+        p_equivalent=max((p for each in claim.evidence if (p := each.p_equivalent) is not None), default=None),
+    )
 
 
 def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
@@ -218,49 +203,51 @@ def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
     ]
 
 
-def _with_errors(
-    claims: Sequence[Claim], arms: Sequence[Arm], scores_ASIK: Sequence[NDArray[np.float64]]
-) -> list[Claim]:
-    """Where there are seeds or samples to split by; on the items that have every score."""
-    done = []
-    for index, claim in enumerate(claims, start=1):
-        a_SIK, b_SIK = scores_ASIK[0], scores_ASIK[index]
-        has_parts = max(a_SIK.shape[0], b_SIK.shape[0]) > 1 or max(a_SIK.shape[2], b_SIK.shape[2]) > 1
-        whole_I = ~(np.isnan(a_SIK).any(axis=(0, 2)) | np.isnan(b_SIK).any(axis=(0, 2)))
-        if has_parts and claim.over_items.unit == "item" and np.count_nonzero(whole_I) > 1:
-            claim = replace(claim, errors=split_error(a_SIK[:, whole_I], b_SIK[:, whole_I]))
-        done.append(claim)
-    return done
-
-
 def _with_slices(
-    claims: Sequence[Claim],
-    means_AI: Sequence[NDArray[np.float64]],
-    field: str,
-    value_of_item: NDArray[np.str_],
-    clusters: Sequence[str] | None,
+    claims: Sequence[Claim], pairs: Sequence[TwoArms], field: str, value_of_item: NDArray[np.str_], alpha: float
 ) -> list[Claim]:
-    found: list[list[tuple[str, Difference]]] = []
-    for index, claim in enumerate(claims, start=1):
-        rows = []
-        for value in sorted(set(value_of_item.tolist())):
-            chosen: list[int] = np.flatnonzero(value_of_item == value).tolist()
-            own = None if clusters is None else [clusters[item] for item in chosen]
-            alpha = claim.over_items.alpha
-            rows.append(
-                (value, compare_paired(means_AI[0][chosen], means_AI[index][chosen], clusters=own, alpha=alpha))
-            )
-        found.append(rows)
-    adjusted = iter(benjamini_hochberg([each.p_value for rows in found for _, each in rows]).tolist())
+    """The most careful difference of each claim on each slice, adjusted over all of them."""
+    chosen = {value: np.flatnonzero(value_of_item == value).tolist() for value in sorted(set(value_of_item.tolist()))}
+    found = []
+    for pair in pairs:
+        parts = {value: pair.on(items) for value, items in chosen.items()}
+        found.append(
+            {value: _most_careful(each.differences(each.errors(), alpha=alpha)) for value, each in parts.items()}
+        )
+    adjusted = iter(benjamini_hochberg([each.p_value for rows in found for each in rows.values()]).tolist())
     done = []
     for claim, rows in zip(claims, found, strict=True):
         slices = []
-        for value, each in rows:
+        for value, each in rows.items():
             p = next(adjusted)
-            word = judge((each,), p, None, each.alpha)
+            word = judge((each,), p, None, alpha)
             slices.append(SliceClaim(field=field, value=value, found=each, p_adjusted=p, verdict=word))
         done.append(replace(claim, slices=tuple(slices)))
     return done
+
+
+def _most_careful(differences: Sequence[Difference]) -> Difference:
+    """Over seeds and items, where there is one; else the least sure."""
+    return max(differences, key=lambda each: (each.unit == "both", each.p_value))
+
+
+def _counted_as_wrong(arms: Sequence[Arm], alpha: float, margin: float | None) -> list[str]:
+    """What would be found if answers without a score were wrong, where some are missing from scores of 0 to 1."""
+    scores = np.concatenate([table.scores_IK.ravel() for arm in arms for table in arm.tables])
+    if not np.isnan(scores).any() or np.nanmin(scores) < 0 or np.nanmax(scores) > 1:
+        return []
+    filled = [
+        Arm(
+            label=arm.label,
+            tables=tuple(replace(table, scores_IK=np.nan_to_num(table.scores_IK)) for table in arm.tables),
+        )
+        for arm in arms
+    ]
+    return [
+        f"with answers without a score counted as wrong, {claim.label_b} would be "
+        f"{claim.over_items.difference:+.3f} against {claim.label_a}: {claim.verdict}"
+        for claim in compare_arms(filled, alpha=alpha, margin=margin).claims
+    ]
 
 
 def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], clusters: Sequence[str] | None, alpha: float) -> ArmMean:
@@ -283,39 +270,14 @@ def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], clusters: Sequence[str] |
     )
 
 
-def _strengths(means_AI: Sequence[NDArray[np.float64]], alpha: float) -> tuple[Strengths | None, list[str]]:
+def _strengths(
+    means_AI: Sequence[NDArray[np.float64]], clusters: Sequence[str] | None, alpha: float
+) -> tuple[Strengths | None, list[str]]:
     if len(means_AI) < 3:
         return None, []
     scores_IM = np.stack(means_AI, axis=1)
     outcomes_IMM = 0.5 * (1 + np.sign(scores_IM[:, :, None] - scores_IM[:, None, :]))
     try:
-        return bradley_terry(outcomes_IMM, level=1 - alpha), []
+        return bradley_terry(outcomes_IMM, clusters=clusters, level=1 - alpha), []
     except ValueError as error:
         return None, [f"no Bradley-Terry strengths: {error}"]
-
-
-def _notes(arms: Sequence[Arm], clusters: Sequence[str] | None) -> list[str]:
-    notes = [
-        f"{table.label} was picked by its scores on these items, so that luck is part of its mean: "
-        "evaluate it on items that picked nothing before you report it"
-        for arm in arms
-        for table in arm.tables
-        if table.origin.get("was_selected_on")
-    ]
-    sizes = [len(arm.tables) for arm in arms]
-    if max(sizes) == 1:
-        notes.append("one run each: this is about these checkpoints; a claim about a method needs several seeds")
-    else:
-        for arm, size in zip(arms, sizes, strict=True):
-            if size == 1:
-                notes.append(f"{arm.label} is one run: it is held as a fixed checkpoint, not as a method")
-            elif size < FEW_SEEDS:
-                notes.append(
-                    f"{arm.label} has {size} seeds: so few cannot show whether t holds for them, and leave out all "
-                    "but large differences"
-                )
-            if size > 1 and any(table.origin.get("seed") is None for table in arm.tables):
-                notes.append(f"{arm.label}: not every run says its seed, so that nothing shows they are different runs")
-    if clusters is not None and len(set(clusters)) < _FEW_CLUSTERS:
-        notes.append(f"{len(set(clusters))} clusters are few: the interval is rough, the sign-flip test is not")
-    return notes

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import Literal
 
 import numpy as np
@@ -29,6 +28,7 @@ from burnish.stats.gains import (
     slopes_within,
 )
 from burnish.stats.overoptimization import Turn, turning_point
+from burnish.stats.samples import best_of_n, kl_of_best_of_n
 
 ALPHA = 0.05
 _NUM_TESTS = 4
@@ -298,18 +298,9 @@ def _best_of_n_baseline(scores: RunScores) -> tuple[BestOfN, ...]:
         found.append(
             BestOfN(
                 num_answers=n,
-                kl=float(np.log(n) - (n - 1) / n),
-                proxy=float(np.mean([_best_of(proxy, proxy, n) for proxy, _ in pairs])),
-                gold=float(np.mean([_best_of(proxy, gold, n) for proxy, gold in pairs])),
+                kl=float(kl_of_best_of_n(n)),
+                proxy=float(np.mean([best_of_n(proxy, proxy, n) for proxy, _ in pairs])),
+                gold=float(np.mean([best_of_n(proxy, gold, n) for proxy, gold in pairs])),
             )
         )
     return tuple(found)
-
-
-def _best_of(proxy: Floats, value: Floats, n: int) -> float:
-    """Mean value of the one with the highest proxy, over all subsets of size n; equal proxies share."""
-    weights = np.array([comb(rank, n - 1) for rank in range(len(proxy))]) / comb(len(proxy), n)
-    order = np.argsort(proxy, kind="stable")
-    _, block = np.unique(proxy[order], return_inverse=True)
-    shared = np.bincount(block, weights) / np.bincount(block)
-    return float(shared[block] @ value[order])

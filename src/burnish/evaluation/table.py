@@ -107,7 +107,8 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
                 "run": run.path.name,
                 "step": chosen,
                 "seed": config.get("seed"),
-                "was_selected_on": chosen != steps[-1],  # a person chose it, and had seen these items' scores
+                "was_selected_on": 0 < chosen < steps[-1],  # a person chose it, and had seen these items' scores
+                "selected_among": len(steps),
             },
         ),
     )
@@ -122,10 +123,19 @@ def read_table(what: str, runs_folder: Path) -> ScoreTable:
     folder = Path(what)
     if (folder / "eval.json").is_file():
         return table_of_store(folder)
+    return table_of_run(*run_and_step(what, runs_folder))
+
+
+def run_and_step(what: str, runs_folder: Path) -> tuple[RunFolder, int | None]:
+    """The run of RUN or RUN@STEP, and the step if there is one.
+
+    Raises:
+        UserError: there is no such run.
+    """
     name, at, step = what.rpartition("@")
     if at and step.isdigit():
-        return table_of_run(RunFolder.find(name, runs_folder), int(step))
-    return table_of_run(RunFolder.find(what, runs_folder))
+        return RunFolder.find(name, runs_folder), int(step)
+    return RunFolder.find(what, runs_folder), None
 
 
 def items_sha256(items: Iterable[Mapping[str, Any]]) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import DataError, UserError
-from burnish.reproducibility.run_folder import RunFolder
+from burnish.errors import DataError
+from burnish.evaluation.comparable import require_same_items, require_same_settings
+from burnish.evaluation.table import read_eval_record, run_and_step, table_of_run
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,10 +30,15 @@ class GrowingEvaluation:
     settings: Mapping[str, Any]
     samples_per_item: int
     samples_file: Path
-    record_file: Path | None
+    store: Path | None
     is_done: bool
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
     _read_bytes: int = 0
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the items, in their order."""
+        return tuple(self.questions)
 
     def refresh(self) -> None:
         """Read what was added. A last line without its end is left for the next time.
@@ -40,8 +46,8 @@ class GrowingEvaluation:
         Raises:
             DataError: a line that is no sample of these items.
         """
-        if self.record_file is not None:  # before the samples: once it says done, they are all there
-            self.is_done = _read_object(self.record_file).get("status") != "running"
+        if self.store is not None:  # before the samples: once it says done, they are all there
+            self.is_done = read_eval_record(self.store)["status"] != "running"
         if not self.samples_file.is_file():
             return
         if self.samples_file.stat().st_size < self._read_bytes:  # begun anew, or cut back by a resume
@@ -104,26 +110,18 @@ def open_growing(what: str, runs_folder: Path) -> GrowingEvaluation:
     """
     if (Path(what) / "eval.json").is_file():
         return _open_store(Path(what))
-    name, _, step_text = what.partition("@")
-    run = RunFolder.find(name, runs_folder)
-    steps = run.steps("evaluations")
-    if not steps:
-        raise UserError(f"run {run.path.name} has no evaluation yet")
-    step = steps[-1] if not step_text else int(step_text) if step_text.isdecimal() else -1
-    if step not in steps:
-        raise UserError(
-            f"run {run.path.name} has no evaluation at step {step_text!r}; it has {steps[0]} to {steps[-1]}"
-        )
-    file = run.path / "evaluations" / f"step-{step:06d}.jsonl"
+    run, step = run_and_step(what, runs_folder)
+    table = table_of_run(run, step)
+    file = run.path / "evaluations" / f"step-{table.origin['step']:06d}.jsonl"
     questions, clusters = _items(file)
     return GrowingEvaluation(
-        label=f"{run.path.name}@{step}",
+        label=table.label,
         questions=questions,
         clusters=clusters,
-        settings={},
+        settings=table.settings,
         samples_per_item=1,
         samples_file=file,
-        record_file=None,
+        store=None,
         is_done=True,
     )
 
@@ -134,19 +132,13 @@ def require_same_questions(a: GrowingEvaluation, b: GrowingEvaluation) -> None:
     Raises:
         DataError: they differ.
     """
-    only_a, only_b = ([item for item in x.questions if item not in y.questions] for x, y in ((a, b), (b, a)))
-    if only_a or only_b:
-        first = f"item {only_a[0]!r} is only in {a.label}" if only_a else f"item {only_b[0]!r} is only in {b.label}"
-        raise DataError(f"the two are not of the same items: {len(only_a) + len(only_b)} are in one alone; {first}")
+    require_same_items(a, b)
     changed = [item for item, question in a.questions.items() if b.questions[item] != question]
     if changed:
         raise DataError(f"{len(changed)} items are asked differently in {a.label} and {b.label}: first {changed[0]!r}")
     if a.samples_per_item != b.samples_per_item:
         raise DataError(f"{a.label} has {a.samples_per_item} samples per item and {b.label} has {b.samples_per_item}")
-    for key in sorted({*a.settings, *b.settings}):
-        first_value, second_value = (json.dumps(each.settings.get(key))[:80] for each in (a, b))
-        if a.settings.get(key) != b.settings.get(key):
-            raise DataError(f"{a.label} and {b.label} differ in {key}: {first_value} and {second_value}")
+    require_same_settings(a, b)
 
 
 def paired_so_far(a: GrowingEvaluation, b: GrowingEvaluation) -> PairedScores:
@@ -185,7 +177,7 @@ def _mean(evaluation: GrowingEvaluation, items: Sequence[str]) -> float | None:
 
 
 def _open_store(path: Path) -> GrowingEvaluation:
-    record = _read_object(path / "eval.json")
+    record = read_eval_record(path)
     samples = record.get("samples_per_item")
     if not isinstance(samples, int) or samples < 1 or not isinstance(record.get("settings"), dict):
         raise DataError(f"{path / 'eval.json'} is not the record of an evaluation: samples_per_item or settings")
@@ -197,7 +189,7 @@ def _open_store(path: Path) -> GrowingEvaluation:
         settings=record["settings"],
         samples_per_item=samples,
         samples_file=path / "samples.jsonl",
-        record_file=path / "eval.json",
+        store=path,
         is_done=record.get("status") != "running",
     )
 
@@ -227,10 +219,6 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
                 yield number, _as_object(line, f"{file}, line {number}")
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    return _as_object(file.read_bytes(), str(file))
 
 
 def _as_object(text: bytes, where: str) -> dict[str, Any]:

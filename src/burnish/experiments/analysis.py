@@ -18,16 +18,13 @@ from burnish.experiments.folder import Version
 from burnish.experiments.outcomes import LOST, Outcome
 from burnish.experiments.plan import Plan, PlannedRun, differences
 from burnish.experiments.schema import Metric
-from burnish.experiments.statistics import (
-    Estimate,
-    benjamini_hochberg,
-    equivalence_p_value,
-    holm,
-    least_squares,
-    mean_estimate,
-    smallest_detectable,
-)
 from burnish.reproducibility.seeds import seed_for
+from burnish.stats.aggregate import interquartile_mean, performance_profile, stratified_interval
+from burnish.stats.anytime import discordant_log_e
+from burnish.stats.difference import t_equivalence
+from burnish.stats.linear import Coefficient, least_squares, mean_with_t
+from burnish.stats.multiple import benjamini_hochberg, holm
+from burnish.stats.power import smallest_shift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +34,7 @@ class ArmSummary:
     arm: str
     values: Mapping[int, float]
     lost: tuple[int, ...]
-    mean: Estimate
+    mean: Coefficient
     spread: float
     iqm: float
     iqm_low: float
@@ -56,7 +53,7 @@ class Claim:
     metric: str
     kind: str
     num_seeds: int
-    estimate: Estimate
+    estimate: Coefficient
     adjusted_p: float
     equivalent_p: float
     verdict: str
@@ -122,8 +119,6 @@ def _by_arm(plan: Plan, outcomes: Sequence[Outcome], metric: str) -> dict[str, d
 def _summary(
     plan: Plan, arm: str, values: Mapping[int, float], outcomes: Sequence[Outcome], level: float
 ) -> ArmSummary:
-    from burnish.stats.aggregate import interquartile_mean, stratified_interval  # brings scipy.stats
-
     numbers = list(values.values())
     runs_RT = np.array(numbers)[:, None]
     low = high = iqm = math.nan
@@ -138,7 +133,7 @@ def _summary(
         arm=arm,
         values=dict(values),
         lost=tuple(each.run.seed for each in outcomes if each.run.arm == arm and each.state in LOST),
-        mean=mean_estimate(numbers, level=level),
+        mean=mean_with_t(numbers, level=level),
         spread=float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan,
         iqm=iqm,
         iqm_low=low,
@@ -165,7 +160,7 @@ def _arm_claims(
             if seed in table[base] and seed in table[arm]:
                 shared.append(seed)
         values = [table[arm][seed] - table[base][seed] for seed in shared]
-        claim = _claim(arm, metric, len(shared), mean_estimate(values, level=1 - plan.alpha), plan)
+        claim = _claim(arm, metric, len(shared), mean_with_t(values, level=1 - plan.alpha), plan)
         if is_sequential:
             claim = replace(
                 claim,
@@ -178,8 +173,6 @@ def _arm_claims(
 
 def sequential_p_value(differences_S: Sequence[float]) -> float:
     """Valid at every look: 1 over the largest e-value that the signs of the differences reached; ties say nothing."""
-    from burnish.stats.anytime import discordant_log_e  # brings scipy
-
     signs_S = np.sign(np.asarray(differences_S, dtype=np.float64))
     log_e_S = discordant_log_e(np.cumsum(signs_S < 0), np.cumsum(signs_S > 0))
     return math.exp(-log_e_S.max(initial=0.0))
@@ -235,32 +228,29 @@ def detectable(plan: Plan) -> list[tuple[str, float]]:
     if not plan.factors:
         alpha = plan.alpha / len(plan.others)
         n = len(plan.seeds)
-        found = smallest_detectable(1 / math.sqrt(n), n - 1, alpha=alpha, power=plan.power)
+        found = smallest_shift(n - 1, alpha=alpha, power=plan.power) / math.sqrt(n)
         return [(f"{arm} against {plan.baseline}", found) for arm in plan.others]
     names, columns = _design(plan, [(plan.arm(run.arm).levels, run.seed) for run in plan.runs])
     matrix = np.column_stack(columns)
     inverse = np.linalg.pinv(matrix.T @ matrix)
     degrees = len(plan.runs) - int(np.linalg.matrix_rank(matrix))
-    return [
-        (
-            name,
-            smallest_detectable(math.sqrt(inverse[at, at]), degrees, alpha=plan.alpha / len(names), power=plan.power),
-        )
-        for at, name in enumerate(names)
-    ]
+    shift = smallest_shift(degrees, alpha=plan.alpha / len(names), power=plan.power)
+    return [(name, math.sqrt(inverse[at, at]) * shift) for at, name in enumerate(names)]
 
 
-def _claim(name: str, metric: Metric, num_seeds: int, estimate: Estimate, plan: Plan) -> Claim:
+def _claim(name: str, metric: Metric, num_seeds: int, estimate: Coefficient, plan: Plan) -> Claim:
     margin = plan.margin if metric == plan.primary else None
-    nan = math.nan
+    equivalent_p = math.nan
+    if margin is not None:
+        equivalent_p = t_equivalence(estimate.value, estimate.standard_error, estimate.degrees, margin)
     return Claim(
         name=name,
         metric=metric.name,
         kind="",
         num_seeds=num_seeds,
         estimate=estimate,
-        adjusted_p=nan,
-        equivalent_p=nan if margin is None else equivalence_p_value(estimate, margin),
+        adjusted_p=math.nan,
+        equivalent_p=equivalent_p,
         verdict="",
         note="",
     )
@@ -274,7 +264,7 @@ def _judged(claims: Sequence[Claim], plan: Plan, outcomes: Sequence[Outcome]) ->
         adjusted = adjust([claims[index].estimate.p_value for index in places])
         equivalent = adjust([claims[index].equivalent_p for index in places])
         for index, p, p_equivalent in zip(places, adjusted, equivalent, strict=True):
-            claim = replace(claims[index], adjusted_p=p, equivalent_p=p_equivalent)
+            claim = replace(claims[index], adjusted_p=float(p), equivalent_p=float(p_equivalent))
             verdict, why = _verdict(claim, plan)
             lost = _lost_note(claim, plan, outcomes)
             judged[index] = replace(claim, verdict=verdict, note="; ".join(filter(None, (claim.note, why, lost))))
@@ -331,8 +321,6 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
 
 def profile(values: Sequence[float]) -> list[tuple[float, float]]:
     """Performance profile: the share of runs above each threshold, as corners of its steps (Agarwal et al. 2021)."""
-    ordered = sorted(values)
-    corners = [(ordered[0], 1.0)] if ordered else []
-    for index, value in enumerate(ordered, start=1):
-        corners += [(value, corners[-1][1]), (value, 1 - index / len(ordered))]
-    return [first for first, second in pairwise([*corners, (math.nan, math.nan)]) if first != second]
+    thresholds = sorted(set(values))
+    above = [1.0, *performance_profile([[value] for value in values], thresholds)] if thresholds else []
+    return [(value, float(share)) for value, sides in zip(thresholds, pairwise(above), strict=True) for share in sides]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from burnish.experiments.figures import Row, forest, learning_curves, profiles
 from burnish.experiments.folder import ExperimentFolder, Version
 from burnish.experiments.outcomes import Outcome, curve, read_outcomes, unlike
 from burnish.experiments.plan import Plan, differences
-from burnish.reproducibility.files import write_text
+from burnish.reproducibility.files import json_tree, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
 
 def as_json(version: Version, outcomes: Sequence[Outcome], analysis: Analysis) -> dict[str, Any]:
     """The numbers of a report as plain JSON values; what is not a number is null."""
-    numbers: dict[str, Any] = _finite(
-        {"plan_sha256": version.sha256, "runs": runs_json(outcomes), "analysis": asdict(analysis)}
+    numbers: dict[str, Any] = json_tree(
+        {"plan_sha256": version.sha256, "runs": runs_json(outcomes), "analysis": analysis}
     )
     return numbers
 
@@ -322,12 +322,3 @@ def _n(value: float, *, sign: bool = False) -> str:
 
 def _interval(low: float, high: float) -> str:
     return f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) and math.isfinite(high) else "-"
-
-
-def _finite(value: Any) -> Any:
-    """Plain JSON values, with null where a number is none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -111,7 +111,7 @@ class ExperimentFile(Section):
     """Further measures, to be judged as a group."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Chance of a false claim that is accepted, over all claims about the primary measure together."""
-    power: float = Field(0.8, gt=0, lt=1)
+    power: float = Field(0.8, ge=0.5, lt=1)
     """Chance of finding an effect of the size that the plan names as detectable."""
     margin: float | None = Field(None, gt=0)
     """A difference of the primary measure smaller than this counts as none; null claims no equivalence."""

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln, xlog1py, xlogy
 
+from burnish.stats.levels import require_alpha
+
 Verdict = Literal["better", "worse", "equivalent", "go on"]
 
 _LARGEST_BET = 0.5  # share of the wealth at stake; Waudby-Smith & Ramdas use 1/2 or 3/4
@@ -39,7 +41,7 @@ def anytime_proportion_interval(successes: int, n: int, *, alpha: float = 0.05) 
     Shares p with B(s + 1, n - s + 1) / (p^s (1 - p)^(n - s)) < 1/alpha. It holds the true share at all `n` at once
     with probability 1 - alpha.
     """
-    _require_alpha(alpha)
+    require_alpha(alpha)
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} is no proportion")
     failures = n - successes
@@ -61,7 +63,7 @@ def anytime_mean_interval(values: ArrayLike, *, alpha: float = 0.05) -> tuple[fl
     over the looks so far. It holds the mean at all looks at once with probability at least 1 - alpha, whatever the
     distribution.
     """
-    _require_alpha(alpha)
+    require_alpha(alpha)
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not ((x >= 0) & (x <= 1)).all():
         raise ValueError("values must be a row of numbers between 0 and 1")
@@ -116,7 +118,7 @@ def look_at_pairs(
     Raises:
         ValueError: scores outside [0, 1] or of different items; an impossible `alpha` or `margin`.
     """
-    _require_alpha(alpha)
+    require_alpha(alpha)
     a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"the two need scores of the same items, got shapes {a.shape} and {b.shape}")
@@ -151,11 +153,6 @@ def look_at_pairs(
         verdict=verdict,
         decided_at=decided_at,
     )
-
-
-def _require_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, not {alpha:g}")
 
 
 def _binary_log_e(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,16 +10,17 @@ from scipy.stats import norm, t
 from burnish.stats.power import Design, PairedMeans, PairedProportions, TwoMeans, required_number
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
-Unit = Literal["item", "cluster", "seed"]
+Unit = Literal["item", "cluster", "seed", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """Means of A and B on `n` units, B - A with its interval at 1 - `alpha`, and the two-sided p-value of `test`.
 
-    `unit` is what was drawn at random and counts once; a seed's unit is a pair of runs, or a run of each arm.
-    `low` and `high` are NaN where the values have no spread or share one cluster. `p_equivalent` is of "the difference
-    is `margin` or more, either way"; None without a margin. `design` says how power grows with n; None without spread.
+    `unit` is what was drawn at random and counts once; a seed's unit is a pair of runs, or a run of each arm. Of
+    "both", seeds and items, `n` is the number of seeds. `low` and `high` are NaN where the values have no spread or
+    share one cluster. `p_equivalent` is of "the difference is `margin` or more, either way"; None without a margin.
+    `design` says how power grows with n; None without spread, and for both.
     """
 
     unit: Unit
@@ -80,18 +81,6 @@ def number_for_equivalence(difference: Difference, *, alpha: float, power: float
 def t_equivalence(mean: float, standard_error: float, freedom: float, margin: float) -> float:
     """p-value of "the mean is `margin` or more away from 0": the larger of two one-sided t tests (Schuirmann 1987)."""
     return float(t.sf((margin - abs(mean)) / standard_error, freedom))
-
-
-def require_levels(alpha: float, margin: float | None) -> None:
-    """Refuse an alpha outside of (0, 1) and a margin that is not above 0.
-
-    Raises:
-        ValueError: with the value.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, and is {alpha:g}: 0.05 is usual")
-    if margin is not None and not 0 < margin < math.inf:
-        raise ValueError(f"the margin must be above 0, and is {margin:g}: the largest difference that does not matter")
 
 
 def _excludes_zero(difference: Difference) -> bool:

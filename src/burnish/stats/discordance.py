@@ -1,13 +1,32 @@
 """Right and wrong answers of two or more systems to the same items: what the items say on which they disagree."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, chi2, norm
 
 from burnish.stats.intervals import wilson_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discordance:
+    """Items that A alone, or B alone, gets right; the mid-p value, and Tango's interval for B - A."""
+
+    only_a: int
+    only_b: int
+    mid_p: float
+    low: float
+    high: float
+
+
+def discordance(a_I: NDArray[np.bool_], b_I: NDArray[np.bool_], *, level: float = 0.95) -> Discordance:
+    """What may be reported beside the exact test of B against A on the same items."""
+    only_a, only_b = int((a_I & ~b_I).sum()), int((b_I & ~a_I).sum())
+    low, high = tango_paired_interval(only_b, only_a, len(a_I), level=level)
+    return Discordance(only_a=only_a, only_b=only_b, mid_p=mcnemar_mid_p(only_a, only_b), low=low, high=high)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

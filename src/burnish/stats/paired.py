@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from burnish.stats.bootstrap import bca_interval
 from burnish.stats.clustered import cluster_sums, clustered_mean
-from burnish.stats.difference import Difference, require_levels, t_equivalence
+from burnish.stats.difference import Difference, t_equivalence
 from burnish.stats.discordance import mcnemar_exact, newcombe_paired_interval, tango_equivalence
+from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.power import PairedMeans, PairedProportions
-from burnish.stats.resampling import bca_interval, sign_flip_p_value
+from burnish.stats.sign_flips import sign_flip_p_value
 
 
 def compare_paired(
@@ -31,7 +33,8 @@ def compare_paired(
     Raises:
         ValueError: not the same items, none, a score that is not finite, an impossible alpha or margin.
     """
-    require_levels(alpha, margin)
+    require_alpha(alpha)
+    require_margin(margin)
     a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"the two systems need results for the same items, got shapes {a.shape} and {b.shape}")

@@ -5,11 +5,14 @@ the difference in what is measured: 0.03 is three points of accuracy.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from scipy.stats import binom, nct, norm, t
+
+from burnish.stats.levels import require_alpha
 
 _MOST = 10**9
 _HALVINGS = 60
@@ -247,23 +250,21 @@ def smallest_effect(design: Design, number: int, *, alpha: float = 0.05, power: 
     """
     _require_aim(alpha, power)
     _require_number(design, number)
-    found = design.largest_effect
-    if math.isinf(found):
-        found = 1.0
-        while design.power(number, found, alpha) < power:
-            found *= 2
-    elif design.power(number, found, alpha) < power:
+    if math.isfinite(design.largest_effect) and design.power(number, design.largest_effect, alpha) < power:
         raise ValueError(
             f"{number} are too few: not even the largest possible difference is found with {power:.0%} power"
         )
-    missed = 0.0
-    for _ in range(_HALVINGS):
-        middle = (missed + found) / 2
-        if design.power(number, middle, alpha) < power:
-            missed = middle
-        else:
-            found = middle
-    return found
+    return _smallest(lambda effect: design.power(number, effect, alpha) >= power, design.largest_effect)
+
+
+def smallest_shift(freedom: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The minimal detectable effect of a two-sided t test on `freedom` degrees, in standard errors; infinite for none.
+
+    Raises:
+        ValueError: an impossible alpha or power.
+    """
+    _require_aim(alpha, power)
+    return _smallest(lambda shift: t_power(freedom, shift, alpha) >= power, math.inf) if freedom > 0 else math.inf
 
 
 def required_samples(
@@ -301,6 +302,18 @@ def independent_discordance(baseline: float, effect: float) -> float:
     return baseline * (1 - reached) + reached * (1 - baseline)
 
 
+def _smallest(is_found: Callable[[float], bool], largest: float) -> float:
+    """The smallest effect that is found, where the largest is."""
+    found = min(largest, 1.0)
+    while not is_found(found):
+        found = min(largest, 2 * found)
+    missed = 0.0
+    for _ in range(_HALVINGS):
+        middle = (missed + found) / 2
+        missed, found = (missed, middle) if is_found(middle) else (middle, found)
+    return found
+
+
 def _normal_power(shift: float, needed: float, spread: float) -> float:
     """P(|Z spread + shift| > needed) for a standard normal Z."""
     if spread == 0:
@@ -330,8 +343,7 @@ def _require_positive(what: str, number: float) -> None:
 
 
 def _require_aim(alpha: float, power: float | None) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, and is {alpha:g}")
+    require_alpha(alpha)
     if power is not None and not alpha < power < 1:
         raise ValueError(f"the power must lie between alpha ({alpha:g}) and 1, and is {power:g}")
 

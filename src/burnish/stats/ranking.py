@@ -1,5 +1,6 @@
 """Which of several systems wins, from comparisons of two at a time on the same prompts."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,19 +8,13 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.special import logsumexp
 
+from burnish.stats.bootstrap import Estimate, estimate, resampled_means
+from burnish.stats.clustered import cluster_sums
+
 _RESAMPLES = 1_000
 _MOST_STEPS = 100
 _SMALLEST = 1e-6
 _A_TRIFLE = 1e-6  # of each outcome: keeps a resample finite in which somebody is never beaten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A share of won prompts, a tie counting half, with its bootstrap interval by prompt."""
-
-    share: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +30,26 @@ class Strengths:
     tie: float
 
 
-def win_rate(scores_a_I: NDArray[np.float64], scores_b_I: NDArray[np.float64], *, level: float = 0.95) -> Share:
-    """How often B scores above A on a prompt, a tie counting half; percentile bootstrap over prompts."""
+def win_rate(
+    scores_a_I: NDArray[np.float64],
+    scores_b_I: NDArray[np.float64],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """How often B scores above A on a prompt, a tie counting half; percentile bootstrap over prompts, or clusters."""
     outcomes = 0.5 * (1 + np.sign(np.asarray(scores_b_I) - np.asarray(scores_a_I)))
     if outcomes.ndim != 1 or len(outcomes) == 0 or not np.isfinite(outcomes).all():
         raise ValueError("a win rate needs finite scores of both systems on the same prompts")
-    n, (losses, ties, wins) = len(outcomes), (int((outcomes == each).sum()) for each in (0.0, 0.5, 1.0))
-    drawn = np.random.default_rng(0).multinomial(n, [losses / n, ties / n, wins / n], size=_RESAMPLES)
-    low, high = np.quantile(drawn @ [0.0, 0.5, 1.0] / n, [0.5 - level / 2, 0.5 + level / 2])
-    return Share(share=float(outcomes.mean()), low=float(low), high=float(high))
+    units_U2, counts_U = _units(np.stack([outcomes, np.ones(len(outcomes))], axis=1), clusters)
+    drawn_R2 = resampled_means(units_U2, counts=counts_U, num_resamples=_RESAMPLES)
+    return estimate(outcomes.mean(), drawn_R2[:, 0] / drawn_R2[:, 1], level=level)
 
 
-def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> Strengths:
-    """Fit Davidson's Bradley-Terry model with ties (1970, JASA 65:317), intervals by bootstrap over prompts.
+def bradley_terry(
+    outcomes_IMM: NDArray[np.float64], *, clusters: Sequence[Hashable] | None = None, level: float = 0.95
+) -> Strengths:
+    """Fit Davidson's Bradley-Terry model with ties (1970, JASA 65:317); bootstrap intervals over prompts, or clusters.
 
     `outcomes_IMM[p, i, j]` is 1 where i beat j on prompt p, 0.5 for a tie (at both places), 0 for a loss, and NaN
     where the two were not compared. Only the part above the diagonal is read.
@@ -59,8 +61,10 @@ def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> 
         raise ValueError(f"outcomes must be prompts x systems x systems, two or more systems: {outcomes_IMM.shape}")
     num_systems = outcomes_IMM.shape[1]
     upper = np.triu_indices(num_systems, 1)
-    patterns_UP, counts_U = np.unique(outcomes_IMM[:, *upper], axis=0, return_counts=True)
-    seen_U3P = np.stack([patterns_UP == 1, patterns_UP == 0, patterns_UP == 0.5], axis=1).astype(np.float64)
+    of_pair_IP = outcomes_IMM[:, *upper]
+    seen_I3P = np.stack([of_pair_IP == 1, of_pair_IP == 0, of_pair_IP == 0.5], axis=1).astype(np.float64)
+    units_UN, counts_U = _units(seen_I3P.reshape(len(seen_I3P), -1), clusters)
+    seen_U3P = units_UN.reshape(-1, *seen_I3P.shape[1:])
     seen_3P = np.tensordot(counts_U, seen_U3P, axes=1)
     beats_MM = np.zeros((num_systems, num_systems))
     beats_MM[upper] = seen_3P[0] + seen_3P[2]
@@ -70,12 +74,21 @@ def bradley_terry(outcomes_IMM: NDArray[np.float64], *, level: float = 0.95) -> 
         raise ValueError("some systems are never beaten by the rest: their strength has no upper end")
     columns_3PN = _columns(num_systems)
     fitted_N = _fit(seen_3P[None], columns_3PN, np.zeros(num_systems + 1))[0]
-    n, rng = len(outcomes_IMM), np.random.default_rng(0)
-    drawn_RU = rng.multinomial(n, counts_U / n, size=_RESAMPLES)
-    resampled_R3P = np.tensordot(drawn_RU, seen_U3P, axes=1)
+    resampled_R3P = counts_U.sum() * resampled_means(seen_U3P, counts=counts_U, num_resamples=_RESAMPLES)
     drawn_RM = _fit(resampled_R3P, columns_3PN, fitted_N)[:, :-1]
     low_M, high_M = np.quantile(drawn_RM, [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return Strengths(strengths_M=fitted_N[:-1], low_M=low_M, high_M=high_M, tie=float(fitted_N[-1]))
+
+
+def _units(
+    values_IN: NDArray[np.float64], clusters: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What is drawn again: the different rows and how often each is there, or the sum of each cluster's rows."""
+    if clusters is None:
+        units_UN, counts_U = np.unique(values_IN, axis=0, return_counts=True)
+        return units_UN, counts_U
+    units_UN = np.stack([cluster_sums(column_I, clusters)[0] for column_I in values_IN.T], axis=1)
+    return units_UN, np.ones(len(units_UN), dtype=np.int64)
 
 
 def _columns(num_systems: int) -> NDArray[np.float64]:

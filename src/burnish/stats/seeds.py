@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
-from burnish.stats.difference import Difference, require_levels, t_equivalence
+from burnish.stats.difference import Difference, t_equivalence
+from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.power import Design, PairedMeans, TwoMeans
+from burnish.stats.variance import ErrorParts
 
 FEW_SEEDS = 5
 
@@ -28,7 +30,8 @@ def compare_seeds(
     Raises:
         ValueError: fewer than two runs in both arms, a mean that is not finite, an impossible alpha or margin.
     """
-    require_levels(alpha, margin)
+    require_alpha(alpha)
+    require_margin(margin)
     a, b = np.asarray(means_a_S, dtype=np.float64), np.asarray(means_b_S, dtype=np.float64)
     if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 1 or max(len(a), len(b)) < 2:
         raise ValueError(f"one seed says nothing about a method: got {a.size} and {b.size}, two are the least")
@@ -70,6 +73,48 @@ def compare_seeds(
         margin=margin,
         p_equivalent=p_equivalent,
         design=design if has_spread else None,
+    )
+
+
+def compare_seeds_and_items(
+    mean_a: float,
+    mean_b: float,
+    errors: ErrorParts,
+    *,
+    num_seeds: int,
+    alpha: float = 0.05,
+    margin: float | None = None,
+) -> Difference:
+    """Compare two methods over seeds and items that are both drawn at random: t on the error that both make.
+
+    Neither the seeds nor the items alone would do: each takes the other as given, and so for sure.
+
+    Raises:
+        ValueError: an impossible alpha or margin.
+    """
+    require_alpha(alpha)
+    require_margin(margin)
+    difference, error = mean_b - mean_a, math.sqrt(errors.squared_error)
+    has_spread = error > 1e-12 * max(abs(mean_a), abs(mean_b))
+    half = float(t.ppf(1 - alpha / 2, errors.freedom)) * error if has_spread else math.nan
+    p_equivalent = None
+    if margin is not None:
+        p_equivalent = t_equivalence(difference, error, errors.freedom, margin) if has_spread else 1.0
+    return Difference(
+        unit="both",
+        n=num_seeds,
+        mean_a=mean_a,
+        mean_b=mean_b,
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        interval="t" if has_spread else "none: neither seeds nor items differ",
+        p_value=float(2 * t.sf(abs(difference) / error, errors.freedom)) if has_spread else 1.0,
+        test=f"t over seeds and items, {errors.freedom:.3g} degrees",
+        alpha=alpha,
+        margin=margin,
+        p_equivalent=p_equivalent,
+        design=None,
     )
 
 

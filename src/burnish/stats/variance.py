@@ -1,24 +1,18 @@
-"""Where the uncertainty of a difference comes from: seeds, items, or samples; and which to buy more of."""
+"""Where the uncertainty of a difference comes from: seeds, items, or samples; and which to buy more of.
+
+A score is mean + seed + item + seed's own taste for the item + sample. Arms of several seeds are compared over seeds
+and items at once, both of them drawn at random.
+"""
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VarianceParts:
-    """Variances of one arm's scores: score = mean + seed + item + seed's own taste for the item + sample.
-
-    Method of moments on seeds x items x samples, none below 0. `seed` and `seed_item` are NaN with one seed;
-    with one sample per item `sample` is NaN and `seed_item` holds both.
-    """
-
-    seed: float
-    item: float
-    seed_item: float
-    sample: float
+from burnish.stats.clustered import cluster_sums
+from burnish.stats.power import t_power
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +20,43 @@ class ErrorParts:
     """What each source adds to the squared standard error of B - A, and the factor on that error of buying twice.
 
     `rest` is a seed's own taste for an item, and the sample where each item has one. A source that the tables cannot
-    show is NaN: seeds with one seed, samples with one sample. `cheapest` is the purchase that narrows the interval
-    most, all costing the same: twice the seeds, items or samples are twice the answers.
+    show is NaN: seeds with one seed, samples with one sample. Items are clusters where they come in such. `cheapest` is
+    the purchase that narrows the interval most, all costing the same: twice the seeds, items or samples are twice the
+    answers. `squared_error` is the square of the standard error over seeds and items, and `freedom` its degrees of
+    freedom; no part is below 0, and the error is no less than that over seeds or over items alone.
     """
 
     seed: float
     item: float
     rest: float
     sample: float
-    factor_seeds: float
-    factor_items: float
-    factor_samples: float
+    squared_error: float
+    freedom: float
+
+    @property
+    def factor_seeds(self) -> float:
+        """On the error, of twice as many seeds."""
+        return math.nan if math.isnan(self.seed) else self._factor(self.seed, self.rest, self.sample)
+
+    @property
+    def factor_items(self) -> float:
+        """On the error, of twice as many items."""
+        return self._factor(self.item, self.rest, self.sample)
+
+    @property
+    def factor_samples(self) -> float:
+        """On the error, of twice as many samples per item."""
+        return math.nan if math.isnan(self.sample) else self._factor(self.sample)
+
+    def more_seeds(self, num_seeds: int) -> "More":
+        """What more than `num_seeds` of each arm would do, on these items."""
+        inside = _known(self.rest, self.sample)
+        return More(now=num_seeds, stays=self.item, shrinks=_known(self.seed) + inside, freedom=self.freedom)
+
+    def more_items(self, num_items: int) -> "More":
+        """What more than `num_items` would do, with these seeds."""
+        inside = _known(self.rest, self.sample)
+        return More(now=num_items, stays=_known(self.seed), shrinks=self.item + inside, freedom=self.freedom)
 
     @property
     def cheapest(self) -> str:
@@ -44,71 +64,133 @@ class ErrorParts:
         factors = {"seeds": self.factor_seeds, "items": self.factor_items, "samples": self.factor_samples}
         return min((name for name in factors if not math.isnan(factors[name])), key=lambda name: factors[name])
 
+    def _factor(self, *halved: float) -> float:
+        total = _known(self.seed, self.item, self.rest, self.sample)
+        return math.sqrt(1 - _known(*halved) / total / 2) if total > 0 else 1.0
 
-def split_variance(scores_SIK: NDArray[np.float64]) -> VarianceParts:
-    """Split the variance of the scores of one arm: S seeds on the same I items, K samples each.
 
-    Expected mean squares of the two-way random model with replicates (Searle, Casella & McCulloch 1992, chapter 4).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class More:
+    """A design of which one number grows: `shrinks` of the squared error goes down with it, `stays` does not.
+
+    `now` is that number, and `freedom` are the degrees of freedom; with more they would be more, which is left out.
+    """
+
+    now: int
+    stays: float
+    shrinks: float
+    freedom: float
+    least = 2
+    largest_effect = math.inf
+
+    def power(self, number: float, effect: float, alpha: float) -> float:
+        """Of t on the error that both make."""
+        return t_power(self.freedom, effect / math.sqrt(self.stays + self.shrinks * self.now / number), alpha)
+
+    def number_within(self, error: float) -> int | None:
+        """The smallest number with this standard error; None if what stays is as large."""
+        room = error**2 - self.stays
+        return math.ceil(self.shrinks * self.now / room) if room > 0 else None
+
+
+def split_error(
+    scores_a_SIK: NDArray[np.float64],
+    scores_b_SIK: NDArray[np.float64],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    is_paired: bool = False,
+) -> ErrorParts:
+    """Split the squared standard error of B - A on the same I items, each arm with S seeds of its own and K samples.
+
+    A score that is missing is NaN; no item lacks all of a seed's. The item's part is how differently the items take to
+    A and B; that items are hard or easy for both cancels. `is_paired` where both arms have the same seeds in the same
+    order: what a seed does to both cancels too.
+
+    Method of moments on the mean squares of the two-way random model (Searle, Casella & McCulloch 1992, chapter 4):
+    over seeds, plus over items or clusters, less what both contain. Degrees of freedom by Satterthwaite (1946).
 
     Raises:
-        ValueError: fewer than two items, or a score that is not finite.
+        ValueError: other items, fewer than two, all in one cluster, an item without a score, or an infinite score.
     """
-    num_seeds, num_items, num_samples = _require(scores_SIK)
-    cell_SI = scores_SIK.mean(axis=2)
-    sample = float(scores_SIK.var(axis=2, ddof=1).mean()) if num_samples > 1 else math.nan
-    within = 0.0 if num_samples == 1 else sample / num_samples
-    if num_seeds == 1:
-        item = float(cell_SI[0].var(ddof=1))
-        return VarianceParts(seed=math.nan, item=max(item - within, 0.0), seed_item=math.nan, sample=sample)
-    rest_SI = cell_SI - cell_SI.mean(axis=1, keepdims=True) - cell_SI.mean(axis=0) + cell_SI.mean()
-    rest = float((rest_SI**2).sum()) / ((num_seeds - 1) * (num_items - 1))
-    seed = float(cell_SI.mean(axis=1).var(ddof=1)) - rest / num_items
-    item = float(cell_SI.mean(axis=0).var(ddof=1)) - rest / num_seeds
-    return VarianceParts(seed=max(seed, 0.0), item=max(item, 0.0), seed_item=max(rest - within, 0.0), sample=sample)
-
-
-def split_error(scores_a_SIK: NDArray[np.float64], scores_b_SIK: NDArray[np.float64]) -> ErrorParts:
-    """Split the squared standard error of B - A on the same items, each arm with its own seeds and samples.
-
-    The item's part is how differently the items take to A and B; that items are hard or easy for both cancels.
-
-    Raises:
-        ValueError: other items, fewer than two, or a score that is not finite.
-    """
-    if scores_a_SIK.shape[1] != scores_b_SIK.shape[1]:
-        raise ValueError(f"A has {scores_a_SIK.shape[1]} items and B {scores_b_SIK.shape[1]}")
-    arms = (scores_a_SIK, scores_b_SIK)
-    parts = [split_variance(each) for each in arms]
-    num_items = scores_a_SIK.shape[1]
-    seed = rest = sample = 0.0
-    for part, each in zip(parts, arms, strict=True):
-        num_seeds, _, num_samples = each.shape
-        seed += part.seed / num_seeds
-        rest += (0.0 if math.isnan(part.seed_item) else part.seed_item) / (num_seeds * num_items)
-        sample += part.sample / (num_seeds * num_items * num_samples)
-    apart_I = scores_b_SIK.mean(axis=(0, 2)) - scores_a_SIK.mean(axis=(0, 2))
-    item = max(float(apart_I.var(ddof=1)) / num_items - rest - (0.0 if math.isnan(sample) else sample), 0.0)
-    known_seed, known_sample = (0.0 if math.isnan(each) else each for each in (seed, sample))
-    total = known_seed + item + rest + known_sample
-
-    def factor(halved: float) -> float:
-        return math.sqrt(1 - halved / total / 2) if total > 0 else 1.0
-
+    arms = [_cells(scores_SIK) for scores_SIK in (scores_a_SIK, scores_b_SIK)]
+    means_SI = [means for means, _ in arms]
+    if means_SI[0].shape[1] != means_SI[1].shape[1]:
+        raise ValueError(f"A has {means_SI[0].shape[1]} items and B {means_SI[1].shape[1]}")
+    samples = [float(known.mean()) / each.size if len(known := _finite(each)) else math.nan for _, each in arms]
+    if is_paired:
+        means_SI = [means_SI[1] - means_SI[0]]
+        samples = [_known(*samples) if not all(map(math.isnan, samples)) else math.nan]
+    own = range(means_SI[0].shape[1]) if clusters is None else clusters
+    if len(set(own)) < 2:
+        raise ValueError("all items share one cluster, which shows no spread")
+    over_seeds, seeds_freedom = _over_seeds(means_SI)
+    over_items, tastes = _over_items(means_SI, own)
+    in_both = _known(*tastes)  # what the error over seeds and that over items both contain
+    inside = sum(_known(sample if math.isnan(taste) else taste) for taste, sample in zip(tastes, samples, strict=True))
+    has_seeds = not math.isnan(over_seeds)
+    parts = [(over_items, len(set(own)) - 1.0)] + ([(over_seeds, seeds_freedom)] if has_seeds else [])
+    squared = max(*(part for part, _ in parts), sum(part for part, _ in parts) - in_both)
     return ErrorParts(
-        seed=seed,
-        item=item,
-        rest=rest,
-        sample=sample,
-        factor_seeds=math.nan if math.isnan(seed) else factor(seed + rest + known_sample),
-        factor_items=factor(item + rest + known_sample),
-        factor_samples=math.nan if math.isnan(sample) else factor(known_sample),
+        seed=max(over_seeds - in_both, 0.0) if has_seeds else math.nan,
+        item=max(over_items - inside, 0.0),
+        rest=max(inside - _known(*samples), 0.0),
+        sample=math.nan if all(map(math.isnan, samples)) else _known(*samples),
+        squared_error=squared,
+        freedom=_freedom(squared, *parts),
     )
 
 
-def _require(scores_SIK: NDArray[np.float64]) -> tuple[int, int, int]:
+def _over_seeds(means_SI: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Squared error of the difference of means over seeds, as if the items were given, and its degrees of freedom."""
+    parts = [
+        (float(arm_SI.mean(axis=1).var(ddof=1)) / len(arm_SI), len(arm_SI) - 1)
+        for arm_SI in means_SI
+        if len(arm_SI) > 1
+    ]
+    total = sum(part for part, _ in parts)
+    return (total, _freedom(total, *parts)) if parts else (math.nan, math.nan)
+
+
+def _over_items(means_SI: Sequence[NDArray[np.float64]], clusters: Sequence[Hashable]) -> tuple[float, list[float]]:
+    """Squared error over items, or clusters, as if the seeds were given; and what of it each arm's seeds make by their
+    own tastes, NaN with one seed.
+    """
+    shares_SC = [
+        np.stack([cluster_sums(row_I - row_I.mean(), clusters)[0] for row_I in arm_SI]) / arm_SI.shape[1]
+        for arm_SI in means_SI
+    ]
+    correction = shares_SC[0].shape[1] / (shares_SC[0].shape[1] - 1)
+    apart_C = shares_SC[-1].mean(axis=0) - (shares_SC[0].mean(axis=0) if len(shares_SC) > 1 else 0.0)
+    tastes = [
+        correction * float(arm_SC.var(axis=0, ddof=1).sum()) / len(arm_SC) if len(arm_SC) > 1 else math.nan
+        for arm_SC in shares_SC
+    ]
+    return correction * float((apart_C**2).sum()), tastes
+
+
+def _freedom(total: float, *parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of squared errors (Satterthwaite 1946); no fewer than of the least known part."""
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return max(total**2 / spread, min(freedom for _, freedom in parts)) if spread > 0 else 1.0
+
+
+def _cells(scores_SIK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of each seed's samples of each item, and the squared error of that mean, NaN from one sample."""
     if scores_SIK.ndim != 3 or 0 in scores_SIK.shape or scores_SIK.shape[1] < 2:
         raise ValueError(f"the variance of scores needs seeds x items x samples, two items or more: {scores_SIK.shape}")
-    if not np.isfinite(scores_SIK).all():
+    has_SIK = ~np.isnan(scores_SIK)
+    count_SI = has_SIK.sum(axis=2)
+    if np.isinf(scores_SIK).any() or not count_SI.all():
         raise ValueError("a score is not a finite number: leave out the items that have none")
-    num_seeds, num_items, num_samples = scores_SIK.shape
-    return num_seeds, num_items, num_samples
+    mean_SI = np.where(has_SIK, scores_SIK, 0.0).sum(axis=2) / count_SI
+    squares_SI = np.where(has_SIK, (scores_SIK - mean_SI[:, :, None]) ** 2, 0.0).sum(axis=2)
+    pairs_SI = count_SI * (count_SI - 1.0)
+    return mean_SI, np.divide(squares_SI, pairs_SI, out=np.full(mean_SI.shape, np.nan), where=pairs_SI > 0)
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[np.isfinite(values)]
+
+
+def _known(*parts: float) -> float:
+    return sum(part for part in parts if not math.isnan(part))

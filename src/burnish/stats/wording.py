@@ -1,8 +1,13 @@
 """A difference in words."""
 
 import math
+from collections.abc import Mapping, Sequence
 
-from burnish.stats.difference import Difference, Verdict, number_for_equivalence, number_to_find, verdict_of
+from scipy.stats import norm
+
+from burnish.stats.difference import Difference, Verdict, judge, number_for_equivalence, number_to_find, verdict_of
+from burnish.stats.power import required_number
+from burnish.stats.variance import ErrorParts
 
 _POWER = 0.8
 
@@ -39,6 +44,41 @@ def what_it_takes(found: Difference, *, alpha: float) -> str:
     if equal is not None and equal > found.n:
         parts.append(f"equivalence within {found.margin:g}, if there is none, with about {equal:,}")
     return "; ".join(parts)
+
+
+def what_both_take(found: Difference, errors: ErrorParts, *, num_items: int, alpha: float) -> str:
+    """How many seeds, or how many items, would decide between methods, if what was seen is so."""
+    if math.isnan(found.low) or found.difference == 0:
+        return found.interval if math.isnan(found.low) else "no difference was seen"
+    more = {
+        "seeds of each arm on these items": errors.more_seeds(found.n),
+        "items with these seeds": errors.more_items(num_items),
+    }
+    wanted: dict[str, int | None] = {}
+    for name, design in more.items():
+        try:
+            number = required_number(design, abs(found.difference), alpha=alpha, power=_POWER)
+            wanted[name] = max(number, design.now + 1)
+        except ValueError:  # what stays of the error is too large
+            wanted[name] = None
+    parts = [f"a difference this large would be found with {_either(wanted)} ({_POWER:.0%} power)"]
+    if found.margin is not None and abs(found.difference) < found.margin:
+        error = found.margin / float(norm.ppf(1 - alpha) + norm.ppf(0.5 + _POWER / 2))
+        equal = {name: design.number_within(error) for name, design in more.items()}
+        parts.append(f"equivalence within {found.margin:g}, if there is no difference, with {_either(equal)}")
+    return "; ".join(parts)
+
+
+def _either(wanted: Mapping[str, int | None]) -> str:
+    """One number or the other."""
+    enough = [f"about {number:,} {name}" for name, number in wanted.items() if number is not None]
+    return ", or ".join(enough) or f"no number of {' nor of '.join(wanted)}, but with more of both"
+
+
+def open_questions(evidence: Sequence[Difference], *, alpha: float) -> list[str]:
+    """What it would take to decide, for each kind of evidence that does not decide alone; for all if each does."""
+    undecided = [each for each in evidence if judge((each,), each.p_value, each.p_equivalent, alpha) == "undecided"]
+    return [f"over {each.unit}s: {what_it_takes(each, alpha=alpha)}" for each in undecided or evidence]
 
 
 def claimed(word: Verdict, is_small: bool, margin: float | None) -> str:

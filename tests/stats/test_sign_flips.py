@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.stats.resampling import bca_interval, sign_flip_p_value
+from burnish.stats.sign_flips import sign_flip_p_value
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
@@ -28,24 +28,6 @@ def test_drawn_signs_against_scipy(is_rounded: bool) -> None:
             (values,), np.mean, permutation_type="samples", n_resamples=9_999, rng=np.random.default_rng(1)
         ).pvalue
         assert sign_flip_p_value(values) == pytest.approx(float(expected), abs=0.02)
-
-
-@pytest.mark.parametrize("draw", ["normal", "exponential", "rounded"])
-def test_bca_against_scipy(draw: str) -> None:
-    rng = np.random.default_rng(8)
-    values = {"normal": rng.normal(size=80), "exponential": rng.exponential(size=80)}.get(draw)
-    values = np.round(4 * rng.random(80)) / 4 if values is None else values
-    expected = scipy.stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
-    found = bca_interval(values, level=0.95)
-    assert found == pytest.approx((expected.low, expected.high), abs=0.08 * values.std() / 80**0.5 * 2)
-
-
-def test_many_different_values_keep_their_spread() -> None:
-    values = np.random.default_rng(9).exponential(size=20_000)
-    low, high = bca_interval(values, level=0.95)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20_000**0.5, rel=0.03)
-    with pytest.raises(ValueError, match="all values are equal"):
-        bca_interval(np.ones(4), level=0.95)
 
 
 @given(st.integers(21, 200), st.integers(0, 100))
