@@ -3,7 +3,6 @@
 import re
 import runpy
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +17,8 @@ BLOCK = re.compile(r"```(\w+)( fails)?\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., None]]:
-    """Sets what keeps a guide short, and forgets the modules that it made."""
+def settings(tmp_path: Path, monkeypatch) -> Callable[..., None]:
+    """Sets what keeps a guide short."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -27,11 +26,7 @@ def settings(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., None]]:
         for name, value in {"TRAIN__NUM_STEPS": 2, **values}.items():
             monkeypatch.setenv(f"BURNISH_{name}", str(value))
 
-    before = set(sys.modules)
-    yield set_them
-    for name in set(sys.modules) - before:
-        if (tmp_path / f"{name}.py").is_file():
-            del sys.modules[name]
+    return set_them
 
 
 @pytest.mark.slow

@@ -246,17 +246,24 @@ def test_two_processes_do_not_write_into_one_store(make_config: MakeConfig) -> N
         run_eval(inputs, store, lambda done, total: None, generator=says(three_or_less))
 
 
-def test_rows_from_code_and_from_reasoning_gym(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_rows_from_code(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "my_rows.py").write_text(
         "def rows():\n    return [{'prompt': f'{i}?', 'answer': i} for i in range(3)]\n"
     )
-    assert [item.prompt.task.answer for item in prepare_eval(make_config(task={"source": "my_rows:rows"})).items] == [
-        "0",
-        "1",
-        "2",
-    ]
+    items = prepare_eval(make_config(task={"source": "my_rows:rows"})).items
+    assert [item.prompt.task.answer for item in items] == ["0", "1", "2"]
     with pytest.raises(ConfigError, match="cannot import 'my_rows:nothing'"):
         prepare_eval(make_config(task={"source": "my_rows:nothing"}))
+
+
+def test_rows_from_reasoning_gym_count_once(make_config: MakeConfig) -> None:
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "size": 400}
+    task = {"source": "reasoning-gym:chain_sum", "options": options}
+    found = prepare_eval(make_config(task={**task, "slice_fields": ["metadata.difficulty.num_terms"]})).items
+    assert len({item.id for item in found}) == len(found) < 400  # of 400 sums of two digits, some are the same
+    assert [item.id for item in prepare_eval(make_config(task={**task, "num_items": 5})).items] == [
+        item.id for item in found[:5]
+    ]
 
 
 def test_the_held_out_questions_of_a_task_are_those_that_training_holds_out(make_config: MakeConfig) -> None:
