@@ -11,7 +11,7 @@ from burnish.config.evaluation import EvalConfig
 from burnish.errors import ConfigError, DataError, MachineError, UserError
 from burnish.evaluation.runner import efficiency_of, evaluate, find_or_make_store, prepare_eval, run_eval
 from burnish.evaluation.store import EvalStore
-from burnish.evaluation.verifying import verify_store
+from burnish.evaluation.verifying import rescored
 from burnish.models.tiny import make_byte_tokenizer
 from burnish.records import Completion, GenerationRequest
 from burnish.rollout.generators.scripted import ScriptedGenerator
@@ -72,7 +72,7 @@ def test_a_store_holds_every_answer_and_its_table_follows_from_them(make_config:
     assert [item["answer"] for item in store.items()] == ["0", "1", "2", "3", "4", "5"]
     assert store.items()[0]["prompt"].endswith("<|im_start|>assistant\n")
     assert [batch["items"] for batch in store.batches()] == [4, 2]
-    assert verify_store(store, with_reward=True) == []
+    assert store.verify() == [] and rescored(store) == []
 
 
 def test_what_was_evaluated_before_is_not_asked_again(make_config: MakeConfig) -> None:
@@ -109,7 +109,7 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_bytes(make_config: Ma
     for name in ("items.jsonl", "samples.jsonl", "scores.jsonl"):
         assert (store.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert [batch["samples"] for batch in store.batches()] == [4, 4, 4]
-    assert verify_store(store, with_reward=True) == []
+    assert store.verify() == [] and rescored(store) == []
 
 
 class _Killed:
@@ -138,14 +138,14 @@ def test_every_tampered_file_is_named(make_config: MakeConfig) -> None:
         path = store.path / name
         before = path.read_text()
         path.write_text(before.replace("0.0", "1.0", 1) if "0.0" in before else before + "{}\n")
-        assert any(fault.startswith(name) for fault in verify_store(store)), name
+        assert any(fault.startswith(name) for fault in store.verify()), name
         path.write_text(before)
-    assert verify_store(store) == []
+    assert store.verify() == []
     record = json.loads((store.path / "eval.json").read_text())
     (store.path / "eval.json").write_text(json.dumps({**record, "label": "a better model"}))
-    assert verify_store(store) == ["eval.json is not what was written"]
+    assert store.verify() == ["eval.json is not what was written"]
     (store.path / "samples.jsonl").unlink()
-    assert "samples.jsonl is gone" in verify_store(store)
+    assert "samples.jsonl is gone" in store.verify()
 
 
 def test_a_score_that_its_answer_does_not_earn_is_named(make_config: MakeConfig) -> None:
@@ -157,7 +157,7 @@ def test_a_score_that_its_answer_does_not_earn_is_named(make_config: MakeConfig)
             '"text": "0", "finish_reason": "stop", "logprob": 0.0, "parsed": null, "score": 1.0',
         )
     )
-    faults = verify_store(store, with_reward=True)
+    faults = [*store.verify(), *rescored(store)]
     assert sum("has score 1.0, and now 0.0" in fault for fault in faults) == 2
     assert sum(fault.startswith("scores.jsonl: item") for fault in faults) == 2
 

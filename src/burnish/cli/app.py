@@ -394,7 +394,8 @@ def schema(
     Parameters
     ----------
     algorithm
-        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo.
+        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
+        or eval.
     """
     from burnish.cli.config import print_schema
 

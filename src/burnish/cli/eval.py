@@ -1,32 +1,28 @@
-"""`burnish eval` with its `show`, `verify` and `import`, and `burnish contamination`."""
+"""`burnish eval` itself, and its `import`."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from burnish.cli.columns import print_columns
+from burnish.cli.eval_show import Reading, counted, interval_text, print_store
 from burnish.config.evaluation import EvalConfig, EvalTaskConfig
 from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
 from burnish.errors import ConfigError, UserError
-from burnish.evaluation.contamination import Contamination, file_items, find_contamination, store_items, train_texts
-from burnish.evaluation.figures import Figure, counts, figures, mean_figure
+from burnish.evaluation.contamination import find_contamination, store_items, train_texts
+from burnish.evaluation.figures import mean_figure
 from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval
 from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval
-from burnish.evaluation.store import EvalStore
-from burnish.evaluation.verifying import verify_store
 from burnish.reproducibility.run_folder import RunFolder
 
 _QUIET_SECONDS = 2.0
-_SHOWN = 10
 _ROLLOUT_KEYS = ("max_tokens", "stop", "max_turns")
 
 
@@ -48,29 +44,13 @@ def evaluate_model(
     if store.is_done:
         say(f"{store.path}: nothing to do, this was evaluated before")
     else:
-        say(f"{store.path}: {len(inputs.items)} items, {inputs.samples_per_item} answers each")
+        items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
+        say(f"{store.path}: {items}, {answers} each")
         run_eval(inputs, store, say.progress)
     found = None
     if (train := asked["contamination_with"]) is not None:
         found = find_contamination(train_texts(train), store_items(store))
-    return _print_store(store, found, as_json=as_json)
-
-
-def show_store(path: Path, *, as_json: bool) -> int:
-    """Print the figures of a store."""
-    return _print_store(EvalStore.open(path), None, as_json=as_json)
-
-
-def verify_eval(path: Path, *, with_reward: bool) -> int:
-    """Print what is wrong with a store; exit status 1 where something is."""
-    faults = verify_store(EvalStore.open(path), with_reward=with_reward)
-    for fault in faults[:_SHOWN]:
-        print(fault)
-    if len(faults) > _SHOWN:
-        print(f"and {len(faults) - _SHOWN} more")
-    if not faults:
-        print(f"{path}: ok: the files are what was written, and the scores follow from the answers")
-    return 1 if faults else 0
+    return print_store(store, Reading(), found, as_json=as_json)
 
 
 def import_results(file: Path, kind: str, evals_folder: Path) -> int:
@@ -83,22 +63,8 @@ def import_results(file: Path, kind: str, evals_folder: Path) -> int:
         table = store.table()
         figure = mean_figure(table)
         answers = f"{np.nansum(table.scores_IK):g} of {np.isfinite(table.scores_IK).sum()}"
-        rows.append((str(store.path), str(figure.n), answers, f"{figure.value:.3f}", _interval(figure)))
+        rows.append((str(store.path), str(figure.n), answers, f"{figure.value:.3f}", interval_text(figure)))
     print_columns(rows)
-    return 0
-
-
-def print_contamination(train: str, evaluation: str, *, as_json: bool) -> int:
-    """Print which items of an evaluation stand in training data; exit status 0 whatever is found."""
-    folder = Path(evaluation)
-    if (folder / "eval.json").is_file():
-        store = EvalStore.open(folder)
-        found = find_contamination(train_texts(train), store_items(store))
-        lines = _contamination_lines(found, store) if store.is_done else _contamination_lines(found, None)
-    else:
-        found = find_contamination(train_texts(train), file_items(evaluation))
-        lines = _contamination_lines(found, None)
-    print(json.dumps(asdict(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0
 
 
@@ -170,89 +136,3 @@ class _Saying:
         self._said = now
         left = (now - self._began) / done * (total - done)
         self(f"{done:,} of {total:,} answers, {int(left) // 60}:{int(left) % 60:02d} left")
-
-
-def _print_store(store: EvalStore, found: Contamination | None, *, as_json: bool) -> int:
-    record, table = store.record(), store.table()
-    shown, number = figures(table), counts(store.samples())
-    if as_json:
-        content = {
-            "store": str(store.path),
-            "label": table.label,
-            "figures": [asdict(figure) for figure in shown],
-            "counts": number,
-            "settings": dict(table.settings),
-            "origin": dict(table.origin),
-            "efficiency": record.get("efficiency", {}),
-            "contamination": None if found is None else asdict(found),
-        }
-        print(json.dumps(_without_nan(content), indent=1, ensure_ascii=False))
-        return 0
-    print(f"{table.label} on {record['task']['source']}")
-    rows = [("measure", "of", "value", "95% CI", "n", "method")]
-    rows += [(f.measure, f.of, _number(f.value), _interval(f), str(f.n), f.method) for f in shown]
-    print_columns(rows)
-    for line in (*_remarks(number, record), *([] if found is None else _contamination_lines(found, store))):
-        print(line)
-    print(f"store {store.path}")
-    return 0
-
-
-def _remarks(number: Mapping[str, int], record: Mapping[str, Any]) -> list[str]:
-    remarks = []
-    if number["unscored"]:
-        remarks.append(
-            f"{number['unscored']} of {number['answers']} answers have no score, see `failure` in its samples"
-        )
-    if number["cut_off"]:
-        remarks.append(f"{number['cut_off']} of {number['answers']} answers were cut off at sampling.max_tokens")
-    if record["origin"].get("was_selected_on"):
-        remarks.append(
-            "this checkpoint is not the run's last, and the run was evaluated on these items: if it was picked by its "
-            "score there, the score is too high"
-        )
-    if efficiency := record.get("efficiency"):
-        times = ", ".join(f"{p}% {efficiency[f'batch_seconds_p{p}']:.2f} s" for p in (50, 90, 99))
-        remarks.append(
-            f"{efficiency['seconds']:.1f} s in {efficiency['batches']} batches ({times}), "
-            f"{efficiency['tokens_per_second']:.0f} tokens/s, "
-            f"peak memory {efficiency['peak_memory_bytes'] / 1e9:.2f} GB"
-        )
-    return remarks
-
-
-def _contamination_lines(found: Contamination, store: EvalStore | None) -> list[str]:
-    lines = [
-        f"of {found.num_items} items in {found.num_train:,} training texts: {len(found.exact)} exactly, "
-        f"{len(found.by_ngram)} by {found.ngram} words in a row, {len(found.near)} nearly (Jaccard {found.near_at})"
-    ]
-    flagged = found.flagged()
-    lines += [f"  {name}: {', '.join(how)}" for name, how in list(flagged.items())[:_SHOWN]]
-    if len(flagged) > _SHOWN:
-        lines.append(f"  and {len(flagged) - _SHOWN} more: --json names them all")
-    if store is not None and flagged:
-        table = store.table()
-        is_flagged = np.array([name in flagged for name in table.ids])
-        for what, chosen in (("flagged", is_flagged), ("not flagged", ~is_flagged)):
-            figure = mean_figure(table, chosen)
-            lines.append(
-                f"  {figure.measure} of what is {what}: {_number(figure.value)} {_interval(figure)}, n {figure.n}"
-            )
-    return lines
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def _interval(figure: Figure) -> str:
-    return "-" if np.isnan(figure.low) else f"[{figure.low:.3f}, {figure.high:.3f}]"
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: null says the same."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

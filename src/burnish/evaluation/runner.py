@@ -22,6 +22,7 @@ from burnish.evaluation.generate import Answering
 from burnish.evaluation.items import EvalItem, asked_items, choice_items, eval_tasks, pair_items
 from burnish.evaluation.likelihood import TOKENS_AT_ONCE, compare_answers
 from burnish.evaluation.perturb import PERTURBS
+from burnish.evaluation.since_training import changed_since_training
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import items_sha256
 from burnish.memory.measure import peak_memory_bytes
@@ -112,6 +113,9 @@ class EvalInputs:
                 "step": _step(self.model.source),
                 "seed": seed,
                 "was_selected_on": chosen,
+                "differs_from_run": changed_since_training(
+                    run, self.model, self.config.task, (item.asked() for item in self.items)
+                ),
             }
         return origin
 

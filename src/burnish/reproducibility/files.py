@@ -4,11 +4,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,19 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def json_tree(content: Any) -> Any:
+    """Content in what JSON has: NaN and infinity, which it has not, are null; dataclasses are objects, arrays lists."""
+    if is_dataclass(content) and not isinstance(content, type):
+        return {each.name: json_tree(getattr(content, each.name)) for each in fields(content)}
+    if isinstance(content, Mapping):
+        return {str(key): json_tree(value) for key, value in content.items()}
+    if hasattr(content, "tolist"):  # numpy's arrays and numbers
+        return json_tree(content.tolist())
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return [json_tree(each) for each in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextmanager
