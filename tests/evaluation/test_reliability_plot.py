@@ -24,7 +24,5 @@ def test_a_point_for_each_bin_where_it_belongs() -> None:
     titles = [each.text for each in root.iter(f"{SVG}title")]
     assert titles[0] is not None and titles[0].startswith("<m> & co: calibration error 0.075 [")
     assert titles[1] == "30 answers, sure by 0.250 to 0.250: 0.200 right"
-    numbers = [
-        float(each) for text in re.findall(r'"([-\d.]+)"', ElementTree.tostring(root).decode()) for each in [text]
-    ]
-    assert 0 <= min(numbers) and max(numbers) <= 460  # nothing is drawn outside
+    numbers = [float(text) for text in re.findall(r'"(-?[0-9.]+)"', ElementTree.tostring(root).decode())]
+    assert min(numbers) >= 0 and max(numbers) <= 460  # nothing is drawn outside
