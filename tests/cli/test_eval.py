@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -75,6 +76,29 @@ def test_a_tampered_store_is_named_and_its_figures_are_not_printed(command: Comm
     path.write_text("{\n")
     status, out, _ = command("eval", "verify", str(store), "--rescore")
     assert status == 1 and "cannot be scored again: DataError" in out
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = ("eval", "tiny", "--task", "tasks.jsonl", *SMALL, "--sampling.max_rows", "2")
+    add, left = EvalStore.add, [2]
+
+    def add_or_stop(store: EvalStore, *arguments: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(store, *arguments)
+
+    monkeypatch.setattr(EvalStore, "add", add_or_stop)
+    status, out, err = command(*again)
+    assert (status, out) == (130, "")
+    assert "interrupted after 4 answers; the same command goes on from there" in err
+    (store,) = Path("evals").iterdir()
+    status, _, err = command("eval", "show", str(store))
+    assert status == 2 and "the evaluation is not finished; the same `burnish eval` goes on with it" in err
+    left[0] = 9
+    status, out, err = command(*again)
+    assert status == 0 and "goes on after 4 answers" in err and f"store {store}" in out
+    assert len(EvalStore.open(store).batches()) == 3
 
 
 def test_json_stands_alone_on_standard_output(command: Command) -> None:

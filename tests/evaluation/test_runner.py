@@ -117,7 +117,8 @@ class _Killed:
         self.left = after
 
     def progress(self, done: int, total: int) -> None:
-        self.left -= 1
+        if done:
+            self.left -= 1
         if not self.left:
             raise MachineError("killed")
 

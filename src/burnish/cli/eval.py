@@ -46,7 +46,11 @@ def evaluate_model(
     else:
         items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
         say(f"{store.path}: {items}, {answers} each")
-        run_eval(inputs, store, say.progress)
+        try:
+            run_eval(inputs, store, say.progress)
+        except KeyboardInterrupt:
+            say(f"{store.path}: interrupted after {say.done:,} answers; the same command goes on from there")
+            return 130
     found = None
     if (train := asked["contamination_with"]) is not None:
         found = find_contamination(train_texts(train), store_items(store))
@@ -122,17 +126,23 @@ class _Saying:
     """Lines for a person, on standard error: what is asked for stands alone on standard output."""
 
     def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
-        self._first: int | None = None
+        self._said = time.monotonic()
+        self._start: tuple[float, int] | None = None
+        self.done = 0
 
     def __call__(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, done: int, total: int) -> None:
         """Say how far it is and how long it will take, if the last word was some seconds ago."""
-        now = time.monotonic()
-        if now - self._said < _QUIET_SECONDS or done == total:
+        now, self.done = time.monotonic(), done
+        if self._start is None:
+            self._start = (now, done)
+            if done:
+                self(f"goes on after {done:,} answers")
+        began, first = self._start
+        if now - self._said < _QUIET_SECONDS or done in (first, total):
             return
         self._said = now
-        left = (now - self._began) / done * (total - done)
+        left = (now - began) / (done - first) * (total - done)
         self(f"{done:,} of {total:,} answers, {int(left) // 60}:{int(left) % 60:02d} left")

@@ -40,7 +40,7 @@ from burnish.rollout.plays import how_to_ask, judge_fingerprints, with_stops
 _ENOUGH_TO_JUDGE = 20  # answers, from which on a reward that fails for most of them ends the evaluation
 
 Progress = Callable[[int, int], None]
-"""Called with the answers that there are and those that there will be."""
+"""Called with the answers that there are and those that there will be: before the first batch, and after each."""
 Evaluate = Callable[[Sequence[EvalItem]], tuple[list[dict[str, Any]], int]]
 """From items to their sample lines and the number of tokens that the model said or read."""
 
@@ -215,6 +215,7 @@ def run_eval(inputs: EvalInputs, store: EvalStore, progress: Progress, *, genera
     total = len(inputs.items) * inputs.samples_per_item
     with store.locked():
         done = store.keep_whole_batches()
+        progress(done, total)
         answer: Evaluate | None = None
         failures = [line["failure"] for line in store.samples() if line["failure"] is not None]
         for batch in _batches(inputs):
