@@ -163,7 +163,8 @@ def test_a_run_is_evaluated_on_what_it_holds_out_as_training_did(command: Comman
         (["nobody", "--task", "tasks.jsonl"], "no folder 'nobody'"),
         (["tiny", "--task", "tasks.jsonl", "--sampling.max_token", "3"], "did you mean 'sampling.max_tokens'?"),
         (["tiny", "--task", "tasks.jsonl", "--slices", "colour"], "task.slice_fields=colour: item"),
-        (["show", "nothing"], "not the record of an evaluation"),
+        (["show", "nothing"], "no store begins with 'nothing' in evals: none yet"),
+        (["show", "."], "not the record of an evaluation"),
         (["robust", "nothing"], "one or more of changed ones (task.perturb)"),
         (["import", "tasks.jsonl", "--kind", "xml"], "--kind xml: is not known; give one of csv, lm-eval, inspect"),
     ],
@@ -193,7 +194,9 @@ def test_outcomes_are_imported(command: Command, tmp_path: Path) -> None:
     assert [line.split()[2:5] for line in out.splitlines()[1:]] == [["2", "of", "2"], ["1", "of", "2"]]
 
 
-def sampled_store(path: Path, scores: dict[str, list[float]], *, parsed: dict[str, str] | None = None) -> EvalStore:
+def sampled_store(
+    path: Path, scores: dict[str, list[float]], *, parsed: dict[str, str] | None = None, created: str = ""
+) -> EvalStore:
     """A store of several answers to each item; `parsed` is the answer to each item's every sample, as letters."""
     config = {"task": {"parser": None if parsed is None else "m:parse", "normalise": "none"}}
     record = {
@@ -203,6 +206,7 @@ def sampled_store(path: Path, scores: dict[str, list[float]], *, parsed: dict[st
         "origin": {},
         "samples_per_item": len(next(iter(scores.values()))),
         "status": "running",
+        "created": created,
         "config": config,
     }
     items = [{"id": name, "cluster": None, "slices": {}, "messages": [], "answer": "1"} for name in scores]
@@ -295,6 +299,25 @@ def test_changed_questions_are_paired_with_the_plain_ones(command: Command, tmp_
     assert [form["perturb"] for form in found["forms"]] == ["typos", "upper_case"]
     status, out, err = command("eval", "robust", *stores[::-1])
     assert (status, out) == (2, "") and "the first store must hold the plain questions, not upper_case" in err
+
+
+def test_what_is_given_as_an_argument_wins_over_the_environment(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BURNISH_MODEL__PATH", "nobody")
+    monkeypatch.setenv("BURNISH_TASK__SOURCE", "nothing.jsonl")
+    assert command("eval", "tiny", "--task", "tasks.jsonl", *SMALL)[0] == 0
+
+
+def test_a_store_by_the_beginning_of_its_name(command: Command, tmp_path: Path) -> None:
+    for name, score in (("one-a", 0.0), ("one-b", 0.25), ("two", 1.0)):
+        sampled_store(tmp_path / "evals" / name, {"p": [score]}, created=f"2026-01-0{score + 1:.0f}")
+    assert "mean score  all  0.250" in command("eval", "show", "one-b")[1]
+    assert "accuracy  all  1.000" in command("eval", "show", "last")[1]
+    assert command("eval", "verify", "tw")[1].startswith("evals/two: ok")
+    assert command("eval", "show", "two", "--evals-folder", "other")[0] == 2
+    status, _, err = command("eval", "show", "one")
+    assert status == 2 and "several stores begin with 'one' in evals: one-a, one-b" in err
 
 
 def test_its_settings_are_listed(command: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -30,14 +31,15 @@ def evaluate_model(
     model: str, settings: Sequence[str], asked: Mapping[str, str | None], runs_folder: Path, *, as_json: bool
 ) -> int:
     """Resolve the settings, answer what is left, print the figures."""
-    layers: list[tuple[str, dict[str, Any]]] = [
-        ("the command line", {"model": {"path": _model_path(model, runs_folder)}})
-    ]
-    if (task := asked["task"]) is not None:
+    flags = [f"--model.path={_model_path(model, runs_folder)}"]
+    layers = []
+    if (task := asked["task"]) is not None and _is_source(task):
+        flags.append(f"--task.source={task}")
+    elif task is not None:
         layers.append((f"task {task}", _task_layer(task, runs_folder)))
     if (slices := asked["slices"]) is not None:
-        layers.append(("--slices", {"task": {"slice_fields": [name for name in slices.split(",") if name]}}))
-    config = resolve_layers(EvalConfig, layers, flags=settings, environment=os.environ).config
+        flags.append(f"--task.slice_fields={json.dumps([name for name in slices.split(',') if name])}")
+    config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=os.environ).config
     inputs = prepare_eval(config)
     store = find_or_make_store(inputs)
     say = _Saying()
@@ -87,17 +89,19 @@ def _model_path(model: str, runs_folder: Path) -> str:
     return str(path)
 
 
+def _is_source(task: str) -> bool:
+    """Whether `--task` is a file of questions, or what makes them; else it is a recipe, a YAML file, or a run."""
+    is_settings = task in shipped_recipes() or task.endswith((".yaml", ".yml"))
+    return not is_settings and (":" in task or Path(task).is_file())
+
+
 def _task_layer(task: str, runs_folder: Path) -> dict[str, Any]:
-    """The settings that `--task` stands for: those of a YAML file, the held-out questions of a recipe or run, or a
-    source alone.
-    """
+    """The settings that `--task` stands for: those of a YAML file, or the held-out questions of a recipe or run."""
     if task in shipped_recipes():
         return _held_out_of(read_recipe(task), task)
     if task.endswith((".yaml", ".yml")):
         tree = read_recipe(task)
         return _held_out_of(tree, task) if "algorithm" in tree else tree
-    if ":" in task or Path(task).is_file():
-        return {"task": {"source": task}}
     try:
         run = RunFolder.find(task, runs_folder)
     except UserError as error:

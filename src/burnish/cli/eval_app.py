@@ -10,6 +10,7 @@ from burnish.errors import UserError
 
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
+EvalsFolder = Annotated[Path, Parameter(help="Folder that holds the stores.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 eval_app = App(
@@ -42,6 +43,7 @@ class Shown:
         Parameter(help="Add the score of the best of k by logprob, reward, or a component of the reward."),
     ] = None
     plot: Annotated[Path | None, Parameter(help="Write the reliability plot there, as SVG.")] = None
+    evals_folder: EvalsFolder = Path("evals")
     as_json: AsJson = False
 
 
@@ -69,26 +71,28 @@ def evaluate(
 
 
 @eval_app.command(name="show")
-def eval_show(store: Path, *, shown: Shown = Shown()) -> int:
+def eval_show(store: str, *, shown: Shown = Shown()) -> int:
     """Print the figures of an eval store, computed from its answers.
 
     Parameters
     ----------
     store
-        Folder of the store.
+        Folder of the store, its name, the beginning of its name, or `last`.
     """
     from burnish.cli.eval_show import Reading, show_store
+    from burnish.evaluation.store import EvalStore
 
     ks = None if shown.k is None else [_whole(each) for each in shown.k.split(",") if each.strip()]
     reading = Reading(level=shown.level, interval=shown.interval, ks=ks, best_by=shown.best_by, plot=shown.plot)
-    return show_store(store, reading, as_json=shown.as_json)
+    return show_store(EvalStore.find(store, shown.evals_folder), reading, as_json=shown.as_json)
 
 
 @eval_app.command(name="robust")
 def eval_robust(
-    *stores: Path,
+    *stores: str,
     margin: Annotated[float | None, Parameter(help="Largest loss that does not matter, to find equivalence.")] = None,
     alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
+    evals_folder: EvalsFolder = Path("evals"),
     as_json: AsJson = False,
 ) -> int:
     """What a model loses when its questions are changed (task.perturb), item by item.
@@ -98,31 +102,35 @@ def eval_robust(
     Parameters
     ----------
     stores
-        Folder of the plain questions' store, then of one store for each change, all of one model.
+        The store of the plain questions, then one for each change, all of one model: folders or beginnings of names.
     """
     from burnish.cli.eval_show import show_robustness
+    from burnish.evaluation.store import EvalStore
 
     if len(stores) < 2:
         raise UserError("give the store of the plain questions, and one or more of changed ones (task.perturb)")
-    return show_robustness(stores, margin=margin, alpha=alpha, as_json=as_json)
+    found = [EvalStore.find(store, evals_folder) for store in stores]
+    return show_robustness(found, margin=margin, alpha=alpha, as_json=as_json)
 
 
 @eval_app.command(name="verify")
 def eval_verify(
-    store: Path,
+    store: str,
     *,
     rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
+    evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
 
     Parameters
     ----------
     store
-        Folder of the store.
+        Folder of the store, its name, the beginning of its name, or `last`.
     """
     from burnish.cli.eval_show import verify_eval
+    from burnish.evaluation.store import EvalStore
 
-    return verify_eval(store, with_reward=rescore)
+    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore)
 
 
 @eval_app.command(name="import")
@@ -130,7 +138,7 @@ def eval_import(
     file: Path,
     *,
     kind: Annotated[str, Parameter(help="csv, lm-eval, or inspect.")],
-    evals_folder: Annotated[Path, Parameter(help="Where stores are made.")] = Path("evals"),
+    evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
 
@@ -144,7 +152,9 @@ def eval_import(
     return import_results(file, kind, evals_folder)
 
 
-def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> int:
+def contamination(
+    train: str, evaluation: str, *, evals_folder: EvalsFolder = Path("evals"), as_json: AsJson = False
+) -> int:
     """Look for the items of an evaluation in training data: exactly, by runs of 13 words, and nearly.
 
     Parameters
@@ -152,11 +162,12 @@ def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> in
     train
         JSONL file that was trained on.
     evaluation
-        JSONL file of questions, or the folder of an eval store: then the score without what was found is printed too.
+        JSONL file of questions; or an eval store (folder, beginning of its name, or `last`): then the score without
+        what was found is printed too.
     """
     from burnish.cli.eval_show import print_contamination
 
-    return print_contamination(train, evaluation, as_json=as_json)
+    return print_contamination(train, evaluation, evals_folder, as_json=as_json)
 
 
 def _whole(text: str) -> int:

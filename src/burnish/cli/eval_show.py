@@ -51,14 +51,13 @@ class _Content:
     calibration: tuple[str, Calibration] | None
 
 
-def show_store(path: Path, reading: Reading, *, as_json: bool) -> int:
+def show_store(store: EvalStore, reading: Reading, *, as_json: bool) -> int:
     """Print the figures of a store."""
-    return print_store(EvalStore.open(path), reading, None, as_json=as_json)
+    return print_store(store, reading, None, as_json=as_json)
 
 
-def verify_eval(path: Path, *, with_reward: bool) -> int:
+def verify_eval(store: EvalStore, *, with_reward: bool) -> int:
     """Print what is wrong with a store; exit status 1 where something is."""
-    store = EvalStore.open(path)
     faults = store.verify()
     if with_reward:
         from burnish.evaluation.verifying import rescored
@@ -75,13 +74,13 @@ def verify_eval(path: Path, *, with_reward: bool) -> int:
         print(f"and {len(faults) - _SHOWN} more")
     if not faults:
         again = ", and its reward says the same again" if with_reward else ""
-        print(f"{path}: ok: the files are what was written, and the scores follow from the answers{again}")
+        print(f"{store.path}: ok: the files are what was written, and the scores follow from the answers{again}")
     return 1 if faults else 0
 
 
-def show_robustness(paths: Sequence[Path], *, margin: float | None, alpha: float, as_json: bool) -> int:
+def show_robustness(stores: Sequence[EvalStore], *, margin: float | None, alpha: float, as_json: bool) -> int:
     """Print what changed questions cost."""
-    plain, *changed = (EvalStore.open(path).table() for path in paths)
+    plain, *changed = (store.table() for store in stores)
     found = robustness(plain, changed, alpha=alpha, margin=margin)
     if as_json:
         print(json.dumps(json_tree(found), indent=1, ensure_ascii=False))
@@ -90,16 +89,15 @@ def show_robustness(paths: Sequence[Path], *, margin: float | None, alpha: float
     return 0
 
 
-def print_contamination(train: str, evaluation: str, *, as_json: bool) -> int:
+def print_contamination(train: str, evaluation: str, evals_folder: Path, *, as_json: bool) -> int:
     """Print which items of an evaluation stand in training data; exit status 0 whatever is found."""
-    folder = Path(evaluation)
-    if (folder / "eval.json").is_file():
-        store = EvalStore.open(folder)
-        found = find_contamination(train_texts(train), store_items(store))
-        lines = _contamination_lines(found, store.table() if store.is_done else None)
-    else:
+    if Path(evaluation).is_file() or Path(evaluation).suffix in (".json", ".jsonl"):
         found = find_contamination(train_texts(train), file_items(evaluation))
         lines = _contamination_lines(found, None)
+    else:
+        store = EvalStore.find(evaluation, evals_folder)
+        found = find_contamination(train_texts(train), store_items(store))
+        lines = _contamination_lines(found, store.table() if store.is_done else None)
     print(json.dumps(json_tree(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0
 

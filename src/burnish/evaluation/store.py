@@ -45,6 +45,27 @@ class EvalStore:
         return cls(path)
 
     @classmethod
+    def find(cls, store: str, evals_folder: Path) -> EvalStore:
+        """A store by its path, its name, an unambiguous beginning of it, or `last`.
+
+        Raises:
+            DataError: it is none, or another version wrote it.
+            UserError: there is none of that name, or several.
+        """
+        if Path(store).is_dir():
+            return cls.open(Path(store))
+        made = sorted(path.parent for path in evals_folder.glob("*/eval.json"))
+        if store == "last":
+            found = sorted(made, key=lambda path: str(read_eval_record(path).get("created")))[-1:]
+        else:
+            found = [path for path in made if path.name.startswith(store)]
+        if len(found) != 1:
+            what = "several stores begin" if found else "no store begins"
+            names = ", ".join(path.name for path in (found or made)[-5:]) or "none yet"
+            raise UserError(f"{what} with {store!r} in {evals_folder}: {names}")
+        return cls.open(found[0])
+
+    @classmethod
     def create(cls, path: Path, record: Line, items: Iterable[Line]) -> EvalStore:
         """Make a store with nothing sampled yet; `record` becomes eval.json."""
 
