@@ -306,7 +306,11 @@ def test_what_is_given_as_an_argument_wins_over_the_environment(
 ) -> None:
     monkeypatch.setenv("BURNISH_MODEL__PATH", "nobody")
     monkeypatch.setenv("BURNISH_TASK__SOURCE", "nothing.jsonl")
+    monkeypatch.setenv("BURNISH_TRAIN__NUM_STEPS", "3")  # of training
     assert command("eval", "tiny", "--task", "tasks.jsonl", *SMALL)[0] == 0
+    monkeypatch.setenv("BURNISH_SAMPLIN__STOP", "3")
+    status, _, err = command("eval", "tiny", "--task", "tasks.jsonl", *SMALL)
+    assert status == 2 and "unknown setting 'samplin.stop' (from environment)" in err
 
 
 def test_a_store_by_the_beginning_of_its_name(command: Command, tmp_path: Path) -> None:

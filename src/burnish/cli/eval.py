@@ -15,7 +15,8 @@ import numpy as np
 from burnish.cli.columns import print_columns
 from burnish.cli.eval_show import Reading, counted, interval_text, print_store
 from burnish.config.evaluation import EvalConfig, EvalTaskConfig
-from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
+from burnish.config.loading import ENVIRONMENT_PREFIX, read_recipe, resolve_layers, shipped_recipes
+from burnish.config.schema import RunConfig
 from burnish.errors import ConfigError, UserError
 from burnish.evaluation.contamination import find_contamination, store_items, train_texts
 from burnish.evaluation.figures import mean_figure
@@ -39,7 +40,7 @@ def evaluate_model(
         layers.append((f"task {task}", _task_layer(task, runs_folder)))
     if (slices := asked["slices"]) is not None:
         flags.append(f"--task.slice_fields={json.dumps([name for name in slices.split(',') if name])}")
-    config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=os.environ).config
+    config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=_environment()).config
     inputs = prepare_eval(config)
     store = find_or_make_store(inputs)
     say = _Saying()
@@ -87,6 +88,13 @@ def _model_path(model: str, runs_folder: Path) -> str:
     if not any((path / "checkpoints").glob("step-*")):
         raise UserError(f"run {path.name} has no checkpoint yet: there is no model to evaluate")
     return str(path)
+
+
+def _environment() -> dict[str, str]:
+    """Without what is set for training alone, whose sections an evaluation does not have."""
+    of_training = {*RunConfig.model_fields, "rollout", "data", "loss"} - set(EvalConfig.model_fields)
+    sections = tuple(f"{ENVIRONMENT_PREFIX}{name.upper()}__" for name in of_training)
+    return {name: value for name, value in os.environ.items() if not name.startswith(sections)}
 
 
 def _is_source(task: str) -> bool:
