@@ -35,7 +35,7 @@ def test_one_answer_right_or_wrong_is_wilson() -> None:
 def test_clustered_error_of_the_published_vector() -> None:
     clusters = [c for c in "abcd" for _ in range(3)]
     figure = mean_figure(table([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0], clusters))
-    assert figure.method == "cluster-robust t"
+    assert figure.method == "cluster-robust t, 4 clusters"
     half = t.ppf(0.975, 3) * 0.2151657
     assert figure.value == 0.5
     assert figure.low == 0.0 and figure.high == 1.0  # the interval is wider than what a share can be

@@ -101,7 +101,7 @@ def test_the_interval_is_that_of_the_items() -> None:
         ),
         samples_IK=grid(scores).samples_IK,
     )
-    assert by_name(sample_figures(pair, [2]))["pass@2"].method == "cluster-robust t"
+    assert by_name(sample_figures(pair, [2]))["pass@2"].method == "cluster-robust t, 2 clusters"
 
 
 def test_an_answer_without_a_score_is_wrong() -> None:

@@ -128,7 +128,7 @@ def _interval(
         count = num_clusters if is_clustered else n
         name, of_share = _OF_SHARES[interval]
         low, high = of_share(round(float(means_I.mean()) * count), count, level=level)
-        return low, high, f"{name} on clusters" if is_clustered else name
+        return low, high, f"{name} on {num_clusters} clusters" if is_clustered else name
     if not has_spread or num_clusters < 2:
         return math.nan, math.nan, NO_SPREAD if num_clusters > 1 else "one cluster, no interval"
     _, index_I = np.unique(np.array(clusters), return_inverse=True)
@@ -139,7 +139,7 @@ def _interval(
     low, high = value - half, value + half
     if is_share:
         low, high = max(0.0, low), min(1.0, high)
-    return low, high, CLUSTERED if is_clustered else ITEM_MEANS
+    return low, high, f"{CLUSTERED}, {num_clusters} clusters" if is_clustered else ITEM_MEANS
 
 
 def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
@@ -164,7 +164,7 @@ def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
         low=low,
         high=high,
         n=own[high_value].n + own[low_value].n,
-        method=f"MOVER, Bonferroni for {num_pairs} pairs",
+        method="MOVER" if num_pairs == 1 else f"MOVER, Bonferroni for {num_pairs} pairs",
     )
 
 
