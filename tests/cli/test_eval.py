@@ -195,7 +195,7 @@ def test_outcomes_are_imported(command: Command, tmp_path: Path) -> None:
 
 
 def sampled_store(
-    path: Path, scores: dict[str, list[float]], *, parsed: dict[str, str] | None = None, created: str = ""
+    path: Path, scores: dict[str, list[float | None]], *, parsed: dict[str, str] | None = None, created: str = ""
 ) -> EvalStore:
     """A store of several answers to each item; `parsed` is the answer to each item's every sample, as letters."""
     config = {"task": {"parser": None if parsed is None else "m:parse", "normalise": "none"}}
@@ -218,7 +218,7 @@ def sampled_store(
             "logprob": -float(number),
             "parsed": None if parsed is None else parsed[name][number],
             "score": score,
-            "failure": None,
+            "failure": None if score is not None else "lost",
             "finish_reason": "stop",
         }
         for name, row in scores.items()
@@ -322,6 +322,31 @@ def test_a_store_by_the_beginning_of_its_name(command: Command, tmp_path: Path) 
     assert command("eval", "show", "two", "--evals-folder", "other")[0] == 2
     status, _, err = command("eval", "show", "one")
     assert status == 2 and "several stores begin with 'one' in evals: one-a, one-b" in err
+
+
+def test_a_store_of_another_version_and_one_whose_record_was_changed(command: Command) -> None:
+    again = ("eval", "tiny", "--task", "tasks.jsonl", *SMALL)
+    command(*again)
+    (store,) = Path("evals").iterdir()
+    path = store / "eval.json"
+    record = json.loads(path.read_text())
+    for changed, message in (
+        ({**record, "format": 2}, "format 2 is not 1: another version of burnish wrote it"),
+        ({**record, "label": "gpt"}, "eval.json is not what was written"),
+        ({key: value for key, value in record.items() if key != "sha256"}, "is not what was written"),
+    ):
+        path.write_text(json.dumps(changed))
+        for arguments in (again, ("eval", "show", str(store))):
+            status, out, err = command(*arguments)
+            assert (status, out, err.count("\n")) in {(2, "", 1), (2, "", 2)} and message in err
+
+
+def test_where_nothing_has_a_score(command: Command, tmp_path: Path) -> None:
+    sampled_store(tmp_path / "s", {"p": [None], "q": [None]})
+    status, out, _ = command("eval", "show", "s")
+    assert status == 0 and "no item has a score" in out and "accuracy  all  -" in out
+    assert "2 of 2 answers have no score and are left out" in out
+    assert json.loads(command("eval", "show", "s", "--json")[1])["figures"][0]["value"] is None
 
 
 def test_its_settings_are_listed(command: Command) -> None:

@@ -101,6 +101,18 @@ def test_slices_and_the_largest_gap_between_them() -> None:
     assert gap.high == pytest.approx(0.4 + math.hypot(high_a - 0.9, 0.5 - low_b))
 
 
+def test_a_slice_without_any_score_has_no_gap() -> None:
+    found = figures(table([-1.0, -2.0, 3.0, 5.0, math.nan], kind="aabbc"))
+    assert [(each.of, each.n) for each in found[1:]] == [
+        ("kind=a", 2),
+        ("kind=b", 2),
+        ("kind=c", 0),
+        ("kind: b - a", 4),
+    ]
+    assert math.isnan(found[3].value) and found[4].value == 5.5 and found[4].method == "MOVER"
+    assert len(figures(table([-1.0, -2.0, math.nan], kind="aab"))) == 3
+
+
 @pytest.mark.slow
 def test_equal_groups_seldom_have_a_gap() -> None:
     rng = np.random.default_rng(0)

@@ -53,7 +53,7 @@ def figures(table: ScoreTable, *, level: float = 0.95, interval: ShareInterval =
             chosen = np.array([each == value for each in values])
             own.append(replace(mean_figure(table, chosen, level=level, interval=interval), of=f"{name}={value}"))
         found += own
-        if len(own) > 1:
+        if sum(figure.n > 0 for figure in own) > 1:
             found.append(largest_gap(table, name, level=level))
     return found
 
@@ -145,15 +145,18 @@ def _interval(
 def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
     """The largest difference between two values of a slice, with an interval that holds for all pairs at once.
 
+    At least two values must have items with a score.
+
     The largest of several differences is large by chance alone, so each value's interval is taken at the level that
     Bonferroni's correction for the number of pairs asks for; two of them give the interval of their difference as in
     Newcombe 1998 (Statistics in Medicine 17:873, method 10), which works for any interval (MOVER).
     """
     values = table.slices[name]
-    names = sorted(set(values))
+    chosen = {value: np.array([each == value for each in values]) for value in sorted(set(values))}
+    names = [value for value in chosen if mean_figure(table, chosen[value]).n > 0]
     num_pairs = len(names) * (len(names) - 1) // 2
     strict = 1 - (1 - level) / num_pairs
-    own = {value: mean_figure(table, np.array([each == value for each in values]), level=strict) for value in names}
+    own = {value: mean_figure(table, chosen[value], level=strict) for value in names}
     pairs = [(a, b) if own[a].value >= own[b].value else (b, a) for a, b in combinations(names, 2)]
     high_value, low_value = max(pairs, key=lambda pair: own[pair[0]].value - own[pair[1]].value)
     low, high = interval_of_difference(own[high_value], own[low_value])
