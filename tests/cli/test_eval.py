@@ -40,7 +40,7 @@ def test_evaluate_show_verify_and_again(command: Command, tmp_path: Path) -> Non
     (store,) = Path("evals").iterdir()
     lines = out.splitlines()
     assert lines[0] == "tiny on tasks.jsonl"
-    assert lines[1] == "6 items, 1 answer each, greedy, at most 4 tokens, burnish.rewards.answers:last_number"
+    assert lines[1] == "6 items, 1 answer each, greedy, at most 4 tokens, judged by burnish.rewards.answers:last_number"
     assert lines[2].split() == ["measure", "of", "value", "95%", "CI", "n", "method"]
     assert [line.split()[1] for line in lines[3:6]] == ["all", "kind=a", "kind=b"]
     assert "largest gap" in lines[6] and lines[-1] == f"store evals/{store.name}"
@@ -165,6 +165,10 @@ def test_a_run_is_evaluated_on_what_it_holds_out_as_training_did(command: Comman
         (["tiny", "--task", "tasks.jsonl", "--slices", "colour"], "task.slice_fields=colour: item"),
         (["show", "nothing"], "no store begins with 'nothing' in evals: none yet"),
         (["show", "."], "not the record of an evaluation"),
+        (
+            ["tiny", "--task", "tasks.jsonl", "--contamination-with", "gone.jsonl"],
+            "the training data: no file gone.jsonl",
+        ),
         (["robust", "nothing"], "one or more of changed ones (task.perturb)"),
         (["import", "tasks.jsonl", "--kind", "xml"], "--kind xml: is not known; give one of csv, lm-eval, inspect"),
     ],

@@ -43,6 +43,8 @@ def evaluate_model(
     config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=_environment()).config
     inputs = prepare_eval(config)
     store = find_or_make_store(inputs)
+    train = asked["contamination_with"]
+    found = None if train is None else find_contamination(train_texts(train), store_items(store))
     say = _Saying()
     if store.is_done:
         say(f"{store.path}: nothing to do, this was evaluated before")
@@ -54,9 +56,6 @@ def evaluate_model(
         except KeyboardInterrupt:
             say(f"{store.path}: interrupted after {say.done:,} answers; the same command goes on from there")
             return 130
-    found = None
-    if (train := asked["contamination_with"]) is not None:
-        found = find_contamination(train_texts(train), store_items(store))
     return print_store(store, Reading(), found, as_json=as_json)
 
 

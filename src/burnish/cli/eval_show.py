@@ -193,8 +193,9 @@ def _asked(record: Mapping[str, Any]) -> str:
         parts.append(f"questions changed by {settings['perturb']}")
     scoring = settings["scoring"]
     if scoring.get("reward"):
-        right = "" if scoring["right_at"] is None else f"right from {scoring['right_at']:g} by "
-        parts.append(right + " and ".join(scoring["reward"]))
+        parts.append("judged by " + " and ".join(scoring["reward"]))
+        if scoring["right_at"] is not None:
+            parts.append(f"right from {scoring['right_at']:g}")
     elif scoring.get("imported"):
         parts.append(f"imported from {scoring['imported']}")
     return ", ".join(parts)

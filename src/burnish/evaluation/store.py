@@ -52,7 +52,7 @@ class EvalStore:
             DataError: it is none, or another version wrote it.
             UserError: there is none of that name, or several.
         """
-        if Path(store).is_dir():
+        if (Path(store) / "eval.json").is_file() or len(Path(store).parts) != 1:
             return cls.open(Path(store))
         made = sorted(path.parent for path in evals_folder.glob("*/eval.json"))
         if store == "last":
