@@ -1,4 +1,5 @@
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ from burnish.records import Completion, GenerationRequest, Message, Prompt, Roll
 torch.set_num_threads(2)
 
 MakeGroups = Callable[..., list[RolloutGroup]]
+
+
+@pytest.fixture(autouse=True)
+def forget_modules_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test wrote and imported is not found by the next one that writes a module of that name."""
+    modules, paths = set(sys.modules), list(sys.path)
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(base):
+            del sys.modules[name]
+    sys.path[:] = paths
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,14 @@ def test_what_it_costs(capsys, tmp_path: Path, monkeypatch) -> None:
     found = content(capsys, *items)
     assert found["seconds"] == pytest.approx(2 * found["number"] * 2.0)
     assert "no run begins with 'other'" in fails(capsys, *items[:-1], "other")
+    store = make_store(tmp_path / "store", num_items=2)
+    add(store, [1.0, 1.0])
+    record = json.loads((store / "eval.json").read_text())
+    (store / "eval.json").write_text(json.dumps(record | {"efficiency": {"seconds": 6.0}}))
+    (store / "batches.jsonl").write_text('{"tokens": 30}\n')
+    found = content(capsys, *items[:-1], str(store))
+    assert (found["seconds"], found["tokens"]) == (2 * found["number"] * 3.0, 2 * found["number"] * 15.0)
+    assert found["cost"].endswith(f", {found['tokens']:,.0f} tokens")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_one_answer_right_or_wrong_is_wilson() -> None:
 def test_clustered_error_of_the_published_vector() -> None:
     clusters = [c for c in "abcd" for _ in range(3)]
     figure = mean_figure(table([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0], clusters))
-    assert figure.method == "cluster-robust t"
+    assert figure.method == "cluster-robust t, 4 clusters"
     half = t.ppf(0.975, 3) * 0.2151657
     assert figure.value == 0.5
     assert figure.low == 0.0 and figure.high == 1.0  # the interval is wider than what a share can be
@@ -99,6 +99,18 @@ def test_slices_and_the_largest_gap_between_them() -> None:
     low_b, high_b = wilson_interval(10, 20, level=1 - 0.05 / 3)
     assert gap.low == pytest.approx(0.4 - math.hypot(0.9 - low_a, high_b - 0.5))
     assert gap.high == pytest.approx(0.4 + math.hypot(high_a - 0.9, 0.5 - low_b))
+
+
+def test_a_slice_without_any_score_has_no_gap() -> None:
+    found = figures(table([-1.0, -2.0, 3.0, 5.0, math.nan], kind="aabbc"))
+    assert [(each.of, each.n) for each in found[1:]] == [
+        ("kind=a", 2),
+        ("kind=b", 2),
+        ("kind=c", 0),
+        ("kind: b - a", 4),
+    ]
+    assert math.isnan(found[3].value) and found[4].value == 5.5 and found[4].method == "MOVER"
+    assert len(figures(table([-1.0, -2.0, math.nan], kind="aab"))) == 3
 
 
 @pytest.mark.slow

@@ -42,12 +42,23 @@ def test_a_table_with_clusters_slices_samples_and_a_gap(tmp_path: Path) -> None:
         ("name,m\na,1\n", "a column 'item'"),
         ("item,m\na,yes\n", "no column has numbers only"),
         ("item,m\na,1,2\n", "line 2: has more or fewer cells"),
-        ("item,m\na,1\na,0\nb,1\n", "item 'b' has 1 samples, others have 2"),
+        ("item,m\na,1\na,0\nb,1\n", r"t.csv: item 'b' has 1 samples, others have 2"),
+        ("item,m\na,1\nb,inf\n", "column 'm': inf is no score"),
+        ("item,m\na,\nb,nan\n", "m: no item has a score"),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         import_csv(write(tmp_path / "t.csv", text), tmp_path / "evals")
+    assert not (tmp_path / "evals").exists()
+
+
+def test_nan_is_no_score_and_no_slice(tmp_path: Path) -> None:
+    (store,) = import_csv(write(tmp_path / "t.csv", "item,m\na,1\nb,nan\nc,NaN\n"), tmp_path / "evals")
+    np.testing.assert_array_equal(store.table().scores_IK[:, 0], [1, np.nan, np.nan])
+    assert store.table().slices == {}
+    assert [line["failure"] for line in store.samples()] == [None, *["no score in the file"] * 2]
+    assert store.verify() == []
 
 
 def lm_eval_line(doc: int, name: str, **metrics: object) -> str:
@@ -81,6 +92,12 @@ def test_logs_of_lm_eval_by_filter_and_metric(tmp_path: Path) -> None:
     assert (scoring["task"], scoring["filter"], scoring["metric"]) == ("gsm8k", "strict", "exact_match")
     with pytest.raises(DataError, match="not a sample of lm-eval"):
         import_lm_eval(write(tmp_path / "x.jsonl", "{}\n"), tmp_path / "evals")
+    twice = lm_eval_line(0, "none", exact_match=1.0) * 2
+    with pytest.raises(DataError, match=r"z.jsonl: item '0' stands there twice"):
+        import_lm_eval(write(tmp_path / "z.jsonl", twice), tmp_path / "evals")
+    unscored = lm_eval_line(0, "none", f1=float("nan")) + lm_eval_line(1, "none", f1=0.5)
+    (store,) = import_lm_eval(write(tmp_path / "n.jsonl", unscored), tmp_path / "evals")
+    np.testing.assert_array_equal(store.table().scores_IK[:, 0], [np.nan, 0.5])
     with pytest.raises(DataError, match="no metric of it is a number"):
         import_lm_eval(write(tmp_path / "y.jsonl", lm_eval_line(0, "none", pair=[1])), tmp_path / "evals")
 
@@ -101,6 +118,9 @@ def test_logs_of_inspect_by_scorer_and_epoch(tmp_path: Path) -> None:
         "eval": {"model": "openai/x", "task": "sums"},
         "samples": [row(1, 1, "C"), row(2, 1, "I"), row(1, 2, "P"), row(2, 2, 0.25)],
     }
+    unscored = {**log, "samples": [row(1, 1, "C"), row(2, 1, float("nan"))]}
+    (store,) = import_inspect(write(tmp_path / "nan.json", json.dumps(unscored)), tmp_path / "evals")
+    np.testing.assert_array_equal(store.table().scores_IK[:, 0], [1.0, np.nan])
     (store,) = import_inspect(write(tmp_path / "log.json", json.dumps(log)), tmp_path / "evals")
     assert store.table().scores_IK.tolist() == [[1.0, 0.5], [0.0, 0.25]]
     assert store.table().label == "openai/x" and store.samples()[0]["parsed"] == "7"

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from burnish.config.evaluation import EvalConfig
 from burnish.errors import ConfigError, DataError
-from burnish.evaluation.likelihood import choice_score, measures_of
+from burnish.evaluation.choosing import choice_score, measures_of
 from burnish.evaluation.runner import evaluate, prepare_eval
-from burnish.evaluation.verifying import verify_store
+from burnish.evaluation.verifying import rescored
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_choices_are_compared_by_the_models_own_logprobs(make_config, tiny_folde
             expected.append(logprob / {"none": 1, "tokens": len(ids), "bytes": len(choice)}[normalise])
         assert line["text"] == row["choices"][expected.index(max(expected))]
         assert line["score"] == float(expected.index(max(expected)) == answer)
-    assert verify_store(store, with_reward=True) == []
+    assert store.verify() == [] and rescored(store) == []
 
 
 def test_a_changed_likelihood_is_found(make_config) -> None:
@@ -69,7 +69,7 @@ def test_a_changed_likelihood_is_found(make_config) -> None:
     for number, line in enumerate(lines[0]["compared"]):
         line["logprob"] = 0.0 if (number == 0) != (lines[0]["score"] == 1.0) else -1e9
     (store.path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert any("sample 0 has score" in fault for fault in verify_store(store, with_reward=True))
+    assert any("sample 0 has score" in fault for fault in rescored(store))
 
 
 def test_pairs_count_the_likelier_answer(make_config, tiny_folder: Path) -> None:

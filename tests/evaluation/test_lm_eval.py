@@ -1,26 +1,48 @@
-"""The adapter with the real lm-eval, against plain transformers."""
+"""The adapter against plain transformers. Where lm-eval is not installed, what needs only its base class runs on a
+stand-in for that, and the rest is skipped.
+"""
 
+import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-
 from burnish.config.schema import ModelConfig
 from burnish.errors import ConfigError
 from burnish.evaluation.importers import import_lm_eval
-from burnish.evaluation.lm_eval import BurnishLM
+
+if TYPE_CHECKING:
+    from burnish.evaluation.lm_eval import BurnishLM
+
+IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
+needs_lm_eval = pytest.mark.skipif(not IS_INSTALLED, reason="lm-eval is not installed")
+ADAPTER = "burnish.evaluation.lm_eval"
 
 
 @pytest.fixture
-def model(tiny_folder: Path) -> Iterator[BurnishLM]:
-    yield BurnishLM(str(tiny_folder), config=ModelConfig(path=str(tiny_folder), compute_dtype="float32"))
+def model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["BurnishLM"]:
+    if not IS_INSTALLED:
+        for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setattr(sys.modules["lm_eval.api.model"], "TemplateLM", object, raising=False)
+    adapter = importlib.import_module(ADAPTER)
+    yield adapter.BurnishLM(str(tiny_folder), config=ModelConfig(path=str(tiny_folder), compute_dtype="float32"))
+    if not IS_INSTALLED:
+        del sys.modules[ADAPTER]
+
+
+@pytest.mark.skipif(IS_INSTALLED, reason="lm-eval is installed")
+def test_without_lm_eval_one_line_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"needs lm-eval .*: pip install 'burnish\[lm-eval\]'"):
+        importlib.import_module(ADAPTER)
 
 
 def request(*arguments: Any) -> SimpleNamespace:
@@ -36,7 +58,8 @@ def plain(folder: Path, context: list[int], continuation: list[int]) -> tuple[fl
     return float(logprobs.sum()), bool((logits.argmax(-1) == targets).all())
 
 
-def test_likelihoods_are_those_of_transformers(model: BurnishLM, tiny_folder: Path) -> None:
+@needs_lm_eval
+def test_likelihoods_are_those_of_transformers(model: "BurnishLM", tiny_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     pairs = [("The sky is", " blue"), ("2 + 2 = ", "4"), ("", "alone"), ("x" * 300, "y" * 100)]
     found = model.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
@@ -50,7 +73,7 @@ def test_likelihoods_are_those_of_transformers(model: BurnishLM, tiny_folder: Pa
         assert is_greedy == expected[1]
 
 
-def test_a_greedy_continuation_is_known_as_such(model: BurnishLM) -> None:
+def test_a_greedy_continuation_is_known_as_such(model: "BurnishLM") -> None:
     prompt = model.tok_encode("abc")
     ids: list[int] = []
     for _ in range(3):
@@ -62,13 +85,13 @@ def test_a_greedy_continuation_is_known_as_such(model: BurnishLM) -> None:
     assert is_greedy and not is_other
 
 
-def test_a_context_that_is_too_long_loses_its_beginning(model: BurnishLM, tiny_folder: Path) -> None:
+def test_a_context_that_is_too_long_loses_its_beginning(model: "BurnishLM", tiny_folder: Path) -> None:
     context, continuation = list(range(3, 250)) * 3, [65, 66]
     ((logprob, _),) = model._loglikelihood_tokens([(("", ""), context, continuation)])
     assert logprob == pytest.approx(plain(tiny_folder, context[-510:], continuation)[0], abs=1e-3)
 
 
-def test_whole_texts_in_windows(model: BurnishLM, tiny_folder: Path) -> None:
+def test_whole_texts_in_windows(model: "BurnishLM", tiny_folder: Path) -> None:
     text = "abcdefghij" * 80
     ids = model.tok_encode(text, add_special_tokens=False)
     first, second = ids[:511], ids[511:]
@@ -77,7 +100,7 @@ def test_whole_texts_in_windows(model: BurnishLM, tiny_folder: Path) -> None:
     assert found == pytest.approx(expected, abs=2e-2)
 
 
-def test_generation_stops_where_it_is_told_to(model: BurnishLM) -> None:
+def test_generation_stops_where_it_is_told_to(model: "BurnishLM") -> None:
     settings = {"until": [], "max_gen_toks": 12}
     (whole,) = model.generate_until([request("Say: ", settings)])
     stop = whole[3:5]
@@ -91,11 +114,14 @@ def test_generation_stops_where_it_is_told_to(model: BurnishLM) -> None:
         model.generate_until([request("x", {"max_gen_toks": 512})])
 
 
+@needs_lm_eval
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
-def test_a_task_of_lm_eval_from_a_local_file(model: BurnishLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_lm_eval_from_a_local_file(
+    model: "BurnishLM", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import lm_eval

@@ -8,6 +8,7 @@ import yaml
 from burnish.errors import DataError, UserError
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import items_sha256, read_table, table_of_run, table_of_store
+from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder
 
 RECORD = {
@@ -87,10 +88,26 @@ def test_a_run_is_a_table_after_its_last_or_any_evaluation(tmp_path: Path) -> No
     ],
 )
 def test_faulty_scores_are_refused(tmp_path: Path, lines: list[dict], message: str) -> None:
-    (tmp_path / "eval.json").write_text(json.dumps({"format": 1, **RECORD, "status": "done"}))
-    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = tmp_path / "scores.jsonl"
+    scores.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    hashes = {"scores.jsonl": sha256_of_file(scores)}
+    (tmp_path / "eval.json").write_text(json.dumps({"format": 1, **RECORD, "status": "done", "sha256": hashes}))
     with pytest.raises(DataError, match=message):
         table_of_store(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["tampered", "half a line", "gone"])
+def test_scores_that_are_not_what_was_written_are_no_table(tmp_path: Path, damage: str) -> None:
+    samples = [sample("a", 0, 1.0), sample("b", 0, 0.0)]
+    store = make_store(tmp_path / "s", [item("a"), item("b")], samples)
+    path = store.path / "scores.jsonl"
+    text = path.read_text()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text(text.replace("[0.0]", "[1.0]") if damage == "tampered" else text[:-9])
+    with pytest.raises(DataError, match=r"scores.jsonl is not what was written: `burnish eval verify"):
+        read_table(str(store.path), tmp_path)
 
 
 def test_other_versions_and_unfinished_stores_are_refused(tmp_path: Path) -> None:

@@ -229,3 +229,9 @@ def test_costs_of_a_store(tmp_path: Path) -> None:
     record = json.loads((store / "eval.json").read_text())
     (store / "eval.json").write_text(json.dumps(record | {"efficiency": {"seconds": 6.0}}))
     assert past_costs(str(store), tmp_path).answer_seconds == 2.0
+    assert past_costs(str(store), tmp_path).answer_tokens is None
+    (store / "batches.jsonl").write_text('{"tokens": 30}\n{"tokens": 15}\n')
+    assert past_costs(str(store), tmp_path).answer_tokens == 15.0
+    (store / "batches.jsonl").write_text("{\n")
+    with pytest.raises(DataError, match="not valid JSON lines"):
+        past_costs(str(store), tmp_path)

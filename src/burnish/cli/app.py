@@ -22,7 +22,12 @@ RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step, as Ctrl-C would.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
-app = App(name="burnish", help="Improve a language model, and know that it did.", version=burnish.__version__)
+app = App(
+    name="burnish",
+    help="Improve a language model, and know that it did.",
+    version=burnish.__version__,
+    suppress_keyboard_interrupt=False,  # it would end without a word
+)
 model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
 render_app = App(name="render", help="Print files that start a run on a cluster.")
@@ -394,7 +399,8 @@ def schema(
     Parameters
     ----------
     algorithm
-        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo.
+        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
+        or eval.
     """
     from burnish.cli.config import print_schema
 

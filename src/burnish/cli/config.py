@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from burnish.algorithms.session import schema_for, schema_of
 from burnish.cli.columns import print_columns
+from burnish.config.evaluation import EvalConfig
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes, visible_settings
 from burnish.errors import ConfigError, UserError
 from burnish.reproducibility.run_folder import RunFolder
@@ -45,8 +46,8 @@ def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
 
 
 def print_schema(algorithm: str, as_json: bool) -> int:
-    """Print the settings, as text or as JSON schema."""
-    schema = schema_of(algorithm)
+    """Print the settings of an algorithm, or of `eval`, as text or as JSON schema."""
+    schema: type[BaseModel] = EvalConfig if algorithm == "eval" else schema_of(algorithm)
     if as_json:
         print(json.dumps(schema.model_json_schema(), indent=1))
         return 0

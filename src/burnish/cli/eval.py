@@ -1,4 +1,4 @@
-"""`burnish eval` with its `show`, `verify` and `import`, and `burnish contamination`."""
+"""`burnish eval` itself, and its `import`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 
 from burnish.cli.columns import print_columns
+from burnish.cli.eval_show import Reading, counted, interval_text, print_store
 from burnish.config.evaluation import EvalConfig, EvalTaskConfig
-from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
+from burnish.config.loading import ENVIRONMENT_PREFIX, read_recipe, resolve_layers, shipped_recipes
+from burnish.config.schema import RunConfig
 from burnish.errors import ConfigError, UserError
-from burnish.evaluation.contamination import Contamination, file_items, find_contamination, store_items, train_texts
-from burnish.evaluation.figures import Figure, counts, figures, mean_figure
+from burnish.evaluation.contamination import find_contamination, store_items, train_texts
+from burnish.evaluation.figures import mean_figure
 from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval
 from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval
-from burnish.evaluation.store import EvalStore
-from burnish.evaluation.verifying import verify_store
-from burnish.reproducibility.files import json_tree
 from burnish.reproducibility.run_folder import RunFolder
 
 _QUIET_SECONDS = 2.0
-_SHOWN = 10
 _ROLLOUT_KEYS = ("max_tokens", "stop", "max_turns")
 
 
@@ -34,43 +32,31 @@ def evaluate_model(
     model: str, settings: Sequence[str], asked: Mapping[str, str | None], runs_folder: Path, *, as_json: bool
 ) -> int:
     """Resolve the settings, answer what is left, print the figures."""
-    layers: list[tuple[str, dict[str, Any]]] = [
-        ("the command line", {"model": {"path": _model_path(model, runs_folder)}})
-    ]
-    if (task := asked["task"]) is not None:
+    flags = [f"--model.path={_model_path(model, runs_folder)}"]
+    layers = []
+    if (task := asked["task"]) is not None and _is_source(task):
+        flags.append(f"--task.source={task}")
+    elif task is not None:
         layers.append((f"task {task}", _task_layer(task, runs_folder)))
     if (slices := asked["slices"]) is not None:
-        layers.append(("--slices", {"task": {"slice_fields": [name for name in slices.split(",") if name]}}))
-    config = resolve_layers(EvalConfig, layers, flags=settings, environment=os.environ).config
+        flags.append(f"--task.slice_fields={json.dumps([name for name in slices.split(',') if name])}")
+    config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=_environment()).config
     inputs = prepare_eval(config)
     store = find_or_make_store(inputs)
+    train = asked["contamination_with"]
+    found = None if train is None else find_contamination(train_texts(train), store_items(store))
     say = _Saying()
     if store.is_done:
         say(f"{store.path}: nothing to do, this was evaluated before")
     else:
-        say(f"{store.path}: {len(inputs.items)} items, {inputs.samples_per_item} answers each")
-        run_eval(inputs, store, say.progress)
-    found = None
-    if (train := asked["contamination_with"]) is not None:
-        found = find_contamination(train_texts(train), store_items(store))
-    return _print_store(store, found, as_json=as_json)
-
-
-def show_store(path: Path, *, as_json: bool) -> int:
-    """Print the figures of a store."""
-    return _print_store(EvalStore.open(path), None, as_json=as_json)
-
-
-def verify_eval(path: Path, *, with_reward: bool) -> int:
-    """Print what is wrong with a store; exit status 1 where something is."""
-    faults = verify_store(EvalStore.open(path), with_reward=with_reward)
-    for fault in faults[:_SHOWN]:
-        print(fault)
-    if len(faults) > _SHOWN:
-        print(f"and {len(faults) - _SHOWN} more")
-    if not faults:
-        print(f"{path}: ok: the files are what was written, and the scores follow from the answers")
-    return 1 if faults else 0
+        items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
+        say(f"{store.path}: {items}, {answers} each")
+        try:
+            run_eval(inputs, store, say.progress)
+        except KeyboardInterrupt:
+            say(f"{store.path}: interrupted after {say.done:,} answers; the same command goes on from there")
+            return 130
+    return print_store(store, Reading(), found, as_json=as_json)
 
 
 def import_results(file: Path, kind: str, evals_folder: Path) -> int:
@@ -83,22 +69,8 @@ def import_results(file: Path, kind: str, evals_folder: Path) -> int:
         table = store.table()
         figure = mean_figure(table)
         answers = f"{np.nansum(table.scores_IK):g} of {np.isfinite(table.scores_IK).sum()}"
-        rows.append((str(store.path), str(figure.n), answers, f"{figure.value:.3f}", _interval(figure)))
+        rows.append((str(store.path), str(figure.n), answers, f"{figure.value:.3f}", interval_text(figure)))
     print_columns(rows)
-    return 0
-
-
-def print_contamination(train: str, evaluation: str, *, as_json: bool) -> int:
-    """Print which items of an evaluation stand in training data; exit status 0 whatever is found."""
-    folder = Path(evaluation)
-    if (folder / "eval.json").is_file():
-        store = EvalStore.open(folder)
-        found = find_contamination(train_texts(train), store_items(store))
-        lines = _contamination_lines(found, store) if store.is_done else _contamination_lines(found, None)
-    else:
-        found = find_contamination(train_texts(train), file_items(evaluation))
-        lines = _contamination_lines(found, None)
-    print(json.dumps(json_tree(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0
 
 
@@ -117,17 +89,26 @@ def _model_path(model: str, runs_folder: Path) -> str:
     return str(path)
 
 
+def _environment() -> dict[str, str]:
+    """Without what is set for training alone, whose sections an evaluation does not have."""
+    of_training = {*RunConfig.model_fields, "rollout", "data", "loss"} - set(EvalConfig.model_fields)
+    sections = tuple(f"{ENVIRONMENT_PREFIX}{name.upper()}__" for name in of_training)
+    return {name: value for name, value in os.environ.items() if not name.startswith(sections)}
+
+
+def _is_source(task: str) -> bool:
+    """Whether `--task` is a file of questions, or what makes them; else it is a recipe, a YAML file, or a run."""
+    is_settings = task in shipped_recipes() or task.endswith((".yaml", ".yml"))
+    return not is_settings and (":" in task or Path(task).is_file())
+
+
 def _task_layer(task: str, runs_folder: Path) -> dict[str, Any]:
-    """The settings that `--task` stands for: those of a YAML file, the held-out questions of a recipe or run, or a
-    source alone.
-    """
+    """The settings that `--task` stands for: those of a YAML file, or the held-out questions of a recipe or run."""
     if task in shipped_recipes():
         return _held_out_of(read_recipe(task), task)
     if task.endswith((".yaml", ".yml")):
         tree = read_recipe(task)
         return _held_out_of(tree, task) if "algorithm" in tree else tree
-    if ":" in task or Path(task).is_file():
-        return {"task": {"source": task}}
     try:
         run = RunFolder.find(task, runs_folder)
     except UserError as error:
@@ -156,94 +137,23 @@ class _Saying:
     """Lines for a person, on standard error: what is asked for stands alone on standard output."""
 
     def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
-        self._first: int | None = None
+        self._said = time.monotonic()
+        self._start: tuple[float, int] | None = None
+        self.done = 0
 
     def __call__(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, done: int, total: int) -> None:
         """Say how far it is and how long it will take, if the last word was some seconds ago."""
-        now = time.monotonic()
-        if now - self._said < _QUIET_SECONDS or done == total:
+        now, self.done = time.monotonic(), done
+        if self._start is None:
+            self._start = (now, done)
+            if done:
+                self(f"goes on after {done:,} answers")
+        began, first = self._start
+        if now - self._said < _QUIET_SECONDS or done in (first, total):
             return
         self._said = now
-        left = (now - self._began) / done * (total - done)
+        left = (now - began) / (done - first) * (total - done)
         self(f"{done:,} of {total:,} answers, {int(left) // 60}:{int(left) % 60:02d} left")
-
-
-def _print_store(store: EvalStore, found: Contamination | None, *, as_json: bool) -> int:
-    record, table = store.record(), store.table()
-    shown, number = figures(table), counts(store.samples())
-    if as_json:
-        content = {
-            "store": str(store.path),
-            "label": table.label,
-            "figures": shown,
-            "counts": number,
-            "settings": dict(table.settings),
-            "origin": dict(table.origin),
-            "efficiency": record.get("efficiency", {}),
-            "contamination": found,
-        }
-        print(json.dumps(json_tree(content), indent=1, ensure_ascii=False))
-        return 0
-    print(f"{table.label} on {record['task']['source']}")
-    rows = [("measure", "of", "value", "95% CI", "n", "method")]
-    rows += [(f.measure, f.of, _number(f.value), _interval(f), str(f.n), f.method) for f in shown]
-    print_columns(rows)
-    for line in (*_remarks(number, record), *([] if found is None else _contamination_lines(found, store))):
-        print(line)
-    print(f"store {store.path}")
-    return 0
-
-
-def _remarks(number: Mapping[str, int], record: Mapping[str, Any]) -> list[str]:
-    remarks = []
-    if number["unscored"]:
-        remarks.append(
-            f"{number['unscored']} of {number['answers']} answers have no score, see `failure` in its samples"
-        )
-    if number["cut_off"]:
-        remarks.append(f"{number['cut_off']} of {number['answers']} answers were cut off at sampling.max_tokens")
-    if record["origin"].get("was_selected_on"):
-        remarks.append(
-            "this checkpoint is not the run's last, and the run was evaluated on these items: if it was picked by its "
-            "score there, the score is too high"
-        )
-    if efficiency := record.get("efficiency"):
-        times = ", ".join(f"{p}% {efficiency[f'batch_seconds_p{p}']:.2f} s" for p in (50, 90, 99))
-        remarks.append(
-            f"{efficiency['seconds']:.1f} s in {efficiency['batches']} batches ({times}), "
-            f"{efficiency['tokens_per_second']:.0f} tokens/s, "
-            f"peak memory {efficiency['peak_memory_bytes'] / 1e9:.2f} GB"
-        )
-    return remarks
-
-
-def _contamination_lines(found: Contamination, store: EvalStore | None) -> list[str]:
-    lines = [
-        f"of {found.num_items} items in {found.num_train:,} training texts: {len(found.exact)} exactly, "
-        f"{len(found.by_ngram)} by {found.ngram} words in a row, {len(found.near)} nearly (Jaccard {found.near_at})"
-    ]
-    flagged = found.flagged()
-    lines += [f"  {name}: {', '.join(how)}" for name, how in list(flagged.items())[:_SHOWN]]
-    if len(flagged) > _SHOWN:
-        lines.append(f"  and {len(flagged) - _SHOWN} more: --json names them all")
-    if store is not None and flagged:
-        table = store.table()
-        is_flagged = np.array([name in flagged for name in table.ids])
-        for what, chosen in (("flagged", is_flagged), ("not flagged", ~is_flagged)):
-            figure = mean_figure(table, chosen)
-            lines.append(
-                f"  {figure.measure} of what is {what}: {_number(figure.value)} {_interval(figure)}, n {figure.n}"
-            )
-    return lines
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def _interval(figure: Figure) -> str:
-    return "-" if np.isnan(figure.low) else f"[{figure.low:.3f}, {figure.high:.3f}]"

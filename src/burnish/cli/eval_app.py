@@ -1,34 +1,63 @@
 """`burnish eval` and its arguments; what it does is imported when it is called."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from burnish.errors import UserError
+
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
+EvalsFolder = Annotated[Path, Parameter(help="Folder that holds the stores.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
-eval_app = App(name="eval", help="Answer the items of a task with a model, and keep every answer.")
+eval_app = App(
+    name="eval",
+    help="""Answer the items of a task with a model, and keep every answer.
+
+    What was answered already is not asked again; what was interrupted goes on. A recipe or a run stands for the
+    questions that it holds out. Any setting can follow: --task.KEY, --sampling.KEY, --model.KEY VALUE; all of them are
+    listed by: burnish config schema eval
+
+    Example: burnish eval smollm2-135m --task quickstart
+    """,
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How a store is read."""
+
+    level: Annotated[float, Parameter(help="Level of the intervals.")] = 0.95
+    interval: Annotated[
+        Literal["wilson", "clopper-pearson", "beta"], Parameter(help="Of a share of right answers.")
+    ] = "wilson"
+    k: Annotated[
+        str | None, Parameter(help="pass@k, pass^k, maj@k for these k, with commas; by default 2, 4, 8 ... samples.")
+    ] = None
+    best_by: Annotated[
+        str | None,
+        Parameter(help="Add the score of the best of k by logprob, reward, or a component of the reward."),
+    ] = None
+    plot: Annotated[Path | None, Parameter(help="Write the reliability plot there, as SVG.")] = None
+    evals_folder: EvalsFolder = Path("evals")
+    as_json: AsJson = False
 
 
 @eval_app.default
 def evaluate(
     model: str,
     *settings: Settings,
-    task: Annotated[
-        str | None, Parameter(help="JSONL file, reasoning-gym:<dataset>, recipe, run, or YAML file.")
-    ] = None,
+    task: Annotated[str | None, Parameter(help="JSONL file, reasoning-gym:DATASET, recipe, run, or YAML file.")] = None,
     slices: Annotated[str | None, Parameter(help="Fields by whose values the figures are split, with commas.")] = None,
     contamination_with: Annotated[str | None, Parameter(help="Training data: look for the items in it.")] = None,
     runs_folder: RunsFolder = Path("runs"),
     as_json: AsJson = False,
 ) -> int:
-    """Evaluate a model, a run or a checkpoint on a task; what was answered already is not asked again.
-
-    A recipe or a run stands for the questions it holds out. Any setting: --task.key, --sampling.key, --model.key VALUE.
-
-    Example: burnish eval smollm2-135m --task quickstart
+    """Evaluate a model, a run or a checkpoint on a task.
 
     Parameters
     ----------
@@ -42,35 +71,66 @@ def evaluate(
 
 
 @eval_app.command(name="show")
-def eval_show(store: Path, *, as_json: AsJson = False) -> int:
-    """Print the figures of an eval store.
+def eval_show(store: str, *, shown: Shown = Shown()) -> int:
+    """Print the figures of an eval store, computed from its answers.
 
     Parameters
     ----------
     store
-        Folder of the store.
+        Folder of the store, its name, the beginning of its name, or `last`.
     """
-    from burnish.cli.eval import show_store
+    from burnish.cli.eval_show import Reading, show_store
+    from burnish.evaluation.store import EvalStore
 
-    return show_store(store, as_json=as_json)
+    ks = None if shown.k is None else [_whole(each) for each in shown.k.split(",") if each.strip()]
+    reading = Reading(level=shown.level, interval=shown.interval, ks=ks, best_by=shown.best_by, plot=shown.plot)
+    return show_store(EvalStore.find(store, shown.evals_folder), reading, as_json=shown.as_json)
+
+
+@eval_app.command(name="robust")
+def eval_robust(
+    *stores: str,
+    margin: Annotated[float | None, Parameter(help="Largest loss that does not matter, to find equivalence.")] = None,
+    alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
+    evals_folder: EvalsFolder = Path("evals"),
+    as_json: AsJson = False,
+) -> int:
+    """What a model loses when its questions are changed (task.perturb), item by item.
+
+    Example: burnish eval robust evals/plain-1a2b3c evals/typos-4d5e6f evals/shouted-7a8b9c
+
+    Parameters
+    ----------
+    stores
+        The store of the plain questions, then one for each change, all of one model: folders or beginnings of names.
+    """
+    from burnish.cli.eval_show import show_robustness
+    from burnish.evaluation.store import EvalStore
+
+    if len(stores) < 2:
+        raise UserError("give the store of the plain questions, and one or more of changed ones (task.perturb)")
+    found = [EvalStore.find(store, evals_folder) for store in stores]
+    return show_robustness(found, margin=margin, alpha=alpha, as_json=as_json)
 
 
 @eval_app.command(name="verify")
 def eval_verify(
-    store: Path,
+    store: str,
     *,
     rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
+    evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
 
     Parameters
     ----------
     store
-        Folder of the store.
+        Folder of the store, its name, the beginning of its name, or `last`.
     """
-    from burnish.cli.eval import verify_eval
+    from burnish.cli.eval_show import verify_eval
+    from burnish.evaluation.store import EvalStore
 
-    return verify_eval(store, with_reward=rescore)
+    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore)
 
 
 @eval_app.command(name="import")
@@ -78,7 +138,7 @@ def eval_import(
     file: Path,
     *,
     kind: Annotated[str, Parameter(help="csv, lm-eval, or inspect.")],
-    evals_folder: Annotated[Path, Parameter(help="Where stores are made.")] = Path("evals"),
+    evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
 
@@ -92,7 +152,9 @@ def eval_import(
     return import_results(file, kind, evals_folder)
 
 
-def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> int:
+def contamination(
+    train: str, evaluation: str, *, evals_folder: EvalsFolder = Path("evals"), as_json: AsJson = False
+) -> int:
     """Look for the items of an evaluation in training data: exactly, by runs of 13 words, and nearly.
 
     Parameters
@@ -100,8 +162,15 @@ def contamination(train: str, evaluation: str, *, as_json: AsJson = False) -> in
     train
         JSONL file that was trained on.
     evaluation
-        JSONL file of questions, or the folder of an eval store: then the score without what was found is printed too.
+        JSONL file of questions; or an eval store (folder, beginning of its name, or `last`): then the score without
+        what was found is printed too.
     """
-    from burnish.cli.eval import print_contamination
+    from burnish.cli.eval_show import print_contamination
 
-    return print_contamination(train, evaluation, as_json=as_json)
+    return print_contamination(train, evaluation, evals_folder, as_json=as_json)
+
+
+def _whole(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise UserError(f"--k: {text!r} is no whole number; give some with commas, as in 1,4,16")
+    return int(text)

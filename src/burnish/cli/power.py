@@ -243,7 +243,11 @@ def _solve(design: "Design", unit: str, number: int | None, effect: float | None
 
 def _answer_cost(answers: int, aim: Aim) -> dict[str, Any]:
     costs = _past(aim)
-    return _cost(costs, answers, "answers", costs.answer_seconds if costs else None)
+    found = _cost(costs, answers, "answers", costs.answer_seconds if costs else None)
+    if costs is None or costs.answer_tokens is None:
+        return found
+    tokens = answers * costs.answer_tokens
+    return found | {"tokens": tokens, "cost": f"{found['cost']}, {tokens:,.0f} tokens"}
 
 
 def _training_cost(runs: int, aim: Aim) -> dict[str, Any]:

@@ -6,16 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
 from burnish.evaluation.table import ScoreTable
-from burnish.stats.intervals import wilson_interval
+from burnish.stats.intervals import beta_interval, clopper_pearson_interval, wilson_interval
 
-WILSON = "Wilson"
-WILSON_CLUSTERS = "Wilson on clusters"
+ShareInterval = Literal["wilson", "clopper-pearson", "beta"]
+"""Of a share of right answers. Wilson's by default; Clopper and Pearson's covers at least at its level; that of the
+posterior under a uniform prior."""
+_OF_SHARES = {
+    "wilson": ("Wilson", wilson_interval),
+    "clopper-pearson": ("Clopper-Pearson", clopper_pearson_interval),
+    "beta": ("Beta(1, 1)", beta_interval),
+}
 ITEM_MEANS = "t on item means"
 CLUSTERED = "cluster-robust t"
 NO_SPREAD = "no spread, no interval"
@@ -34,43 +41,71 @@ class Figure:
     method: str
 
 
-def figures(table: ScoreTable, *, level: float = 0.95) -> list[Figure]:
+def figures(table: ScoreTable, *, level: float = 0.95, interval: ShareInterval = "wilson") -> list[Figure]:
     """The mean score of all items, then of every value of every slice, then the largest gap between values of a slice.
 
     An answer without a score counts as 0 where all scores lie between 0 and 1, and is left out otherwise.
     """
-    found = [mean_figure(table, level=level)]
+    found = [mean_figure(table, level=level, interval=interval)]
     for name, values in table.slices.items():
         own = []
         for value in sorted(set(values)):
             chosen = np.array([each == value for each in values])
-            own.append(replace(mean_figure(table, chosen, level=level), of=f"{name}={value}"))
+            own.append(replace(mean_figure(table, chosen, level=level, interval=interval), of=f"{name}={value}"))
         found += own
-        if len(own) > 1:
+        if sum(figure.n > 0 for figure in own) > 1:
             found.append(largest_gap(table, name, level=level))
     return found
 
 
-def mean_figure(table: ScoreTable, chosen_I: NDArray[np.bool_] | None = None, *, level: float = 0.95) -> Figure:
-    """The mean of some of a table's items, or of all.
-
-    One answer to each item, right or wrong: Wilson's interval. Else the items' means, and where items share something
-    the cluster-robust standard error (CR1, with a t distribution of one degree of freedom less than clusters; Miller
-    2024, arXiv 2411.00640, section 2.2).
-    """
+def mean_figure(
+    table: ScoreTable,
+    chosen_I: NDArray[np.bool_] | None = None,
+    *,
+    level: float = 0.95,
+    interval: ShareInterval = "wilson",
+) -> Figure:
+    """The mean of some of a table's items, or of all; an item is the mean of its answers."""
     scores_IK, measure = usable_scores(table)
-    clusters = table.ids if table.clusters is None else table.clusters
     rows = np.flatnonzero(np.ones(len(table.ids), bool) if chosen_I is None else chosen_I)
     rows = rows[np.isfinite(scores_IK[rows]).any(axis=1)]
-    if not len(rows):
-        return Figure(
-            measure=measure, of="all", value=math.nan, low=math.nan, high=math.nan, n=0, method="no item has a score"
-        )
-    means_I = np.nanmean(scores_IK[rows], axis=1)
-    own_clusters = [clusters[row] for row in rows]
-    value = float(means_I.mean())
-    low, high, method = _interval(means_I, own_clusters, is_binary=measure == "accuracy", level=level)
-    return Figure(measure=measure, of="all", value=value, low=low, high=high, n=len(rows), method=method)
+    clusters = clusters_of(table)
+    return items_figure(
+        np.nanmean(scores_IK[rows], axis=1),
+        [clusters[row] for row in rows],
+        measure=measure,
+        is_share=measure == "accuracy",
+        level=level,
+        interval=interval,
+    )
+
+
+def items_figure(
+    values_I: NDArray[np.float64],
+    clusters: Sequence[str],
+    *,
+    measure: str,
+    is_share: bool,
+    level: float = 0.95,
+    interval: ShareInterval = "wilson",
+) -> Figure:
+    """The mean of one value per item.
+
+    Values that are all right or wrong, of items that share nothing: `interval`. Else the t interval of the items'
+    values, and where items share something the cluster-robust standard error (CR1, with one degree of freedom less than
+    clusters; Miller 2024, arXiv 2411.00640, section 2.2). That of a share ends at 0 and 1.
+    """
+    if len(values_I) == 0:
+        nan = math.nan
+        return Figure(measure=measure, of="all", value=nan, low=nan, high=nan, n=0, method="no item has a score")
+    low, high, method = _interval(values_I, clusters, is_share=is_share, level=level, interval=interval)
+    value = float(values_I.mean())
+    return Figure(measure=measure, of="all", value=value, low=low, high=high, n=len(values_I), method=method)
+
+
+def clusters_of(table: ScoreTable) -> tuple[str, ...]:
+    """What each item shares with others; its own name where items share nothing."""
+    return table.ids if table.clusters is None else table.clusters
 
 
 def usable_scores(table: ScoreTable) -> tuple[NDArray[np.float64], str]:
@@ -83,16 +118,17 @@ def usable_scores(table: ScoreTable) -> tuple[NDArray[np.float64], str]:
 
 
 def _interval(
-    means_I: NDArray[np.float64], clusters: Sequence[str], *, is_binary: bool, level: float
+    means_I: NDArray[np.float64], clusters: Sequence[str], *, is_share: bool, level: float, interval: ShareInterval
 ) -> tuple[float, float, str]:
     n, num_clusters = len(means_I), len(set(clusters))
     is_clustered = num_clusters < n
     has_spread = np.ptp(means_I) > 0
-    if is_binary and set(np.unique(means_I)) <= {0.0, 1.0} and (not is_clustered or not has_spread):
+    if is_share and set(np.unique(means_I)) <= {0.0, 1.0} and (not is_clustered or not has_spread):
         # without spread a t interval would have no width, as if all were known for sure
         count = num_clusters if is_clustered else n
-        low, high = wilson_interval(round(float(means_I.mean()) * count), count, level=level)
-        return low, high, WILSON_CLUSTERS if is_clustered else WILSON
+        name, of_share = _OF_SHARES[interval]
+        low, high = of_share(round(float(means_I.mean()) * count), count, level=level)
+        return low, high, f"{name} on {num_clusters} clusters" if is_clustered else name
     if not has_spread or num_clusters < 2:
         return math.nan, math.nan, NO_SPREAD if num_clusters > 1 else "one cluster, no interval"
     _, index_I = np.unique(np.array(clusters), return_inverse=True)
@@ -101,23 +137,26 @@ def _interval(
     half = float(t.ppf(0.5 + level / 2, num_clusters - 1)) * error
     value = float(means_I.mean())
     low, high = value - half, value + half
-    if is_binary:
+    if is_share:
         low, high = max(0.0, low), min(1.0, high)
-    return low, high, CLUSTERED if is_clustered else ITEM_MEANS
+    return low, high, f"{CLUSTERED}, {num_clusters} clusters" if is_clustered else ITEM_MEANS
 
 
 def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
     """The largest difference between two values of a slice, with an interval that holds for all pairs at once.
+
+    At least two values must have items with a score.
 
     The largest of several differences is large by chance alone, so each value's interval is taken at the level that
     Bonferroni's correction for the number of pairs asks for; two of them give the interval of their difference as in
     Newcombe 1998 (Statistics in Medicine 17:873, method 10), which works for any interval (MOVER).
     """
     values = table.slices[name]
-    names = sorted(set(values))
+    chosen = {value: np.array([each == value for each in values]) for value in sorted(set(values))}
+    names = [value for value in chosen if mean_figure(table, chosen[value]).n > 0]
     num_pairs = len(names) * (len(names) - 1) // 2
     strict = 1 - (1 - level) / num_pairs
-    own = {value: mean_figure(table, np.array([each == value for each in values]), level=strict) for value in names}
+    own = {value: mean_figure(table, chosen[value], level=strict) for value in names}
     pairs = [(a, b) if own[a].value >= own[b].value else (b, a) for a, b in combinations(names, 2)]
     high_value, low_value = max(pairs, key=lambda pair: own[pair[0]].value - own[pair[1]].value)
     low, high = interval_of_difference(own[high_value], own[low_value])
@@ -128,7 +167,7 @@ def largest_gap(table: ScoreTable, name: str, *, level: float = 0.95) -> Figure:
         low=low,
         high=high,
         n=own[high_value].n + own[low_value].n,
-        method=f"MOVER, Bonferroni for {num_pairs} pairs",
+        method="MOVER" if num_pairs == 1 else f"MOVER, Bonferroni for {num_pairs} pairs",
     )
 
 

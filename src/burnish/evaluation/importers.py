@@ -16,7 +16,7 @@ from typing import Any
 
 from burnish.data.rows import Row, read_rows
 from burnish.errors import DataError
-from burnish.evaluation.store import EvalStore
+from burnish.evaluation.store import EvalStore, score_lines
 from burnish.evaluation.table import items_sha256
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import utc_now
@@ -40,10 +40,10 @@ def import_csv(file: Path, evals_folder: Path) -> list[EvalStore]:
     """A store for each column of scores in a table with a column `item`.
 
     A column `cluster` says what items share; other columns with something else than numbers become slices. An item that
-    stands there several times has several samples; an empty cell is an answer without a score.
+    stands there several times has several samples; a cell that is empty or nan is an answer without a score.
 
     Raises:
-        DataError: there is no such column or no scores, or the items have different numbers of rows.
+        DataError: there is no such column or no scores, one is infinite, or the items have different numbers of rows.
     """
     try:
         with file.open(encoding="utf-8", newline="") as lines:
@@ -55,7 +55,7 @@ def import_csv(file: Path, evals_folder: Path) -> list[EvalStore]:
     if short := next((n for n, row in enumerate(rows, start=2) if None in row or None in row.values()), None):
         raise DataError(f"{file}, line {short}: has more or fewer cells than the head line")
     names = [name for name in rows[0] if name not in (_ITEM, _CLUSTER)]
-    scores = [name for name in names if all(_is_score(row[name]) for row in rows)]
+    scores = [name for name in names if all(_is_score(row[name], f"{file}, column {name!r}") for row in rows)]
     slices = [name for name in names if name not in scores]
     if not scores:
         raise DataError(f"{file}: no column has numbers only: there are no scores")
@@ -70,8 +70,8 @@ def import_csv(file: Path, evals_folder: Path) -> list[EvalStore]:
         counted = Counter[str]()
         samples = []
         for row in rows:
-            cell = row[column].strip()
-            samples.append(_sample(row[_ITEM], counted[row[_ITEM]], float(cell) if cell else None))
+            score = float(row[column].strip() or math.nan)
+            samples.append(_sample(row[_ITEM], counted[row[_ITEM]], None if math.isnan(score) else score))
             counted[row[_ITEM]] += 1
         found = _Imported(label=column, items=items, samples=samples, scoring={"imported": "csv"})
         stores.append(_store(file, evals_folder, found))
@@ -97,7 +97,7 @@ def import_lm_eval(file: Path, evals_folder: Path) -> list[EvalStore]:
                 _item(str(row["doc_id"]), answer=str(row.get("target", "")), extra={"doc": row["doc"]}) for row in rows
             ]
             samples = [
-                _sample(str(row["doc_id"]), 0, float(row[metric]), text=_first_text(row.get("filtered_resps")))
+                _sample(str(row["doc_id"]), 0, _or_none(row[metric]), text=_first_text(row.get("filtered_resps")))
                 for row in rows
             ]
             hashes = [[row["doc_id"], row.get("prompt_hash"), row.get("target_hash")] for row in rows]
@@ -190,6 +190,7 @@ def _store(file: Path, evals_folder: Path, found: _Imported) -> EvalStore:
             raise DataError(f"{path} holds another evaluation: choose another --evals-folder")
         if store.is_done:
             return store
+    in_order = _in_order(file, found)
     items_hash = items_sha256(found.items)
     record = {
         "label": found.label,
@@ -208,16 +209,32 @@ def _store(file: Path, evals_folder: Path, found: _Imported) -> EvalStore:
         "created": utc_now(),
         "key_sha256": key,
     }
-    by_id: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for line in found.samples:
-        by_id[line["id"]].append(line)
-    in_order = [line for item in found.items for line in sorted(by_id[item["id"]], key=lambda each: each["sample"])]
     store = EvalStore.create(path, record, found.items) if not path.exists() else EvalStore(path)
     with store.locked():
         if store.keep_whole_batches() == 0:
             store.add(in_order, {"items": len(found.items)})
         store.seal({})
     return store
+
+
+def _in_order(file: Path, found: _Imported) -> list[Mapping[str, Any]]:
+    """The samples in the order of the items, if they fit.
+
+    Raises:
+        DataError: an item stands there twice, items have different numbers of samples, or none has a score.
+    """
+    if twice := next((name for name, count in Counter(i["id"] for i in found.items).items() if count > 1), None):
+        raise DataError(f"{file}: item {twice!r} stands there twice")
+    try:
+        lines = score_lines(found.items, found.samples)
+    except DataError as error:
+        raise DataError(f"{file}: {str(error).removeprefix('samples.jsonl: ')}") from error
+    if all(score is None for line in lines for score in line["scores"]):
+        raise DataError(f"{file}: {found.label}: no item has a score")
+    by_id: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for line in found.samples:
+        by_id[line["id"]].append(line)
+    return [line for item in found.items for line in sorted(by_id[item["id"]], key=lambda each: int(each["sample"]))]
 
 
 def _asked(given: Any) -> list[dict[str, str]]:
@@ -227,11 +244,11 @@ def _asked(given: Any) -> list[dict[str, str]]:
     return [{"role": "user", "content": str(given)}]
 
 
-def _inspect_value(value: Any, place: str) -> float:
+def _inspect_value(value: Any, place: str) -> float | None:
     found: Any = _INSPECT_VALUES.get(value) if isinstance(value, str) else value
     if not _is_number(found):
         raise DataError(f"{place}: score {value!r} is neither a number nor one of C, P, I, N")
-    return float(found)
+    return _or_none(found)
 
 
 def _first_text(responses: Any) -> str:
@@ -241,12 +258,20 @@ def _first_text(responses: Any) -> str:
     return responses if isinstance(responses, str) else ""
 
 
-def _is_score(cell: str) -> bool:
+def _is_score(cell: str, place: str) -> bool:
     try:
-        return not cell.strip() or math.isfinite(float(cell))
+        number = float(cell.strip() or math.nan)
     except ValueError:
         return False
+    if math.isinf(number):
+        raise DataError(f"{place}: {cell.strip()} is no score")
+    return True
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    """A number that may be NaN, which is no score."""
+    return isinstance(value, numbers.Real) and not math.isinf(value)
+
+
+def _or_none(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)

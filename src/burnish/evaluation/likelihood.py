@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from burnish.data.packing import pack, scored_positions, split_batch
+from burnish.evaluation.choosing import choice_score, measures_of
 from burnish.evaluation.items import EvalItem
 from burnish.models.attention import SegmentAttention
 from burnish.models.logprobs import scored_logprobs
@@ -73,17 +74,3 @@ def _line(item: EvalItem, answers: list[dict[str, Any]], normalise: str) -> dict
         "failure": None,
         "compared": answers,
     }
-
-
-def measures_of(answers: Sequence[dict[str, Any]], normalise: str) -> list[float]:
-    """What answers are compared by: a reward model's value, or a log-probability divided by what `normalise` says."""
-    if "value" in answers[0]:
-        return [float(each["value"]) for each in answers]
-    return [each["logprob"] / (1 if normalise == "none" else max(1, each[normalise])) for each in answers]
-
-
-def choice_score(measures: Sequence[float], right: int) -> float:
-    """1 if the right answer has the highest measure, a share of 1 where several do, else 0."""
-    highest = max(measures)
-    best = [number for number, measure in enumerate(measures) if measure == highest]
-    return 1 / len(best) if right in best else 0.0

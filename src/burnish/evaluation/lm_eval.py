@@ -29,7 +29,7 @@ from burnish.rollout.generators.native import NativeGenerator
 try:
     from lm_eval.api.model import TemplateLM
 except ImportError as error:
-    raise ConfigError(f"burnish.evaluation.lm_eval needs lm-eval ({error}): pip install lm-eval") from error
+    raise ConfigError(f"burnish.evaluation.lm_eval needs lm-eval ({error}): pip install 'burnish[lm-eval]'") from error
 
 _DEFAULT_MAX_TOKENS = 256
 

@@ -3,14 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from burnish.errors import DataError
-from burnish.reproducibility.run_folder import RunFolder
+from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastCosts:
-    """Seconds of one training run without its evaluations, and of one answer to one item; None where not known.
+    """Seconds of one training run without its evaluations, and of one answer to one item with the tokens that it took;
+    None where not known.
 
     `notes` say why something is not known, or how far it may be off.
     """
@@ -18,6 +20,7 @@ class PastCosts:
     source: str
     training_seconds: float | None
     answer_seconds: float | None
+    answer_tokens: float | None
     notes: tuple[str, ...]
 
 
@@ -48,6 +51,7 @@ def past_costs(what: str, runs_folder: Path) -> PastCosts:
         source=run.path.name,
         training_seconds=training_seconds,
         answer_seconds=seconds / answers if answers else None,
+        answer_tokens=None,
         notes=tuple(notes),
     )
 
@@ -64,10 +68,19 @@ def _of_store(path: Path) -> PastCosts:
         with samples.open("rb") as lines:
             answers = sum(line.endswith(b"\n") for line in lines)
     is_known = isinstance(seconds, int | float) and seconds > 0 and answers > 0
+    tokens = [line["tokens"] for line in _batches(path / "batches.jsonl") if "tokens" in line]
     notes = () if is_known else (f"{path.name} does not say how long it took: seconds per answer are not known",)
     return PastCosts(
         source=path.name,
         training_seconds=None,
         answer_seconds=seconds / answers if is_known else None,
+        answer_tokens=sum(tokens) / answers if is_known and tokens else None,
         notes=notes,
     )
+
+
+def _batches(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_jsonl(path) if path.is_file() else []
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON lines: {error}") from error

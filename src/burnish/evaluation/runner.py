@@ -22,6 +22,7 @@ from burnish.evaluation.generate import Answering
 from burnish.evaluation.items import EvalItem, asked_items, choice_items, eval_tasks, pair_items
 from burnish.evaluation.likelihood import TOKENS_AT_ONCE, compare_answers
 from burnish.evaluation.perturb import PERTURBS
+from burnish.evaluation.since_training import changed_since_training
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import items_sha256
 from burnish.memory.measure import peak_memory_bytes
@@ -39,7 +40,7 @@ from burnish.rollout.plays import how_to_ask, judge_fingerprints, with_stops
 _ENOUGH_TO_JUDGE = 20  # answers, from which on a reward that fails for most of them ends the evaluation
 
 Progress = Callable[[int, int], None]
-"""Called with the answers that there are and those that there will be."""
+"""Called with the answers that there are and those that there will be: before the first batch, and after each."""
 Evaluate = Callable[[Sequence[EvalItem]], tuple[list[dict[str, Any]], int]]
 """From items to their sample lines and the number of tokens that the model said or read."""
 
@@ -112,6 +113,9 @@ class EvalInputs:
                 "step": _step(self.model.source),
                 "seed": seed,
                 "was_selected_on": chosen,
+                "differs_from_run": changed_since_training(
+                    run, self.model, self.config.task, (item.asked() for item in self.items)
+                ),
             }
         return origin
 
@@ -211,6 +215,7 @@ def run_eval(inputs: EvalInputs, store: EvalStore, progress: Progress, *, genera
     total = len(inputs.items) * inputs.samples_per_item
     with store.locked():
         done = store.keep_whole_batches()
+        progress(done, total)
         answer: Evaluate | None = None
         failures = [line["failure"] for line in store.samples() if line["failure"] is not None]
         for batch in _batches(inputs):

@@ -45,6 +45,27 @@ class EvalStore:
         return cls(path)
 
     @classmethod
+    def find(cls, store: str, evals_folder: Path) -> EvalStore:
+        """A store by its path, its name, an unambiguous beginning of it, or `last`.
+
+        Raises:
+            DataError: it is none, or another version wrote it.
+            UserError: there is none of that name, or several.
+        """
+        if (Path(store) / "eval.json").is_file() or len(Path(store).parts) != 1:
+            return cls.open(Path(store))
+        made = sorted(path.parent for path in evals_folder.glob("*/eval.json"))
+        if store == "last":
+            found = sorted(made, key=lambda path: str(read_eval_record(path).get("created")))[-1:]
+        else:
+            found = [path for path in made if path.name.startswith(store)]
+        if len(found) != 1:
+            what = "several stores begin" if found else "no store begins"
+            names = ", ".join(path.name for path in (found or made)[-5:]) or "none yet"
+            raise UserError(f"{what} with {store!r} in {evals_folder}: {names}")
+        return cls.open(found[0])
+
+    @classmethod
     def create(cls, path: Path, record: Line, items: Iterable[Line]) -> EvalStore:
         """Make a store with nothing sampled yet; `record` becomes eval.json."""
 
@@ -128,8 +149,8 @@ class EvalStore:
         record["sha256"] = {**hashes, "eval.json": _record_sha256(record)}
         write_text(self.path / "eval.json", json.dumps(record, indent=1))
 
-    def verify(self) -> list[str]:
-        """What is wrong with the store, a line for each fault; nothing where it is as it was written.
+    def changed_files(self) -> dict[str, str]:
+        """By the name of a file, how it is not what was written; empty where every hash is what eval.json says.
 
         Raises:
             DataError: the evaluation is not finished.
@@ -137,16 +158,27 @@ class EvalStore:
         record = self.record()
         if record["status"] != "done":
             raise DataError(f"{self.path}: the evaluation is not finished: there is nothing to verify yet")
-        faults = []
+        hashes = record.get("sha256", {})
+        changed = {}
         for name in _FILES:
             path = self.path / name
             if not path.is_file():
-                faults.append(f"{name} is gone")
-            elif sha256_of_file(path) != record["sha256"].get(name):
-                faults.append(f"{name} is not what was written: its hash is another than eval.json says")
-        if _record_sha256(record) != record["sha256"].get("eval.json"):
-            faults.append("eval.json is not what was written")
-        if any("gone" in fault for fault in faults):
+                changed[name] = "is gone"
+            elif sha256_of_file(path) != hashes.get(name):
+                changed[name] = "is not what was written: its hash is another than eval.json says"
+        if _record_sha256(record) != hashes.get("eval.json"):
+            changed["eval.json"] = "is not what was written"
+        return changed
+
+    def verify(self) -> list[str]:
+        """What is wrong with the store, a line for each fault; nothing where it is as it was written.
+
+        Raises:
+            DataError: the evaluation is not finished.
+        """
+        changed = self.changed_files()
+        faults = [f"{name} {how}" for name, how in changed.items()]
+        if "is gone" in changed.values():
             return faults
         try:
             computed = score_lines(self.items(), self.samples())
@@ -157,7 +189,7 @@ class EvalStore:
             return [*faults, f"a line is not as it was written: {type(error).__name__}: {error}"]
         for new, old in zip(computed, kept, strict=False):
             if new != old:
-                faults.append(f"scores.jsonl: item {old.get('id')!r} has {old.get('scores')}, its samples say {new}")
+                faults.append(f"scores.jsonl: item {old.get('id')!r} is {_told(old)}, and its samples say {_told(new)}")
         if len(computed) != len(kept):
             faults.append(f"scores.jsonl has {len(kept)} items, items.jsonl has {len(computed)}")
         return faults
@@ -208,6 +240,11 @@ def score_lines(items: Sequence[Line], samples: Sequence[Line]) -> list[dict[str
         in_order = [own[number] for number in range(count)]
         lines.append({"id": item["id"], "cluster": item["cluster"], "slices": item["slices"], "scores": in_order})
     return lines
+
+
+def _told(line: Line) -> str:
+    """A line of scores.jsonl but for its name; what is empty everywhere is left out."""
+    return ", ".join(f"{key} {value}" for key, value in line.items() if key != "id" and value not in (None, {}))
 
 
 def _record_sha256(record: Line) -> str:

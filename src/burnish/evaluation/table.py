@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from burnish.errors import DataError, UserError
+from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 
 
@@ -41,12 +42,15 @@ def table_of_store(folder: Path) -> ScoreTable:
     """The table of an eval store that is done, from its `scores.jsonl`.
 
     Raises:
-        DataError: the evaluation was not finished, or a file is not what was written there.
+        DataError: the evaluation was not finished, or scores.jsonl is not what was written there.
     """
     record = read_eval_record(folder)
     if record["status"] != "done":
         raise DataError(f"{folder}: the evaluation is not finished; the same `burnish eval` goes on with it")
-    lines = read_jsonl(folder / "scores.jsonl")
+    scores = folder / "scores.jsonl"
+    if not scores.is_file() or sha256_of_file(scores) != record.get("sha256", {}).get("scores.jsonl"):
+        raise DataError(f"{scores} is not what was written: `burnish eval verify {folder}` says what changed")
+    lines = read_jsonl(scores)
     clusters = [line["cluster"] for line in lines]
     if any(cluster is None for cluster in clusters) and any(cluster is not None for cluster in clusters):
         raise DataError(f"{folder}: some items have a cluster and some have none")

@@ -1,28 +1,23 @@
-"""Whether a store says what was answered: its hashes, its scores, and, where it is cheap, its reward once more."""
+"""Whether the answers in a store still earn their scores: where it is cheap, its reward is asked once more."""
 
 from __future__ import annotations
 
 from burnish.config.evaluation import EvalConfig
 from burnish.errors import UserError
+from burnish.evaluation.choosing import choice_score, measures_of
 from burnish.evaluation.generate import score_again
-from burnish.evaluation.likelihood import choice_score, measures_of
 from burnish.evaluation.store import EvalStore
 from burnish.rewards.combine import reward_of
 from burnish.rollout.plays import judge_fingerprints
 from burnish.rollout.reward_model import is_model
 
 
-def verify_store(store: EvalStore, *, with_reward: bool = False) -> list[str]:
-    """What is wrong, a line for each fault. `with_reward` scores every stored answer again.
+def rescored(store: EvalStore) -> list[str]:
+    """Score every stored answer again: a line for each one that gets another score, and for code that changed.
 
     Raises:
-        UserError: there is nothing to verify, or no reward to score with.
+        UserError: there is no reward to score with.
     """
-    faults = store.verify()
-    return [*faults, *_rescored(store)] if with_reward else faults
-
-
-def _rescored(store: EvalStore) -> list[str]:
     record, samples = store.record(), store.samples()
     if "config" not in record:
         raise UserError(f"{store.path} was imported: there is no reward to score with")

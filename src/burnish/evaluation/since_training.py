@@ -1,0 +1,50 @@
+"""Whether a run's model is evaluated with the tokenizer, the reward and the questions that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from burnish.config.evaluation import EvalTaskConfig
+from burnish.evaluation.table import items_sha256
+from burnish.models.load import ModelFacts
+from burnish.reproducibility.record import tokenizer_record
+from burnish.reproducibility.run_folder import RunFolder
+from burnish.rollout.plays import judge_fingerprints
+
+
+def changed_since_training(
+    run: RunFolder, model: ModelFacts, task: EvalTaskConfig, asked: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """A line for each thing that both know by the same name and that is another now. `asked` are the items."""
+    record = run.record()
+    allowed = record.get("changes", ())
+    before = {**record, **(allowed[-1]["now"] if allowed else {})}
+    kept = before.get("tokenizer") or {}
+    changed = [
+        f"the {part.replace('_', ' ')} of the tokenizer is another"
+        for part, now in tokenizer_record(model.tokenizer).items()
+        if part in kept and kept[part] != now
+    ]
+    if task.kind == "generate":
+        judged = before.get("reward") or {}
+        changed += [
+            f"the code of {path} is another"
+            for path, now in judge_fingerprints(task).items()
+            if path in judged and judged[path] != now
+        ]
+    steps = run.steps("evaluations") if _asks_the_held_out_questions(run, task) else []
+    if steps and items_sha256(run.read_step("evaluations", steps[-1])) != items_sha256(asked):
+        changed.append("the questions that it holds out are others")
+    return changed
+
+
+def _asks_the_held_out_questions(run: RunFolder, task: EvalTaskConfig) -> bool:
+    """Whether the run's own task was given, whole."""
+    trained = (yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")).get("task")) or {}
+    if task.split != "held_out" or task.num_items is not None or task.id_field is not None:
+        return False
+    now = task.model_dump(mode="json")
+    return bool(trained) and all(now[key] == trained.get(key) for key in ("source", "held_out_source", "num_held_out"))
