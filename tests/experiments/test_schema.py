@@ -32,6 +32,7 @@ FACTORS = {"rate": {"key": "optimizer.learning_rate", "levels": [1e-5, 1e-4]}}
         ({"secondary": ["held_out"]}, "metric 'held_out' stands twice"),
         ({"margin": -0.1}, "margin=-0.1: input should be greater than 0"),
         ({"stopping": "sequential", "margin": 0.1}, "margin would be ignored"),
+        ({"stopping": "sequential", "seeds": 1}, "seeds=1 leaves nothing to stop"),
         (
             {"arms": None, "baseline": None, "factors": {"rate": {"key": "r", "levels": [1]}}},
             "two or more different levels",

@@ -118,7 +118,8 @@ class ExperimentFile(Section):
     budget: Budget = Budget()
     """What the experiment may take."""
     stopping: Literal["fixed", "sequential"] = "fixed"
-    """fixed: all planned runs, then one look. sequential: an arm stops early once it is decided; needs a baseline."""
+    """fixed: all planned runs, then one look. sequential: a look after every seed, and an arm stops once it is decided;
+    needs a baseline."""
     max_parallel: int = Field(1, ge=1)
     """Runs at once. No part of what is frozen."""
 
@@ -136,6 +137,8 @@ class ExperimentFile(Section):
             raise ConfigError(f"baseline={self.baseline!r} would be ignored: it belongs to arms")
         if self.stopping == "sequential" and not (self.arms or self.design == "ablation"):
             raise ConfigError("stopping=sequential compares arms with a baseline: give arms, or design=ablation")
+        if self.stopping == "sequential" and len(self.all_seeds) < 2:
+            raise ConfigError(f"stopping=sequential looks after every seed: seeds={self.seeds} leaves nothing to stop")
         if self.stopping == "sequential" and self.margin is not None:
             raise ConfigError("margin would be ignored: equivalence is tested at a fixed number of seeds only")
         return self
