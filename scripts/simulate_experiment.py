@@ -60,7 +60,7 @@ def plan_of(num_seeds: int, stopping: str) -> Plan:
 def experiment(values_SA: np.ndarray, stopping: str) -> Result:
     """Run it block by block on what each seed of each arm would score; NaN is a run that diverged."""
     plan = plan_of(len(values_SA), stopping)
-    states = {run: "planned" for run in plan.runs}
+    states = dict.fromkeys(plan.runs, "planned")
 
     def outcomes() -> list[Outcome]:
         return [outcome_of(run, state, values_SA[run.seed, ARMS.index(run.arm)]) for run, state in states.items()]
