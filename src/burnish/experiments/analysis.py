@@ -106,7 +106,7 @@ def judged_claims(versions: Sequence[Version], outcomes: Sequence[Outcome], *, a
 def unplanned(versions: Sequence[Version]) -> tuple[bool, set[str]]:
     """Whether amendments changed what every claim depends on, and the arms that they added."""
     first, now = (versions[index].plan for index in (0, -1))
-    rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping")
+    rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping", "sweep")
     was, is_now = (plan.model_dump(mode="json", include=set(rules)) for plan in (first, now))
     before, after = ({arm.name for arm in plan.arms} for plan in (first, now))
     return bool(before - after) or any(differences(was, is_now)), after - before

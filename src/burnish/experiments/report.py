@@ -14,10 +14,12 @@ from typing import Any
 from burnish.errors import UserError
 from burnish.experiments.analysis import Analysis, Claim, analyse, profile
 from burnish.experiments.designs import alias_table, defining_words
-from burnish.experiments.figures import Row, forest, learning_curves, profiles
+from burnish.experiments.figures import Row, forest, learning_curves, profiles, search_history
 from burnish.experiments.folder import ExperimentFolder, Version
-from burnish.experiments.outcomes import Outcome, curve, read_outcomes, unlike
-from burnish.experiments.plan import Plan, differences
+from burnish.experiments.outcomes import Outcome, curve, half_of, read_outcomes, unlike
+from burnish.experiments.plan import Plan, PlannedSweep, differences
+from burnish.experiments.schema import level_name
+from burnish.experiments.sweep import SearchResult, Trial, read_trials, search_result
 from burnish.reproducibility.files import write_text
 
 
@@ -67,25 +69,49 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
     planned = {plan.primary.name, *(metric.name for metric in plan.secondary)}
     extra = tuple(name for name in dict.fromkeys(also) if name not in planned)
     outcomes = read_outcomes(folder, plan, also=extra)
+    trials = read_trials(folder, plan)
     analysis = analyse(versions, outcomes, also=extra)
-    blocks = list(_blocks(folder, versions, outcomes, analysis))
+    found = search_result(folder, plan, trials, outcomes, analysis)
+    blocks = list(_blocks(folder, versions, outcomes, analysis, trials, found))
     (folder.path / "figures").mkdir(exist_ok=True)
     for block in blocks:
         if isinstance(block, Figure):
             write_text(folder.path / "figures" / f"{block.name}.svg", block.svg)
     write_text(folder.path / "report.md", as_markdown(plan.name, blocks))
-    write_text(folder.path / "report.json", json.dumps(as_json(versions[-1], outcomes, analysis), indent=1))
+    write_text(
+        folder.path / "report.json", json.dumps(as_json(versions[-1], outcomes, analysis, trials, found), indent=1)
+    )
     path = folder.path / "report.html"
     write_text(path, as_html(plan.name, blocks))
     return path
 
 
-def as_json(version: Version, outcomes: Sequence[Outcome], analysis: Analysis) -> dict[str, Any]:
+def as_json(
+    version: Version,
+    outcomes: Sequence[Outcome],
+    analysis: Analysis,
+    trials: Sequence[Trial] = (),
+    found: SearchResult | None = None,
+) -> dict[str, Any]:
     """The numbers of a report as plain JSON values; what is not a number is null."""
-    numbers: dict[str, Any] = _finite(
-        {"plan_sha256": version.sha256, "runs": runs_json(outcomes), "analysis": asdict(analysis)}
-    )
-    return numbers
+    numbers: dict[str, Any] = {
+        "plan_sha256": version.sha256,
+        "runs": runs_json(outcomes),
+        "analysis": asdict(analysis),
+        "search": None
+        if version.plan.sweep is None
+        else {"result": found and asdict(found), "trials": trials_json(trials)},
+    }
+    plain: dict[str, Any] = _finite(numbers)
+    return plain
+
+
+def trials_json(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What became of each trial of a sweep, as plain JSON values."""
+    return [
+        {**run, "settings": dict(trial.settings), "state": trial.state, "reason": trial.refused or run["reason"]}
+        for trial, run in zip(trials, runs_json([trial.outcome for trial in trials]), strict=True)
+    ]
 
 
 def runs_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -118,7 +144,12 @@ def verdict_line(claim: Claim, level: float) -> str:
 
 
 def _blocks(
-    folder: ExperimentFolder, versions: Sequence[Version], outcomes: Sequence[Outcome], analysis: Analysis
+    folder: ExperimentFolder,
+    versions: Sequence[Version],
+    outcomes: Sequence[Outcome],
+    analysis: Analysis,
+    trials: Sequence[Trial],
+    found: SearchResult | None,
 ) -> Iterator[Block]:
     plan = versions[-1].plan
     yield f"Question: {plan.question}"
@@ -126,11 +157,15 @@ def _blocks(
     yield Heading("Result")
     primary = [claim for claim in analysis.claims if claim.kind == "primary"]
     yield Lines([verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"])
+    if found is not None:
+        yield Lines(found.lines(analysis.level))
     cautions = [*analysis.cautions, *unlike(list(outcomes))]
     if cautions:
         yield "To keep in mind:"
         yield Lines(cautions)
     yield from _figures(plan, outcomes, analysis)
+    if plan.sweep is not None:
+        yield from _search_blocks(plan, trials, found, analysis)
     yield Heading(f"Arms: {plan.primary.name}")
     yield _arm_table(plan, analysis)
     for kind, how in (
@@ -150,7 +185,8 @@ def _blocks(
             yield _claim_table(claims)
     yield Heading("Runs")
     yield run_table(plan, outcomes)
-    outside = sorted(set(folder.run_folders()) - {outcome.run.name for outcome in outcomes})
+    known = [*outcomes, *(trial.outcome for trial in trials)]
+    outside = sorted(set(folder.run_folders()) - {outcome.run.name for outcome in known})
     if outside:
         yield f"Runs that the plan does not name, and that count nowhere: {', '.join(outside)}."
     yield from _plan_blocks(versions)
@@ -178,7 +214,7 @@ def _figures(plan: Plan, outcomes: Sequence[Outcome], analysis: Analysis) -> Ite
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for outcome in outcomes:
         if outcome.state == "finished" and outcome.folder is not None:
-            points = curve(outcome.folder, name)
+            points = curve(outcome.folder, name, half_of(outcome.run, plan))
             curves.setdefault(outcome.run.arm, {})[outcome.run.seed] = points
     if curves:
         caption = "Learning curves of the finished runs: mean over seeds, band from the lowest to the highest seed."
@@ -190,6 +226,44 @@ def _figures(plan: Plan, outcomes: Sequence[Outcome], analysis: Analysis) -> Ite
         yield Figure("iqm", forest(rows, axis=f"{name}, interquartile mean"), caption)
         corners = {arm.arm: profile(list(arm.values.values())) for arm in arms}
         yield Figure("profiles", profiles(corners, axis=name), "Performance profiles: share of seeds above each value.")
+
+
+def _search_blocks(
+    plan: Plan, trials: Sequence[Trial], found: SearchResult | None, analysis: Analysis
+) -> Iterator[Block]:
+    name = plan.primary.name
+    yield Heading("Search")
+    yield (
+        f"{len(trials)} of {plan.sweep.num_trials if plan.sweep else 0} trials, each one run on one half of the "
+        "held-out items; the arms below are judged on the other half."
+    )
+    scores = {number: trial.score for number, trial in enumerate(trials) if trial.score is not None}
+    if scores:
+        svg = search_history(scores, axis=f"{name}, searched half", is_higher_better=plan.primary.better == "higher")
+        yield Figure("search", svg, "Score of each trial that finished, and the best so far.")
+    if found is not None:
+        rows = [Row(label=f"{found.trial}, searched", value=found.score, low=math.nan, high=math.nan, text="one seed")]
+        rows += [
+            Row(label=f"{arm.arm}, fresh", value=arm.mean.value, low=arm.mean.low, high=arm.mean.high, text="")
+            for arm in analysis.arms
+        ]
+        caption = (
+            f"What the search saw of its winner, and what fresh seeds and items say, {analysis.level:.0%} t-intervals."
+        )
+        yield Figure("winner", forest(rows, axis=name), caption)
+    yield trial_table(plan, trials)
+
+
+def trial_table(plan: Plan, trials: Sequence[Trial]) -> Table:
+    """What was tried, and what became of it; lost and refused trials stay."""
+    keys = list(plan.sweep.space) if plan.sweep is not None else []
+    rows = [("trial", *keys, "state", f"{plan.primary.name}, searched half", "seconds", "reason")]
+    for trial in trials:
+        values = [level_name(trial.settings[key]) for key in keys]
+        score = _n(math.nan if trial.score is None else trial.score)
+        reason = trial.refused or trial.outcome.reason
+        rows.append((trial.name, *values, trial.state, score, f"{trial.outcome.seconds:.0f}", reason))
+    return Table(rows)
 
 
 def _arm_table(plan: Plan, analysis: Analysis) -> Table:
@@ -245,6 +319,7 @@ def _plan_blocks(versions: Sequence[Version]) -> Iterator[Block]:
             f"secondary: {', '.join(metric.name for metric in plan.secondary) or 'none'}",
             f"alpha {plan.alpha:g}, margin {'none' if plan.margin is None else f'{plan.margin:g}'}, "
             f"stopping {plan.stopping}",
+            *([search_line(plan.sweep)] if plan.sweep is not None else []),
         ]
     )
     if plan.generators:
@@ -254,6 +329,12 @@ def _plan_blocks(versions: Sequence[Version]) -> Iterator[Block]:
         yield f"Amended {after.time}: {after.reason} (sha256 {after.sha256})"
         was, is_now = (each.plan.model_dump(mode="json") for each in (before, after))
         yield Lines(list(differences(was, is_now)))
+
+
+def search_line(sweep: PlannedSweep) -> str:
+    """What a sweep searches."""
+    space = ", ".join(f"{key} in {each.text}" for key, each in sweep.space.items())
+    return f"search: {sweep.num_trials} trials with seed {sweep.seed} over {space}"
 
 
 def alias_rows(plan: Plan) -> Table:
