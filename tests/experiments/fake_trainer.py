@@ -1,9 +1,9 @@
 """Called as burnish is, `train FILE --name=... --seed=... --runs_folder=...` or `resume RUN`, it writes a run folder.
 
-The file FAKE_BEHAVIOUR says for each run's name, and for * what holds for all: `scores`, the held-out score of each item
-after training; `metrics`, more of the last step; `failure`, why it fails; `says`, its last words before it ends with
-status 2; `waits`, seconds it takes unless it is asked to stop; `stubborn`, it does not stop; `dies`, it is killed at its
-first start.
+The file FAKE_BEHAVIOUR says for each run's name, and for * what holds for all: `scores`, the held-out score of each
+item after training; `metrics`, more of the last step; `failure`, why it fails; `says`, its last words before it ends
+with status 2; `waits`, seconds it takes unless it is asked to stop; `stubborn`, it does not stop; `dies`, it is killed
+at its first start.
 """
 
 import fcntl
