@@ -101,6 +101,15 @@ def test_equal_differences_claim_nothing(plan_of) -> None:
     assert claim.verdict == "undecided" and "no spread" in claim.note
 
 
+@pytest.mark.parametrize("stopping", ["fixed", "sequential"])
+def test_differences_that_are_equal_but_for_rounding_claim_nothing(plan_of, stopping: str) -> None:
+    base = [0.35, 0.3, 0.4]
+    table = {"base": base, "fast": [0.65, 0.6, 0.7]}
+    assert len({fast - slow for fast, slow in zip(table["fast"], base, strict=True)}) > 1
+    (claim,) = judge(plan_of(stopping=stopping), table).claims
+    assert claim.verdict == "undecided" and "no spread" in claim.note
+
+
 @pytest.mark.parametrize("state", ["diverged", "failed", "over budget"])
 def test_a_lost_run_leaves_its_block_and_is_named(plan_of, state: str) -> None:
     table = {"base": [0.1, 0.5, 0.3, 0.0], "fast": [0.2, 0.7, 0.6, state]}

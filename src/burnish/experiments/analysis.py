@@ -29,6 +29,8 @@ from burnish.experiments.statistics import (
 )
 from burnish.reproducibility.seeds import seed_for
 
+_ROUNDING = 1e-12  # differences below this share of the values are rounding
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
@@ -167,7 +169,7 @@ def _arm_claims(
                 break  # looks are at the seeds in their order, whichever ends first
             if seed in table[base] and seed in table[arm]:
                 shared.append(seed)
-        values = [table[arm][seed] - table[base][seed] for seed in shared]
+        values = _differences([table[arm][seed] for seed in shared], [table[base][seed] for seed in shared])
         claim = _claim(arm, metric, len(shared), mean_estimate(values, level=1 - plan.alpha), plan)
         if is_sequential:
             look = look_at_blocks(values, num_planned=len(plan.seeds), alpha=plan.alpha)
@@ -175,6 +177,12 @@ def _arm_claims(
             claim = replace(claim, estimate=estimate, note=f"looked at after every seed of {len(plan.seeds)}")
         claims.append(claim)
     return claims
+
+
+def _differences(arm_S: Sequence[float], base_S: Sequence[float]) -> list[float]:
+    """Arm minus baseline, without what rounding alone makes differ: it would look like certainty."""
+    quantum = _ROUNDING * max(map(abs, (*arm_S, *base_S)), default=0.0)
+    return [round((a - b) / quantum) * quantum if quantum else 0.0 for a, b in zip(arm_S, base_S, strict=True)]
 
 
 def decided_arms(plan: Plan, outcomes: Sequence[Outcome]) -> set[str]:

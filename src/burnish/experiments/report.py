@@ -18,8 +18,7 @@ from burnish.experiments.figures import Row, forest, learning_curves, profiles, 
 from burnish.experiments.folder import ExperimentFolder, Version
 from burnish.experiments.outcomes import Outcome, curve, half_of, read_outcomes, unlike
 from burnish.experiments.plan import Plan, PlannedSweep, differences
-from burnish.experiments.schema import level_name
-from burnish.experiments.sweep import SearchResult, Trial, read_trials, search_result
+from burnish.experiments.sweep import SearchResult, Trial, in_short, read_trials, search_result
 from burnish.reproducibility.files import write_text
 
 
@@ -156,9 +155,8 @@ def _blocks(
     yield f"Hypothesis: {plan.hypothesis}"
     yield Heading("Result")
     primary = [claim for claim in analysis.claims if claim.kind == "primary"]
-    yield Lines([verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"])
-    if found is not None:
-        yield Lines(found.lines(analysis.level))
+    lines = [verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"]
+    yield Lines([*lines, *(found.lines(analysis.level) if found is not None else ())])
     cautions = [*analysis.cautions, *unlike(list(outcomes))]
     if cautions:
         yield "To keep in mind:"
@@ -211,11 +209,11 @@ def _figures(plan: Plan, outcomes: Sequence[Outcome], analysis: Analysis) -> Ite
         yield Figure(
             "effects", forest(rows, axis=what, zero=0.0, margin=plan.margin), f"Effects, {level} t-intervals{shade}."
         )
-    curves: dict[str, dict[int, dict[int, float]]] = {}
+    curves: dict[str, dict[int, dict[int, float]]] = {arm.name: {} for arm in plan.arms}
     for outcome in outcomes:
         if outcome.state == "finished" and outcome.folder is not None:
-            points = curve(outcome.folder, name, half_of(outcome.run, plan))
-            curves.setdefault(outcome.run.arm, {})[outcome.run.seed] = points
+            curves[outcome.run.arm][outcome.run.seed] = curve(outcome.folder, name, half_of(outcome.run, plan))
+    curves = {arm: seeds for arm, seeds in curves.items() if seeds}
     if curves:
         caption = "Learning curves of the finished runs: mean over seeds, band from the lowest to the highest seed."
         yield Figure("curves", learning_curves(curves, axis=name), caption)
@@ -242,10 +240,18 @@ def _search_blocks(
         svg = search_history(scores, axis=f"{name}, searched half", is_higher_better=plan.primary.better == "higher")
         yield Figure("search", svg, "Score of each trial that finished, and the best so far.")
     if found is not None:
-        rows = [Row(label=f"{found.trial}, searched", value=found.score, low=math.nan, high=math.nan, text="one seed")]
+        nan = math.nan
+        searched = f"{found.score:.4g}, one seed"
+        rows = [Row(label=f"{found.trial}, searched", value=found.score, low=nan, high=nan, text=searched)]
         rows += [
-            Row(label=f"{arm.arm}, fresh", value=arm.mean.value, low=arm.mean.low, high=arm.mean.high, text="")
-            for arm in analysis.arms
+            Row(
+                label=f"{arm.arm}, fresh",
+                value=arm.mean.value,
+                low=arm.mean.low,
+                high=arm.mean.high,
+                text=_n(arm.mean.value),
+            )
+            for arm in reversed(analysis.arms)
         ]
         caption = (
             f"What the search saw of its winner, and what fresh seeds and items say, {analysis.level:.0%} t-intervals."
@@ -259,7 +265,7 @@ def trial_table(plan: Plan, trials: Sequence[Trial]) -> Table:
     keys = list(plan.sweep.space) if plan.sweep is not None else []
     rows = [("trial", *keys, "state", f"{plan.primary.name}, searched half", "seconds", "reason")]
     for trial in trials:
-        values = [level_name(trial.settings[key]) for key in keys]
+        values = [in_short(trial.settings[key]) for key in keys]
         score = _n(math.nan if trial.score is None else trial.score)
         reason = trial.refused or trial.outcome.reason
         rows.append((trial.name, *values, trial.state, score, f"{trial.outcome.seconds:.0f}", reason))
@@ -391,6 +397,7 @@ _STYLE = """
 body{font-family:sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;line-height:1.4;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85em;display:block;overflow-x:auto}
 td,th{border-bottom:1px solid #ddd;padding:.25em .6em;text-align:left;vertical-align:top}
+td:not(:last-child),th{white-space:nowrap}
 figure{margin:1em 0}figcaption{font-size:.85em;color:#555}svg{max-width:100%;height:auto}
 """
 

@@ -61,7 +61,12 @@ class Trial:
     @property
     def text(self) -> str:
         """The settings in words."""
-        return ", ".join(f"{key}={level_name(value)}" for key, value in self.settings.items())
+        return ", ".join(f"{key}={in_short(value)}" for key, value in self.settings.items())
+
+
+def in_short(value: Any) -> str:
+    """A searched value as it is read; all its digits stand in the trial's file."""
+    return f"{value:.4g}" if isinstance(value, float) else level_name(value)
 
 
 def import_optuna() -> ModuleType:
