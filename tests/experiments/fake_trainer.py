@@ -7,6 +7,7 @@ at its first start.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -65,7 +66,9 @@ def train(run: Path, command: str, behaviour: dict) -> int:
     lines[-1] |= {"held_out": sum(scores) / len(scores), **behaviour.get("metrics", {})}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluate(run, STEPS, scores)
-    write(run, {**record, "status": "finished", "finished": now})
+    files = [run / "metrics.jsonl", *(run / "evaluations").glob("*")]
+    outputs = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write(run, {**record, "status": "finished", "finished": now, "outputs": outputs})
     return 0
 
 

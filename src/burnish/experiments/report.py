@@ -60,6 +60,7 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
 
     Raises:
         UserError: nothing was run, or a run has no such metric.
+        DataError: a run's scores or metrics were changed since it ended.
     """
     versions = folder.versions()
     if not folder.is_frozen:
@@ -69,6 +70,9 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
     extra = tuple(name for name in dict.fromkeys(also) if name not in planned)
     outcomes = read_outcomes(folder, plan, also=extra)
     trials = read_trials(folder, plan)
+    for each in (*outcomes, *(trial.outcome for trial in trials)):
+        if each.state == "finished" and each.folder is not None:
+            each.folder.require_unchanged(("evaluations/", "metrics.jsonl"))
     analysis = analyse(versions, outcomes, also=extra)
     found = search_result(folder, plan, trials, outcomes, analysis)
     blocks = list(_blocks(folder, versions, outcomes, analysis, trials, found))
@@ -134,7 +138,7 @@ def runs_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def verdict_line(claim: Claim, level: float) -> str:
     """One claim in one line."""
     e = claim.estimate
-    value = f"{claim.metric} {e.value:+.4g}"
+    value = f"{claim.metric} {e.value:+.4g}" if math.isfinite(e.value) else f"{claim.metric} has no difference"
     interval = f", {level:.0%} CI [{e.low:+.4g}, {e.high:+.4g}]" if math.isfinite(e.low) else ""
     p = f", adjusted p = {claim.adjusted_p:.2g}" if math.isfinite(claim.adjusted_p) else ""
     word = claim.verdict or "exploratory, no verdict"
