@@ -130,9 +130,7 @@ def test_scores_changed_after_the_run(plan_of, runner_of) -> None:
     run_experiment(runner)
     (path,) = runner.folder.runs.glob("fast-seed1-*/evaluations/step-000004.jsonl")
     path.write_text(path.read_text().replace("1.0", "9.0"))
-    with pytest.raises(
-        DataError, match=r"fast-seed1-\w+/evaluations/step-000004.jsonl was changed since the run"
-    ):
+    with pytest.raises(DataError, match=r"fast-seed1-\w+/evaluations/step-000004.jsonl was changed since the run"):
         write_report(runner.folder)
 
 
