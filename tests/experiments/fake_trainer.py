@@ -1,11 +1,13 @@
 """Called as burnish is, `train FILE --name=... --seed=... --runs_folder=...` or `resume RUN`, it writes a run folder.
 
-The file FAKE_BEHAVIOUR says for each run's name: `scores`, the held-out score of each item after training; `metrics`,
-more of the last step; `failure`, why it fails; `says`, its last words before it ends with status 2; `waits`, seconds it
-takes unless it is asked to stop; `stubborn`, it does not stop; `dies`, it is killed at its first start.
+The file FAKE_BEHAVIOUR says for each run's name, and for * what holds for all: `scores`, the held-out score of each
+item after training; `metrics`, more of the last step; `failure`, why it fails; `says`, its last words before it ends
+with status 2; `waits`, seconds it takes unless it is asked to stop; `stubborn`, it does not stop; `dies`, it is killed
+at its first start.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -26,7 +28,8 @@ def main() -> int:
         assert Path(what).is_file()
         name = given["name"]
         run = Path(given["runs_folder"]) / f"{name}-{os.getpid() % 0xFFFFFF:06x}"
-    behaviour = json.loads(Path(os.environ["FAKE_BEHAVIOUR"]).read_text()).get(name, {})
+    behaviours = json.loads(Path(os.environ["FAKE_BEHAVIOUR"]).read_text())
+    behaviour = {**behaviours.get("*", {}), **behaviours.get(name, {})}
     if "says" in behaviour:
         sys.stderr.write(f"burnish: {behaviour['says']}\n")
         return 2
@@ -63,7 +66,9 @@ def train(run: Path, command: str, behaviour: dict) -> int:
     lines[-1] |= {"held_out": sum(scores) / len(scores), **behaviour.get("metrics", {})}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluate(run, STEPS, scores)
-    write(run, {**record, "status": "finished", "finished": now})
+    files = [run / "metrics.jsonl", *(run / "evaluations").glob("*")]
+    outputs = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write(run, {**record, "status": "finished", "finished": now, "outputs": outputs})
     return 0
 
 

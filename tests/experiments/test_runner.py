@@ -186,14 +186,14 @@ def test_two_folders_of_one_planned_run_are_refused(plan_of, runner_of) -> None:
 
 
 def test_a_sequential_experiment_stops_a_decided_arm(plan_of, runner_of) -> None:
-    # eight wins in a row: 2^8 / 9 = 28.4 >= 1 / 0.05, seven: 2^7 / 8 = 16 is not
-    plan = plan_of(seeds=12, stopping="sequential")
-    behaviour = {f"base-seed{seed}": {"scores": [0.0]} for seed in range(12)}
+    # differences 1, 0.75, 1, 1: t = 11 after three seeds, and 15 after four, which are enough of six for p < 0.05
+    plan = plan_of(seeds=6, stopping="sequential")
+    behaviour = {f"base-seed{seed}": {"scores": [0, 0, 0, int(seed == 1)]} for seed in range(6)}
     runner = runner_of(plan, behaviour)
     run_experiment(runner)
     found = states(runner)
-    assert [found[f"fast-seed{seed}"] for seed in range(12)] == ["finished"] * 8 + ["stopped early"] * 4
-    assert [found[f"base-seed{seed}"] for seed in range(12)] == ["finished"] * 8 + ["stopped early"] * 4
+    for arm in ("base", "fast"):
+        assert [found[f"{arm}-seed{seed}"] for seed in range(6)] == ["finished"] * 4 + ["stopped early"] * 2
 
 
 def test_a_sequential_experiment_without_a_difference_runs_to_its_end(plan_of, runner_of) -> None:

@@ -21,8 +21,8 @@ FACTORS = {"rate": {"key": "optimizer.learning_rate", "levels": [1e-5, 1e-4]}}
         ({"baseline": None}, "baseline=None must name an arm: known are base, fast"),
         ({"arms": {"base": {}}}, "compares two or more"),
         ({"arms": {"a b": {}, "base": {}}}, "string should match pattern"),
-        ({"arms": None}, "give either arms or factors, got none"),
-        ({"factors": FACTORS}, "arms or factors, got both"),
+        ({"arms": None}, "give one of arms, factors and sweep, got none"),
+        ({"factors": FACTORS}, "give one of arms, factors and sweep, got arms and factors"),
         ({"arms": None, "factors": FACTORS}, "baseline='base' would be ignored"),
         ({"design": "ablation"}, "design and generators would be ignored"),
         ({"seeds": [1, 1]}, "needs one or more, all different"),
@@ -32,6 +32,7 @@ FACTORS = {"rate": {"key": "optimizer.learning_rate", "levels": [1e-5, 1e-4]}}
         ({"secondary": ["held_out"]}, "metric 'held_out' stands twice"),
         ({"margin": -0.1}, "margin=-0.1: input should be greater than 0"),
         ({"stopping": "sequential", "margin": 0.1}, "margin would be ignored"),
+        ({"stopping": "sequential", "seeds": 1}, "seeds=1 leaves nothing to stop"),
         (
             {"arms": None, "baseline": None, "factors": {"rate": {"key": "r", "levels": [1]}}},
             "two or more different levels",

@@ -14,9 +14,18 @@ from burnish.experiments.designs import defining_words
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.outcomes import read_outcomes, require_metric
 from burnish.experiments.plan import Plan, make_plan
-from burnish.experiments.report import alias_rows, run_table, runs_json, write_report
+from burnish.experiments.report import (
+    alias_rows,
+    run_table,
+    runs_json,
+    search_line,
+    trial_table,
+    trials_json,
+    write_report,
+)
 from burnish.experiments.runner import Runner, run_experiment
 from burnish.experiments.schema import load_experiment
+from burnish.experiments.sweep import read_trials
 from burnish.reproducibility.run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -41,8 +50,11 @@ def print_plan(
     if plan.generators:
         print(f"\nfraction: {' = '.join(['1', *defining_words(plan.generators)])}")
         print_columns(alias_rows(plan).rows)
-    _print_detectable(plan)
     num_runs = len(plan.runs)
+    if plan.sweep is not None:
+        num_runs += plan.sweep.num_trials
+        print(f"\nbefore them, {search_line(plan.sweep)}, on one half of the held-out items")
+    _print_detectable(plan)
     print(f"\n{num_runs} runs{_cost(past, num_runs, experiment.max_parallel)}")
     state = "frozen" if folder.is_frozen else "will be frozen by the first run"
     print(f"plan {folder.path / 'plan.json'} sha256 {folder.versions()[-1].sha256[:12]}, {state}")
@@ -79,10 +91,15 @@ def print_status(experiment: str, experiments_folder: Path, *, as_json: bool) ->
     folder = ExperimentFolder.find(experiment, experiments_folder)
     plan = folder.plan()
     outcomes = read_outcomes(folder, plan)
+    trials = read_trials(folder, plan)
     if as_json:
         version = folder.versions()[-1]
-        print(json.dumps({"plan_sha256": version.sha256, "frozen": folder.is_frozen, "runs": runs_json(outcomes)}))
+        told = {"plan_sha256": version.sha256, "frozen": folder.is_frozen, "runs": runs_json(outcomes)}
+        print(json.dumps(told | ({"trials": trials_json(trials)} if plan.sweep is not None else {})))
         return 0
+    if trials:
+        print_columns(trial_table(plan, trials).rows)
+        print(f"{_counts([each.state for each in trials])}\n")
     print_columns(run_table(plan, outcomes).rows)
     print(_counts([each.state for each in outcomes]))
     return 0

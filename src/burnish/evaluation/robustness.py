@@ -81,6 +81,7 @@ def robustness(
         is_share = measure == "accuracy"
         return items_figure(values_I, clusters_of(kept), measure=name, is_share=is_share, level=1 - alpha)
 
+    left_out = len(plain.ids) - len(common.ids)
     worst_I = np.stack(common.means_TI).min(axis=0)
     return Robustness(
         label=plain.label,
@@ -88,7 +89,7 @@ def robustness(
         plain=figure(base, measure),
         forms=tuple(forms),
         worst=figure(worst_I, "worst form") if is_greedy else None,
-        notes=common.notes,
+        notes=() if left_out == 0 else (f"{left_out} items without a score in some form are left out",),
     )
 
 

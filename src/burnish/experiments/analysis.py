@@ -20,11 +20,12 @@ from burnish.experiments.plan import Plan, PlannedRun, differences
 from burnish.experiments.schema import Metric
 from burnish.reproducibility.seeds import seed_for
 from burnish.stats.aggregate import interquartile_mean, performance_profile, stratified_interval
-from burnish.stats.anytime import discordant_log_e
 from burnish.stats.difference import t_equivalence
 from burnish.stats.linear import Coefficient, least_squares, mean_with_t
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.power import smallest_shift
+
+_ROUNDING = 1e-12  # differences below this share of the values are rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,35 +75,36 @@ class Analysis:
 def analyse(versions: Sequence[Version], outcomes: Sequence[Outcome], *, also: Sequence[str] = ()) -> Analysis:
     """Judge what was planned first; what amendments added, and the metrics `also`, are exploratory."""
     plan, level = versions[-1].plan, 1 - versions[-1].plan.alpha
-    all_late, late = unplanned(versions)
-    tables = {
-        metric: _by_arm(plan, outcomes, metric)
-        for metric in (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
-    }
-    primary, pending = tables[plan.primary.name], _pending(outcomes)
-    claims: list[Claim] = []
-    for metric in (plan.primary, *plan.secondary, *(Metric(name=name) for name in also)):
-        table = tables[metric.name]
-        found = _factor_claims(plan, table, metric) if plan.factors else _arm_claims(plan, table, metric, pending)
-        first = versions[0].plan
-        is_planned = metric in (first.primary, *first.secondary)
-        is_late = all_late or not is_planned
-        kind = "primary" if metric == plan.primary else "secondary"
-        claims += [replace(claim, kind="exploratory" if is_late or claim.name in late else kind) for claim in found]
-    claims = _judged(claims, plan, outcomes)
+    primary = _by_arm(plan, outcomes, plan.primary.name)
+    claims = judged_claims(versions, outcomes, also=also)
     return Analysis(
         metric=plan.primary.name,
         level=level,
         arms=tuple(_summary(plan, arm.name, primary[arm.name], outcomes, level) for arm in plan.arms),
         claims=tuple(claims),
-        cautions=tuple(_cautions(plan, outcomes, claims, all_late)),
+        cautions=tuple(_cautions(plan, outcomes, claims, unplanned(versions)[0])),
     )
+
+
+def judged_claims(versions: Sequence[Version], outcomes: Sequence[Outcome], *, also: Sequence[str] = ()) -> list[Claim]:
+    """The claims of an analysis with their verdicts."""
+    first, plan = versions[0].plan, versions[-1].plan
+    all_late, late = unplanned(versions)
+    pending = _pending(outcomes)
+    claims: list[Claim] = []
+    for metric in (plan.primary, *plan.secondary, *(Metric(name=name) for name in also)):
+        table = _by_arm(plan, outcomes, metric.name)
+        found = _factor_claims(plan, table, metric) if plan.factors else _arm_claims(plan, table, metric, pending)
+        is_late = all_late or metric not in (first.primary, *first.secondary)
+        kind = "primary" if metric == plan.primary else "secondary"
+        claims += [replace(claim, kind="exploratory" if is_late or claim.name in late else kind) for claim in found]
+    return _judged(claims, plan, outcomes)
 
 
 def unplanned(versions: Sequence[Version]) -> tuple[bool, set[str]]:
     """Whether amendments changed what every claim depends on, and the arms that they added."""
     first, now = (versions[index].plan for index in (0, -1))
-    rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping")
+    rules = ("primary", "alpha", "margin", "baseline", "seeds", "factors", "generators", "stopping", "sweep")
     was, is_now = (plan.model_dump(mode="json", include=set(rules)) for plan in (first, now))
     before, after = ({arm.name for arm in plan.arms} for plan in (first, now))
     return bool(before - after) or any(differences(was, is_now)), after - before
@@ -149,8 +151,10 @@ def _arm_claims(
     plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric, pending: Set[PlannedRun]
 ) -> list[Claim]:
     """Each arm against the baseline, over the seeds that both have finished."""
+    from burnish.stats.looks import look_at_blocks  # brings scipy
+
     base = plan.baseline or ""
-    is_sequential = plan.stopping == "sequential" and metric == plan.primary
+    is_sequential = plan.stopping == "sequential" and metric == plan.primary and len(plan.seeds) > 1
     claims = []
     for arm in plan.others:
         shared = []
@@ -159,30 +163,27 @@ def _arm_claims(
                 break  # looks are at the seeds in their order, whichever ends first
             if seed in table[base] and seed in table[arm]:
                 shared.append(seed)
-        values = [table[arm][seed] - table[base][seed] for seed in shared]
+        values = _differences([table[arm][seed] for seed in shared], [table[base][seed] for seed in shared])
         claim = _claim(arm, metric, len(shared), mean_with_t(values, level=1 - plan.alpha), plan)
         if is_sequential:
-            claim = replace(
-                claim,
-                estimate=replace(claim.estimate, p_value=sequential_p_value(values)),
-                note="p = 1 / the largest e-value of wins and losses, seed by seed",
-            )
+            look = look_at_blocks(values, num_planned=len(plan.seeds), alpha=plan.alpha)
+            estimate = replace(claim.estimate, p_value=look.p_value, low=look.low, high=look.high)
+            claim = replace(claim, estimate=estimate, note=f"looked at after every seed of {len(plan.seeds)}")
         claims.append(claim)
     return claims
 
 
-def sequential_p_value(differences_S: Sequence[float]) -> float:
-    """Valid at every look: 1 over the largest e-value that the signs of the differences reached; ties say nothing."""
-    signs_S = np.sign(np.asarray(differences_S, dtype=np.float64))
-    log_e_S = discordant_log_e(np.cumsum(signs_S < 0), np.cumsum(signs_S > 0))
-    return math.exp(-log_e_S.max(initial=0.0))
+def _differences(arm_S: Sequence[float], base_S: Sequence[float]) -> list[float]:
+    """Arm minus baseline, without what rounding alone makes differ: it would look like certainty."""
+    quantum = _ROUNDING * max(map(abs, (*arm_S, *base_S)), default=0.0)
+    return [round((a - b) / quantum) * quantum if quantum else 0.0 for a, b in zip(arm_S, base_S, strict=True)]
 
 
 def decided_arms(plan: Plan, outcomes: Sequence[Outcome]) -> set[str]:
     """The arms of a sequential experiment that need no more seeds: Bonferroni over the arms holds their alpha."""
     table = _by_arm(plan, outcomes, plan.primary.name)
     claims = _arm_claims(plan, table, plan.primary, _pending(outcomes))
-    return {claim.name for claim in claims if claim.estimate.p_value * len(plan.others) <= plan.alpha}
+    return {claim.name for claim in claims if claim.estimate.p_value * len(plan.others) < plan.alpha}
 
 
 def _factor_claims(plan: Plan, table: Mapping[str, Mapping[int, float]], metric: Metric) -> list[Claim]:
@@ -228,6 +229,10 @@ def detectable(plan: Plan) -> list[tuple[str, float]]:
     if not plan.factors:
         alpha = plan.alpha / len(plan.others)
         n = len(plan.seeds)
+        if plan.stopping == "sequential":
+            from burnish.stats.looks import alpha_of_look  # brings scipy
+
+            alpha = alpha_of_look(n, num_planned=n, alpha=alpha)
         found = smallest_shift(n - 1, alpha=alpha, power=plan.power) / math.sqrt(n)
         return [(f"{arm} against {plan.baseline}", found) for arm in plan.others]
     names, columns = _design(plan, [(plan.arm(run.arm).levels, run.seed) for run in plan.runs])
@@ -313,7 +318,10 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
     if plan.margin is None and any(claim.verdict == "undecided" for claim in claims):
         said.append("undecided does not mean equal: no margin was planned, so equivalence was not tested")
     if plan.stopping == "sequential":
-        said.append("stopped when decided: the p-values hold at every look, the t-intervals only at a fixed number")
+        said.append(
+            "stopped when decided: primary p-values and intervals hold at every look, but the mean of an arm that was "
+            "stopped early overstates its difference; secondary metrics are judged as at a fixed number of seeds"
+        )
     if plan.generators:
         said.append("a fraction: each effect stands for its aliases too")
     return said

@@ -10,6 +10,7 @@ from burnish.errors import ConfigError
 from burnish.experiments.schema import MAX_NAME, ExperimentFile, Factor, level_name
 
 FULL_ARM = "full"
+UNTUNED, WINNER = "untuned", "winner"  # the arms of a sweep: the recipe as it is, and the best that was found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ def arms_of(file: ExperimentFile) -> list[Arm]:
     Raises:
         ConfigError: the factors do not make a design of the wanted kind.
     """
+    if file.sweep is not None:
+        return [Arm(name=UNTUNED, levels={}, settings={})]
     if not file.factors:
         return [Arm(name=name, levels={}, settings=settings) for name, settings in file.arms.items()]
     if file.design == "ablation":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _ROW = 26
@@ -70,6 +71,24 @@ def learning_curves(curves: Mapping[str, Mapping[int, Mapping[int, float]]], *, 
         parts.append(f'<polygon points="{area}" fill="{color}" fill-opacity="0.15"/>')
         parts.append(_polyline([(x.at(step), y.at(mean)) for step, mean, _, _ in band], color))
     return _with_legend(parts, curves, f"{axis} over the steps")
+
+
+def search_history(scores: Mapping[int, float], *, axis: str, is_higher_better: bool) -> str:
+    """The score of each trial by its number, and a line of the best so far."""
+    best = list(accumulate(scores.values(), max if is_higher_better else min))
+    x = _Scale.over([float(number) for number in scores], _LEFT, _LEFT + _PLOT_WIDTH)
+    y = _Scale.over(best + list(scores.values()), _TOP + _PLOT_HEIGHT, _TOP)
+    parts = [*_x_axis(x, "trial", _TOP + _PLOT_HEIGHT, smallest=1.0), *_y_axis(y, axis)]
+    corners: list[tuple[float, float]] = []
+    for number, value in zip(scores, best, strict=True):
+        corners += [(x.at(number), corners[-1][1])] if corners else []
+        corners.append((x.at(number), y.at(value)))
+    parts.append(_polyline(corners, _COLORS[1]))
+    parts += [
+        f'<circle cx="{x.at(number):.1f}" cy="{y.at(value):.1f}" r="4" fill="{_COLORS[0]}"/>'
+        for number, value in scores.items()
+    ]
+    return _with_legend(parts, ("a trial", "best so far"), f"{axis} of each trial")
 
 
 def profiles(corners: Mapping[str, Sequence[tuple[float, float]]], *, axis: str) -> str:

@@ -129,10 +129,13 @@ class ExperimentFolder:
         """The runs by the name that the plan gives them.
 
         Raises:
-            UserError: there are several of one name.
+            UserError: there are several of one name, or a record cannot be read.
         """
         found: dict[str, RunFolder] = {}
-        for run in RunFolder.all(self.runs):
+        runs = RunFolder.all(self.runs)
+        for path in set(self.runs.glob("*/run.json")) - {run.path / "run.json" for run in runs}:
+            raise UserError(f"{path} is damaged: restore it, or move the run away, and it is trained anew")
+        for run in runs:
             name = run.path.name.rpartition("-")[0]
             if name in found:
                 raise UserError(

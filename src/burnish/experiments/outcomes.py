@@ -6,16 +6,20 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from burnish.errors import UserError
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.plan import Plan, PlannedRun
 from burnish.reproducibility.run_folder import RunFolder
+from burnish.reproducibility.seeds import seed_for
 
 HELD_OUT = "held_out"
+TRIAL = "trial-"  # beginning of the name under which a sweep tries settings
 STATES = ("planned", "running", "unfinished", "finished", "diverged", "failed", "over budget", "stopped early")
 LOST = ("diverged", "failed", "over budget")  # of such a run there is no value, and there will be none
+
+Half = Literal["search", "fresh"]
 
 _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity|not finite)(?![a-z])", re.IGNORECASE)
 
@@ -70,7 +74,7 @@ def read_outcome(
     else:
         status, record = run.status(), run.record()
         if status == "finished":
-            found = {name: metric_at_end(run, name) for name in metrics}
+            found = {name: metric_at_end(run, name, half_of(planned, plan)) for name in metrics}
             values = {name: value for name, value in found.items() if value is not None}
             bad = [name for name, value in values.items() if not math.isfinite(value)]
             state, reason = ("diverged", f"{bad[0]} is {values[bad[0]]}") if bad else ("finished", "")
@@ -94,15 +98,28 @@ def read_outcome(
     )
 
 
-def metric_at_end(run: RunFolder, name: str) -> float | None:
-    """held_out: the mean of the last evaluation's items; otherwise the last number that metrics.jsonl has.
+def half_of(planned: PlannedRun, plan: Plan) -> Half | None:
+    """The half of the held-out items that a run is judged on: in a sweep, trials by one and the arms by the other."""
+    if plan.sweep is None:
+        return None
+    return "search" if planned.arm.startswith(TRIAL) else "fresh"
+
+
+def metric_at_end(run: RunFolder, name: str, half: Half | None = None) -> float | None:
+    """held_out: the mean of the last evaluation's items, or of half of them; otherwise the last number that
+    metrics.jsonl has.
 
     None where there is none: a step that learns nothing has no loss.
     """
     if name == HELD_OUT and (steps := run.steps("evaluations")):
-        return _mean_score(run, steps[-1])
+        return _mean_score(run, steps[-1], half)
     values = [line[name] for line in run.metrics() if isinstance(line.get(name), int | float)]
     return float(values[-1]) if values else None
+
+
+def num_items(run: RunFolder, half: Half) -> int:
+    """How many held-out items a half has."""
+    return len(_items(run, run.steps("evaluations")[-1], half))
 
 
 def require_metric(name: str, runs: Sequence[RunFolder]) -> None:
@@ -113,8 +130,10 @@ def require_metric(name: str, runs: Sequence[RunFolder]) -> None:
         raise UserError(f"metric {name!r}: no finished run has it; they have {', '.join(sorted(known - {'step'}))}")
 
 
-def curve(run: RunFolder, name: str) -> dict[int, float]:
-    """A metric by step."""
+def curve(run: RunFolder, name: str, half: Half | None = None) -> dict[int, float]:
+    """A metric by step; held_out for half of the items if one is named."""
+    if name == HELD_OUT and half is not None:
+        return {step: _mean_score(run, step, half) for step in run.steps("evaluations")}
     lines = [line for line in run.metrics() if isinstance(line.get(name), int | float)]
     points = {int(line["step"]): float(line[name]) for line in lines}
     if name == HELD_OUT and 0 in run.steps("evaluations"):
@@ -137,7 +156,21 @@ def unlike(outcomes: list[Outcome]) -> Iterator[str]:
             yield f"the runs are not alike: {len(found)} versions of {what}"
 
 
-def _mean_score(run: RunFolder, step: int) -> float:
+def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:
     from burnish.evaluation.held_out import mean_score  # brings the rollout side
 
-    return mean_score(run.read_step("evaluations", step))
+    items = _items(run, step, half)
+    if not items:
+        raise UserError(f"{run.path.name}: no held-out item falls into the half of the {half} runs: hold out more")
+    return mean_score(items)
+
+
+def _items(run: RunFolder, step: int, half: Half | None) -> list[dict[str, Any]]:
+    """The items of an evaluation. An item is always in the same half, whatever else is held out."""
+    items = run.read_step("evaluations", step)
+    halves: tuple[Half, Half] = ("search", "fresh")
+    return [
+        item
+        for item in items
+        if half is None or halves[seed_for(0, "half of the held-out items", str(item["id"])) % 2] == half
+    ]

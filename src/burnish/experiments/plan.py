@@ -13,8 +13,8 @@ from pydantic import Field
 from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig, Strict
 from burnish.errors import ConfigError
-from burnish.experiments.designs import FULL_ARM, Arm, arms_of
-from burnish.experiments.schema import Budget, ExperimentFile, Metric
+from burnish.experiments.designs import FULL_ARM, UNTUNED, WINNER, Arm, arms_of
+from burnish.experiments.schema import Budget, ExperimentFile, Metric, Searched
 from burnish.reproducibility.seeds import seed_for
 
 RECIPE = "recipe"  # the key by which an arm, or a factor, changes the recipe itself
@@ -22,7 +22,9 @@ OWN_KEYS = ("seed", "name", "runs_folder")  # of a run's settings, those that th
 
 
 class PlannedArm(Strict):
-    """What one arm trains with: `config` is all settings but those that the experiment gives to each run."""
+    """What one arm trains with: `config` is all settings but those that the experiment gives to each run. It is empty
+    for the winner of a sweep, which the search finds.
+    """
 
     name: str
     levels: dict[str, str]
@@ -39,6 +41,14 @@ class PlannedRun(Strict):
     def name(self) -> str:
         """Beginning of the run folder's name."""
         return f"{self.arm}-seed{self.seed}"
+
+
+class PlannedSweep(Strict):
+    """The search of a sweep: it proposes `num_trials` settings, and trains each with `seed`."""
+
+    space: dict[str, Searched]
+    num_trials: int
+    seed: int
 
 
 class Plan(Strict):
@@ -62,6 +72,7 @@ class Plan(Strict):
     margin: float | None
     budget: Budget
     stopping: str = Field(pattern="^(fixed|sequential)$")
+    sweep: PlannedSweep | None = None
 
     def arm(self, name: str) -> PlannedArm:
         """An arm by its name."""
@@ -89,17 +100,22 @@ def make_plan(
     for first, second in combinations(configs, 2):
         if configs[first] == configs[second]:
             raise ConfigError(f"arms {first} and {second} have the same settings: one of them changes nothing")
+    sweep = _sweep(file, environment, check)
+    if sweep is not None:
+        arms.append(Arm(name=WINNER, levels={}, settings={}))
+        configs[WINNER] = {}
     seeds = file.all_seeds
     runs = tuple(ordered_runs(file.name, [arm.name for arm in arms], seeds))
-    if file.budget.runs is not None and len(runs) > file.budget.runs:
-        raise ConfigError(f"budget.runs={file.budget.runs}, but the plan has {len(runs)} runs: leave out arms or seeds")
+    num_runs = len(runs) + (sweep.num_trials if sweep is not None else 0)
+    if file.budget.runs is not None and num_runs > file.budget.runs:
+        raise ConfigError(f"budget.runs={file.budget.runs}, but the plan has {num_runs} runs: leave out arms or seeds")
     is_factorial = bool(file.factors) and file.design != "ablation"
     return Plan(
         name=file.name,
         question=file.question,
         hypothesis=file.hypothesis,
         arms=tuple(PlannedArm(name=arm.name, levels=dict(arm.levels), config=configs[arm.name]) for arm in arms),
-        baseline=FULL_ARM if file.design == "ablation" else file.baseline,
+        baseline=UNTUNED if sweep is not None else FULL_ARM if file.design == "ablation" else file.baseline,
         factors={name: factor.names for name, factor in file.factors.items()} if is_factorial else {},
         generators=file.generators,
         seeds=seeds,
@@ -111,6 +127,7 @@ def make_plan(
         margin=file.margin,
         budget=file.budget,
         stopping=file.stopping,
+        sweep=sweep,
     )
 
 
@@ -147,6 +164,25 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
         yield f"{key}: {_shown(before)} -> {_shown(after)}"
 
 
+def _sweep(
+    file: ExperimentFile, environment: Mapping[str, str], check: Callable[[RunConfig], object] | None
+) -> PlannedSweep | None:
+    """The search, once every end of its space has been tried on the configuration."""
+    if file.sweep is None:
+        return None
+    from burnish.experiments.sweep import import_optuna
+
+    import_optuna()
+    for key, searched in file.sweep.space.items():
+        if key == RECIPE:
+            raise ConfigError("sweep.space.recipe: a search keeps to one recipe; compare recipes as arms")
+        for value in searched.ends:
+            _config(
+                file, Arm(name=f"with {key}={as_flag(value)}", levels={}, settings={key: value}), environment, check
+            )
+    return PlannedSweep(space=file.sweep.space, num_trials=file.sweep.trials, seed=file.search_seed)
+
+
 def _config(
     file: ExperimentFile, arm: Arm, environment: Mapping[str, str], check: Callable[[RunConfig], object] | None
 ) -> dict[str, Any]:
@@ -158,8 +194,8 @@ def _config(
     if own := next((key for key in OWN_KEYS if key in settings), None):
         raise ConfigError(f"arm {arm.name}: {own} is given by the experiment to each run: leave it out")
     try:
-        flags = [f"--{key}={_as_flag(value)}" for key, value in settings.items()]
-        given = [*flags, f"--name={arm.name}", f"--seed={file.all_seeds[0]}"]
+        flags = [f"--{key}={as_flag(value)}" for key, value in settings.items()]
+        given = [*flags, "--name=planned", f"--seed={file.all_seeds[0]}"]
         config = resolve(schema_for(recipe, flags), recipe, flags=given, environment=environment).config
         (check or prepare)(config)
     except ConfigError as error:
@@ -167,7 +203,8 @@ def _config(
     return {key: value for key, value in config.model_dump(mode="json").items() if key not in OWN_KEYS}
 
 
-def _as_flag(value: Any) -> str:
+def as_flag(value: Any) -> str:
+    """A setting's value as it is given on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from burnish.errors import UserError
 from burnish.experiments.analysis import Analysis, Claim, analyse, profile
 from burnish.experiments.designs import alias_table, defining_words
-from burnish.experiments.figures import Row, forest, learning_curves, profiles
+from burnish.experiments.figures import Row, forest, learning_curves, profiles, search_history
 from burnish.experiments.folder import ExperimentFolder, Version
-from burnish.experiments.outcomes import Outcome, curve, read_outcomes, unlike
-from burnish.experiments.plan import Plan, differences
+from burnish.experiments.outcomes import Outcome, curve, half_of, read_outcomes, unlike
+from burnish.experiments.plan import Plan, PlannedSweep, differences
+from burnish.experiments.sweep import SearchResult, Trial, in_short, read_trials, search_result
 from burnish.reproducibility.files import json_tree, write_text
 
 
@@ -59,6 +60,7 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
 
     Raises:
         UserError: nothing was run, or a run has no such metric.
+        DataError: a run's scores or metrics were changed since it ended.
     """
     versions = folder.versions()
     if not folder.is_frozen:
@@ -67,25 +69,51 @@ def write_report(folder: ExperimentFolder, *, also: Sequence[str] = ()) -> Path:
     planned = {plan.primary.name, *(metric.name for metric in plan.secondary)}
     extra = tuple(name for name in dict.fromkeys(also) if name not in planned)
     outcomes = read_outcomes(folder, plan, also=extra)
+    trials = read_trials(folder, plan)
+    for each in (*outcomes, *(trial.outcome for trial in trials)):
+        if each.state == "finished" and each.folder is not None:
+            each.folder.require_unchanged(("evaluations/", "metrics.jsonl"))
     analysis = analyse(versions, outcomes, also=extra)
-    blocks = list(_blocks(folder, versions, outcomes, analysis))
+    found = search_result(folder, plan, trials, outcomes, analysis)
+    blocks = list(_blocks(folder, versions, outcomes, analysis, trials, found))
     (folder.path / "figures").mkdir(exist_ok=True)
     for block in blocks:
         if isinstance(block, Figure):
             write_text(folder.path / "figures" / f"{block.name}.svg", block.svg)
     write_text(folder.path / "report.md", as_markdown(plan.name, blocks))
-    write_text(folder.path / "report.json", json.dumps(as_json(versions[-1], outcomes, analysis), indent=1))
+    write_text(
+        folder.path / "report.json", json.dumps(as_json(versions[-1], outcomes, analysis, trials, found), indent=1)
+    )
     path = folder.path / "report.html"
     write_text(path, as_html(plan.name, blocks))
     return path
 
 
-def as_json(version: Version, outcomes: Sequence[Outcome], analysis: Analysis) -> dict[str, Any]:
+def as_json(
+    version: Version,
+    outcomes: Sequence[Outcome],
+    analysis: Analysis,
+    trials: Sequence[Trial] = (),
+    found: SearchResult | None = None,
+) -> dict[str, Any]:
     """The numbers of a report as plain JSON values; what is not a number is null."""
     numbers: dict[str, Any] = json_tree(
-        {"plan_sha256": version.sha256, "runs": runs_json(outcomes), "analysis": analysis}
+        {
+            "plan_sha256": version.sha256,
+            "runs": runs_json(outcomes),
+            "analysis": analysis,
+            "search": None if version.plan.sweep is None else {"result": found, "trials": trials_json(trials)},
+        }
     )
     return numbers
+
+
+def trials_json(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What became of each trial of a sweep, as plain JSON values."""
+    return [
+        {**run, "settings": dict(trial.settings), "state": trial.state, "reason": trial.refused or run["reason"]}
+        for trial, run in zip(trials, runs_json([trial.outcome for trial in trials]), strict=True)
+    ]
 
 
 def runs_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -109,7 +137,7 @@ def runs_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def verdict_line(claim: Claim, level: float) -> str:
     """One claim in one line."""
     e = claim.estimate
-    value = f"{claim.metric} {e.value:+.4g}"
+    value = f"{claim.metric} {e.value:+.4g}" if math.isfinite(e.value) else f"{claim.metric} has no difference"
     interval = f", {level:.0%} CI [{e.low:+.4g}, {e.high:+.4g}]" if math.isfinite(e.low) else ""
     p = f", adjusted p = {claim.adjusted_p:.2g}" if math.isfinite(claim.adjusted_p) else ""
     word = claim.verdict or "exploratory, no verdict"
@@ -118,19 +146,27 @@ def verdict_line(claim: Claim, level: float) -> str:
 
 
 def _blocks(
-    folder: ExperimentFolder, versions: Sequence[Version], outcomes: Sequence[Outcome], analysis: Analysis
+    folder: ExperimentFolder,
+    versions: Sequence[Version],
+    outcomes: Sequence[Outcome],
+    analysis: Analysis,
+    trials: Sequence[Trial],
+    found: SearchResult | None,
 ) -> Iterator[Block]:
     plan = versions[-1].plan
     yield f"Question: {plan.question}"
     yield f"Hypothesis: {plan.hypothesis}"
     yield Heading("Result")
     primary = [claim for claim in analysis.claims if claim.kind == "primary"]
-    yield Lines([verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"])
+    lines = [verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"]
+    yield Lines([*lines, *(found.lines(analysis.level) if found is not None else ())])
     cautions = [*analysis.cautions, *unlike(list(outcomes))]
     if cautions:
         yield "To keep in mind:"
         yield Lines(cautions)
     yield from _figures(plan, outcomes, analysis)
+    if plan.sweep is not None:
+        yield from _search_blocks(plan, trials, found, analysis)
     yield Heading(f"Arms: {plan.primary.name}")
     yield _arm_table(plan, analysis)
     for kind, how in (
@@ -150,7 +186,8 @@ def _blocks(
             yield _claim_table(claims)
     yield Heading("Runs")
     yield run_table(plan, outcomes)
-    outside = sorted(set(folder.run_folders()) - {outcome.run.name for outcome in outcomes})
+    known = [*outcomes, *(trial.outcome for trial in trials)]
+    outside = sorted(set(folder.run_folders()) - {outcome.run.name for outcome in known})
     if outside:
         yield f"Runs that the plan does not name, and that count nowhere: {', '.join(outside)}."
     yield from _plan_blocks(versions)
@@ -175,11 +212,11 @@ def _figures(plan: Plan, outcomes: Sequence[Outcome], analysis: Analysis) -> Ite
         yield Figure(
             "effects", forest(rows, axis=what, zero=0.0, margin=plan.margin), f"Effects, {level} t-intervals{shade}."
         )
-    curves: dict[str, dict[int, dict[int, float]]] = {}
+    curves: dict[str, dict[int, dict[int, float]]] = {arm.name: {} for arm in plan.arms}
     for outcome in outcomes:
         if outcome.state == "finished" and outcome.folder is not None:
-            points = curve(outcome.folder, name)
-            curves.setdefault(outcome.run.arm, {})[outcome.run.seed] = points
+            curves[outcome.run.arm][outcome.run.seed] = curve(outcome.folder, name, half_of(outcome.run, plan))
+    curves = {arm: seeds for arm, seeds in curves.items() if seeds}
     if curves:
         caption = "Learning curves of the finished runs: mean over seeds, band from the lowest to the highest seed."
         yield Figure("curves", learning_curves(curves, axis=name), caption)
@@ -190,6 +227,52 @@ def _figures(plan: Plan, outcomes: Sequence[Outcome], analysis: Analysis) -> Ite
         yield Figure("iqm", forest(rows, axis=f"{name}, interquartile mean"), caption)
         corners = {arm.arm: profile(list(arm.values.values())) for arm in arms}
         yield Figure("profiles", profiles(corners, axis=name), "Performance profiles: share of seeds above each value.")
+
+
+def _search_blocks(
+    plan: Plan, trials: Sequence[Trial], found: SearchResult | None, analysis: Analysis
+) -> Iterator[Block]:
+    name = plan.primary.name
+    yield Heading("Search")
+    yield (
+        f"{len(trials)} of {plan.sweep.num_trials if plan.sweep else 0} trials, each one run on one half of the "
+        "held-out items; the arms below are judged on the other half."
+    )
+    scores = {number: trial.score for number, trial in enumerate(trials) if trial.score is not None}
+    if scores:
+        svg = search_history(scores, axis=f"{name}, searched half", is_higher_better=plan.primary.better == "higher")
+        yield Figure("search", svg, "Score of each trial that finished, and the best so far.")
+    if found is not None:
+        nan = math.nan
+        searched = f"{found.score:.4g}, one seed"
+        rows = [Row(label=f"{found.trial}, searched", value=found.score, low=nan, high=nan, text=searched)]
+        rows += [
+            Row(
+                label=f"{arm.arm}, fresh",
+                value=arm.mean.value,
+                low=arm.mean.low,
+                high=arm.mean.high,
+                text=_n(arm.mean.value),
+            )
+            for arm in reversed(analysis.arms)
+        ]
+        caption = (
+            f"What the search saw of its winner, and what fresh seeds and items say, {analysis.level:.0%} t-intervals."
+        )
+        yield Figure("winner", forest(rows, axis=name), caption)
+    yield trial_table(plan, trials)
+
+
+def trial_table(plan: Plan, trials: Sequence[Trial]) -> Table:
+    """What was tried, and what became of it; lost and refused trials stay."""
+    keys = list(plan.sweep.space) if plan.sweep is not None else []
+    rows = [("trial", *keys, "state", f"{plan.primary.name}, searched half", "seconds", "reason")]
+    for trial in trials:
+        values = [in_short(trial.settings[key]) for key in keys]
+        score = _n(math.nan if trial.score is None else trial.score)
+        reason = trial.refused or trial.outcome.reason
+        rows.append((trial.name, *values, trial.state, score, f"{trial.outcome.seconds:.0f}", reason))
+    return Table(rows)
 
 
 def _arm_table(plan: Plan, analysis: Analysis) -> Table:
@@ -245,6 +328,7 @@ def _plan_blocks(versions: Sequence[Version]) -> Iterator[Block]:
             f"secondary: {', '.join(metric.name for metric in plan.secondary) or 'none'}",
             f"alpha {plan.alpha:g}, margin {'none' if plan.margin is None else f'{plan.margin:g}'}, "
             f"stopping {plan.stopping}",
+            *([search_line(plan.sweep)] if plan.sweep is not None else []),
         ]
     )
     if plan.generators:
@@ -254,6 +338,12 @@ def _plan_blocks(versions: Sequence[Version]) -> Iterator[Block]:
         yield f"Amended {after.time}: {after.reason} (sha256 {after.sha256})"
         was, is_now = (each.plan.model_dump(mode="json") for each in (before, after))
         yield Lines(list(differences(was, is_now)))
+
+
+def search_line(sweep: PlannedSweep) -> str:
+    """What a sweep searches."""
+    space = ", ".join(f"{key} in {each.text}" for key, each in sweep.space.items())
+    return f"search: {sweep.num_trials} trials with seed {sweep.seed} over {space}"
 
 
 def alias_rows(plan: Plan) -> Table:
@@ -310,6 +400,7 @@ _STYLE = """
 body{font-family:sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;line-height:1.4;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85em;display:block;overflow-x:auto}
 td,th{border-bottom:1px solid #ddd;padding:.25em .6em;text-align:left;vertical-align:top}
+td:not(:last-child),th{white-space:nowrap}
 figure{margin:1em 0}figcaption{font-size:.85em;color:#555}svg{max-width:100%;height:auto}
 """
 

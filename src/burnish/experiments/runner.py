@@ -19,6 +19,7 @@ from burnish.experiments.analysis import decided_arms
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.outcomes import Outcome, read_outcome
 from burnish.experiments.plan import Plan, PlannedRun
+from burnish.experiments.sweep import search
 
 PROGRAM = (sys.executable, "-m", "burnish")
 GRACE_SECONDS = 300.0  # for a step to end and a checkpoint to be saved
@@ -207,7 +208,7 @@ class Runner:
 
 
 def run_experiment(runner: Runner) -> bool:
-    """Freeze the plan and run what is missing; False if it was stopped before the end.
+    """Freeze the plan, search if it is a sweep, and run what is missing; False if it was stopped before the end.
 
     Raises:
         UserError: another process runs it, or the budget's time is spent.
@@ -216,7 +217,17 @@ def run_experiment(runner: Runner) -> bool:
     with folder.locked():
         folder.freeze()
         for arm in plan.arms:
-            folder.write_arm(arm.name, arm.config)
+            if arm.config:  # the winner of a sweep has none yet
+                folder.write_arm(arm.name, arm.config)
+        if plan.sweep is not None and not search(
+            folder,
+            plan,
+            runner.run,
+            at_once=runner.max_parallel,
+            retry_failed=runner.retry_failed,
+            say=runner.say,
+        ):
+            return False
 
         def is_decided(run: PlannedRun) -> bool:
             outcomes = [runner.outcome(each) for each in plan.runs]

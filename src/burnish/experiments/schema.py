@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,6 +80,60 @@ class Budget(Section):
     """A run that takes longer is saved and stopped, and counts as lost."""
 
 
+class Searched(Section):
+    """What a setting may be: a range, whole numbers if its ends are, or a list of choices."""
+
+    low: int | float | None = None
+    """Lowest value."""
+    high: int | float | None = None
+    """Highest value."""
+    log: bool = False
+    """Search the logarithm: for what varies by factors, such as a learning rate."""
+    choices: tuple[str | int | float | bool | None, ...] = ()
+    """The values, instead of a range."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_values(self) -> "Searched":
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if self.choices and (ends or self.log):
+            raise ConfigError("low, high and log would be ignored beside choices: give one or the other")
+        if not self.choices and len(ends) < 2:
+            raise ConfigError("needs low and high, or choices")
+        if ends and not ends[0] < ends[1]:
+            raise ConfigError(f"low={ends[0]:g} must be less than high={ends[1]:g}")
+        if self.log and not ends[0] > 0:
+            raise ConfigError(f"log=true needs a low above 0, not {ends[0]:g}")
+        names = list(map(level_name, self.choices))
+        if names and len(set(names)) < max(2, len(names)):
+            raise ConfigError(f"choices: needs two or more different ones, got {', '.join(names)}")
+        return self
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.choices:
+            return "{" + ", ".join(map(level_name, self.choices)) + "}"
+        return f"[{self.low:g}, {self.high:g}]{' by factors' if self.log else ''}"
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values to check before the first run: the ends of a range, or every choice."""
+        return self.choices or (self.low, self.high)
+
+
+class Sweep(Section):
+    """A search over settings, on one half of the held-out items. The best is trained again with `seeds`, beside the
+    recipe as it is, and judged on the other half.
+    """
+
+    space: dict[Text, Searched] = Field(min_length=1)
+    """What is searched: a setting by its dotted key, and what it may be."""
+    trials: int = Field(ge=2)
+    """How many settings are tried, each by a run of its own."""
+    seed: Seed | None = None
+    """Seed of every trial and of the search; null takes the first number that is not among `seeds`."""
+
+
 class ExperimentFile(Section):
     """One experiment: a question, the runs that answer it, and how they will be judged."""
 
@@ -103,6 +158,8 @@ class ExperimentFile(Section):
     factors at their second level, and that without one after the other."""
     generators: dict[str, tuple[str, ...]] = Field({})
     """For a fraction: a factor, and the factors whose product of signs it takes (d: [a, b, c])."""
+    sweep: Sweep | None = None
+    """What is searched, instead of arms or factors."""
     seeds: Seed | tuple[Seed, ...]
     """How many seeds (0, 1, ...), or a list of them. Every arm gets the same: a seed is a block."""
     primary: Metric = Metric(name="held_out")
@@ -118,14 +175,16 @@ class ExperimentFile(Section):
     budget: Budget = Budget()
     """What the experiment may take."""
     stopping: Literal["fixed", "sequential"] = "fixed"
-    """fixed: all planned runs, then one look. sequential: an arm stops early once it is decided; needs a baseline."""
+    """fixed: all planned runs, then one look. sequential: a look after every seed, and an arm stops once it is decided;
+    needs a baseline."""
     max_parallel: int = Field(1, ge=1)
     """Runs at once. No part of what is frozen."""
 
     @model_validator(mode="after")
     def _one_kind_of_design(self) -> "ExperimentFile":
-        if bool(self.arms) == bool(self.factors):
-            raise ConfigError(f"give either arms or factors, got {'both' if self.arms else 'none'}")
+        given = [name for name in ("arms", "factors", "sweep") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(f"give one of arms, factors and sweep, got {' and '.join(given) or 'none'}")
         if not self.factors and (self.design != "full" or self.generators):
             raise ConfigError("design and generators would be ignored: they belong to factors")
         if self.design != "fraction" and self.generators:
@@ -134,8 +193,12 @@ class ExperimentFile(Section):
             self._check_arms()
         elif self.baseline is not None:
             raise ConfigError(f"baseline={self.baseline!r} would be ignored: it belongs to arms")
-        if self.stopping == "sequential" and not (self.arms or self.design == "ablation"):
+        if self.sweep:
+            self._check_sweep(self.sweep)
+        if self.stopping == "sequential" and self.factors and self.design != "ablation":
             raise ConfigError("stopping=sequential compares arms with a baseline: give arms, or design=ablation")
+        if self.stopping == "sequential" and len(self.all_seeds) < 2:
+            raise ConfigError(f"stopping=sequential looks after every seed: seeds={self.seeds} leaves nothing to stop")
         if self.stopping == "sequential" and self.margin is not None:
             raise ConfigError("margin would be ignored: equivalence is tested at a fixed number of seeds only")
         return self
@@ -149,6 +212,17 @@ class ExperimentFile(Section):
             raise ConfigError(f"metric {repeated!r} stands twice among primary and secondary")
         return self
 
+    def _check_sweep(self, sweep: Sweep) -> None:
+        if self.primary.name != "held_out":
+            raise ConfigError(
+                f"primary={self.primary.name!r}: a sweep searches on one half of the held-out items and judges on the "
+                "other, so it needs held_out"
+            )
+        if sweep.seed in self.all_seeds:
+            raise ConfigError(f"sweep.seed={sweep.seed} is among seeds: the best must be judged on others")
+        if given := sorted({*sweep.space} & {*self.settings}):
+            raise ConfigError(f"settings.{given[0]} would be ignored: sweep.space searches it")
+
     def _check_arms(self) -> None:
         if len(self.arms) < 2:
             raise ConfigError("arms: an experiment compares two or more")
@@ -159,6 +233,12 @@ class ExperimentFile(Section):
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds, one by one."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def search_seed(self) -> int:
+        """The seed of a sweep's trials."""
+        given = None if self.sweep is None else self.sweep.seed
+        return next(seed for seed in count() if seed not in self.all_seeds) if given is None else given
 
 
 def load_experiment(path: Path) -> ExperimentFile:
@@ -205,6 +285,7 @@ def _section(parts: Sequence[str]) -> type[Section]:
         "primary": Metric,
         "secondary": Metric,
         "budget": Budget,
+        "sweep": Searched if len(parts) > 2 else Sweep,
     }
     return ExperimentFile if len(parts) == 1 else sections[parts[0]]
 

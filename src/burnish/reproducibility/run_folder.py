@@ -157,14 +157,16 @@ class RunFolder:
         self.update_record(**changes, cost=cost, outputs=outputs)
         write_text(self.path / "summary.json", json.dumps(self.summary()))
 
-    def require_unchanged(self) -> None:
-        """Compare every file with the hash that it had when the run ended.
+    def require_unchanged(self, only: tuple[str, ...] = ("",)) -> None:
+        """Compare every file, or those whose names begin with one of `only`, with the hash it had when the run ended.
 
         Raises:
             DataError: one was changed or removed.
         """
         for name, expected in self.record().get("outputs", {}).items():
             path = self.path / name
+            if not name.startswith(only):
+                continue
             if name.startswith("rollouts/") and not path.exists():  # may be removed to make room
                 continue
             if not path.is_file() or sha256_of_file(path) != expected:
