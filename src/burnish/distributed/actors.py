@@ -244,9 +244,8 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
         raise ConfigError(f"cluster.kind=ray needs Ray ({error}): pip install 'burnish[ray]'") from error
     path = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]))
     options: dict[str, Any] = {
-        "runtime_env": {
-            "env_vars": {"PYTHONPATH": path} | environment_for_tensors()
-        },  # a user's modules are found where the run was started
+        # a user's modules are found where the run was started
+        "runtime_env": {"env_vars": {"PYTHONPATH": path} | environment_for_tensors()},
         "include_dashboard": False if cluster.address is None else None,
         "log_to_driver": False,
         "logging_level": "error",

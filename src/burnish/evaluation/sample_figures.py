@@ -64,23 +64,25 @@ def sample_figures(
     if (least := min(ks, default=1)) < 1:
         raise UserError(f"k={least}: at least one answer must be drawn")
     scores_IK, measure = usable_scores(grid.table)
+    if not ks:
+        return []
     is_right_IK = scores_IK == 1.0
+    right_I, number = is_right_IK.sum(axis=1), is_right_IK.shape[1]
     no_shares = None if measure == "accuracy" else _NEITHER
+    has_votes = _are_parsed(grid)
+    no_vote = no_shares or (_BOTH if has_votes and _disagree(grid, is_right_IK) else None)
+    proxy_IK = None if best_by is None else _proxies(grid, best_by)
     found = []
     for k in ks:
         too_few = f"needs {k} answers to an item, there are {grid.num_samples}" if k > grid.num_samples else None
         figure = _Figures(grid, level, too_few)
-        number = is_right_IK.shape[1]
-        right_I = is_right_IK.sum(axis=1)
         found += [
             figure.make(f"pass@{k}", partial(pass_at_k, right_I, number, k), no_shares),
             figure.make(f"pass^{k}", partial(pass_all_k, right_I, number, k), no_shares),
         ]
-        if _are_parsed(grid):
-            no_vote = no_shares or (_BOTH if _disagree(grid, is_right_IK) else None)
+        if has_votes:
             found.append(figure.make(f"maj@{k}", partial(_votes, grid, is_right_IK, k), no_vote))
-        if best_by is not None:
-            proxy_IK = _proxies(grid, best_by)
+        if proxy_IK is not None:
             name = f"best@{k} by {best_by}"
             found.append(figure.make(name, partial(_bests, proxy_IK, scores_IK, k), None, measure == "accuracy"))
     return found

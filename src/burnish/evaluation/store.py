@@ -9,10 +9,8 @@ scores.jsonl    one line per item, written at the end
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 from burnish.errors import DataError, UserError
 from burnish.evaluation.table import ScoreTable, read_eval_record, table_of_store
-from burnish.reproducibility.files import full_disk_is_a_machine_error, replace_folder, sha256_of_file, write_text
+from burnish.reproducibility.files import append_lines, locked, replace_folder, sha256_of_file, write_text
 from burnish.reproducibility.run_folder import read_jsonl
 
 Line = Mapping[str, Any]
@@ -85,11 +83,7 @@ class EvalStore:
         Raises:
             UserError: another process evaluates into it.
         """
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{self.path} is being written by another process") from error
+        with locked(self.path, f"{self.path} is being written by another process"):
             yield
 
     @property
@@ -138,8 +132,8 @@ class EvalStore:
 
     def add(self, samples: Sequence[Line], batch: Line) -> None:
         """Append a batch. Its own line comes last: answers without one are a batch that was cut off."""
-        self._append("samples.jsonl", samples)
-        self._append("batches.jsonl", [{**batch, "samples": len(samples)}])
+        append_lines(self.path / "samples.jsonl", *samples)
+        append_lines(self.path / "batches.jsonl", {**batch, "samples": len(samples)})
 
     def seal(self, efficiency: Line) -> None:
         """Write scores.jsonl, then the hash of every file into eval.json."""
@@ -208,13 +202,6 @@ class EvalStore:
             return read_jsonl(self.path / name)
         except ValueError as error:
             raise DataError(f"{self.path / name}: not valid JSON lines: {error}") from error
-
-    def _append(self, name: str, lines: Sequence[Line]) -> None:
-        path = self.path / name
-        with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
-            file.write(_jsonl(lines))
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def score_lines(items: Sequence[Line], samples: Sequence[Line]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from burnish.config.schema import Strict
 from burnish.errors import UserError
 from burnish.experiments.plan import Plan, differences, plan_sha256
 from burnish.experiments.schema import read_file
-from burnish.reproducibility.files import append_line, locked, write_text
+from burnish.reproducibility.files import append_lines, locked, write_text
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl, utc_now
 
 FORMAT = 1
@@ -157,7 +157,7 @@ class ExperimentFolder:
 
     def add_event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl."""
-        append_line(self.path / "events.jsonl", {"time": utc_now(), "event": kind, **details})
+        append_lines(self.path / "events.jsonl", {"time": utc_now(), "event": kind, **details})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

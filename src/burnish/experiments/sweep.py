@@ -19,7 +19,7 @@ from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.outcomes import HELD_OUT, TRIAL, Outcome, num_items, read_outcome
 from burnish.experiments.plan import OWN_KEYS, Plan, PlannedRun, PlannedSweep, as_flag
 from burnish.experiments.schema import Searched, level_name
-from burnish.reproducibility.files import append_line
+from burnish.reproducibility.files import append_lines
 from burnish.reproducibility.run_folder import read_jsonl
 from burnish.reproducibility.seeds import seed_for
 
@@ -274,7 +274,7 @@ def _add_trial(folder: ExperimentFolder, number: int, settings: Mapping[str, Any
         folder.write_arm(f"{TRIAL}{number:03d}", _config_of(folder, settings))
     except ConfigError as error:
         refused = str(error)
-    append_line(folder.path / "trials.jsonl", {"settings": settings, "refused": refused})
+    append_lines(folder.path / "trials.jsonl", {"settings": settings, "refused": refused})
 
 
 def _config_of(folder: ExperimentFolder, settings: Mapping[str, Any]) -> dict[str, Any]:

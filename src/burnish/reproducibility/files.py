@@ -36,10 +36,10 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         sync_path(path.parent)
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file, and flush it to disk."""
+def append_lines(path: Path, *lines: Mapping[str, Any]) -> None:
+    """Add lines of JSON to a file, and flush it to disk."""
     with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from burnish.errors import DataError, UserError
 from burnish.reproducibility.files import (
-    append_line,
+    append_lines,
     full_disk_is_a_machine_error,
     locked,
     remove_folder,
@@ -254,7 +254,7 @@ class RunFolder:
         return self.path / folder / f"step-{step:06d}.jsonl"
 
     def _append(self, name: str, line: Line) -> None:
-        append_line(self.path / name, line)
+        append_lines(self.path / name, line)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
