@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from burnish.records import Prompt, SamplingSettings
 from burnish.rewards.scoring import ScoreFailure, require_scores
 from burnish.rollout.play import Play, Sample, conversation_line
-from burnish.stats.difference import Difference
-from burnish.stats.paired import compare_paired
-from burnish.stats.wording import in_words
+
+if TYPE_CHECKING:
+    from burnish.stats.difference import Difference
 
 Item = Mapping[str, Any]
 
@@ -69,6 +69,8 @@ def compare_items(before: Sequence[Item], after: Sequence[Item]) -> Difference:
     Raises:
         ValueError: they are not of the same items in the same order.
     """
+    from burnish.stats.paired import compare_paired  # brings scipy.stats, half a second that no first step waits for
+
     if [item["id"] for item in before] != [item["id"] for item in after]:
         raise ValueError("the two evaluations are not of the same items")
     return compare_paired(*([float(item["score"]) for item in items] for items in (before, after)))
@@ -76,4 +78,6 @@ def compare_items(before: Sequence[Item], after: Sequence[Item]) -> Difference:
 
 def verdict(measure: str, found: Difference) -> str:
     """One line that a person can trust."""
+    from burnish.stats.wording import in_words  # brings scipy.stats
+
     return f"held-out {measure} {found.mean_a:.3f} -> {found.mean_b:.3f} on {found.n} items: {in_words(found)}"

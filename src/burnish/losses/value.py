@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from burnish.losses.loss import Normalizer, need
@@ -22,6 +21,8 @@ def gae(
     of the sequence, after which the value is 0; the return is advantage + value. The sum runs backwards over all
     sequences at once, in float64.
     """
+    from scipy.signal import lfilter  # slow to import, and only PPO needs it
+
     lengths_B = torch.bincount(sequence_S)
     position_S = torch.arange(len(sequence_S)) - (lengths_B.cumsum(0) - lengths_B)[sequence_S]
     place = (sequence_S.numpy(), position_S.numpy())
