@@ -5,7 +5,8 @@
 RUN is a run folder of one process. Its median seconds of sampling and learning are divided by the number of generators
 and learners (to the power `--efficiency`), and the schedule of `rollout.lag` is played: a step is sampled when the
 weights of the step before the lag are published and the generators are free; it is learnt from when it is sampled and
-the learners are free. Every process is taken to have processors of its own: with fewer, the times are a lower bound.
+the learners are free. So its staleness is the lag, from the step on that has so many before it, whatever the times.
+Every process is taken to have processors of its own: with fewer, the times are a lower bound.
 """
 
 import argparse
