@@ -33,6 +33,7 @@ GRPO = {
     "task.options": {"size": 200},
     "task.num_held_out": 8,
     "rollout.max_tokens": 24,
+    "loss.entropy_coefficient": 0.001,  # so that groups with equal rewards are learnt from too
 }
 LORA = {"model.lora": {"rank": 16}}
 CASES: dict[str, dict[str, object]] = {
