@@ -30,7 +30,7 @@ DPO = {"algorithm": "dpo", "data.batch_size": 8, "data.num_held_out": 2}
 GRPO = {
     "algorithm": "grpo",
     "task.source": "reasoning-gym:chain_sum",
-    "task.options": {"size": 200},
+    "task.options": {"min_terms": 4, "max_terms": 4, "min_digits": 2, "max_digits": 2, "size": 200},  # all alike long
     "task.num_held_out": 8,
     "rollout.max_tokens": 24,
     "loss.entropy_coefficient": 0.001,  # so that groups with equal rewards are learnt from too
