@@ -9,6 +9,7 @@ no group is left out for want of a signal.
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -26,7 +27,7 @@ from burnish.algorithms.session import algorithm_of, load_roles, prepare, schema
 from burnish.config.loading import resolve
 from burnish.memory.allocator import restart_for_tensors
 from burnish.memory.measure import peak_memory_bytes
-from burnish.models.load import inspect_model
+from burnish.models.load import find_model, inspect_model
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import TrainState
@@ -55,7 +56,9 @@ def main() -> None:
         flags = [f"--{each}" for each in arguments.set]
         recipe = Path(folder) / "recipe.yaml"
         steps = {"train.num_steps": arguments.steps + 1, "checkpoint.every_steps": 1000, "evaluation.every_steps": 1000}
-        recipe.write_text(json.dumps(nested({"algorithm": arguments.work, "model.path": MODEL, **steps, **sections})))
+        model = find_model(MODEL)
+        recipe.write_text(json.dumps(nested({"algorithm": arguments.work, "model.path": model, **steps, **sections})))
+        os.environ["BURNISH_CACHE"] = folder  # a reference that an earlier run kept would cost nothing
         config = resolve(schema_of(arguments.work), str(recipe), flags=flags, environment={}).config
         print("RESULT", f"burnish_{arguments.work}", json.dumps(measure(config, Path(folder))))
 
@@ -94,7 +97,7 @@ def measure(config: Any, folder: Path) -> dict[str, Any]:
     }
     if found["sample"] > 0.05:
         found["gen_tok_s"] = round(found["tokens"] / found["sample"], 1)
-    if reference_seconds > 0.1:  # once for every example, before training
+    if config.algorithm == "dpo":  # once for every example, before training
         found["reference_seconds_a_step"] = round(reference_seconds / config.train.num_steps, 2)
     return found
 
