@@ -21,6 +21,7 @@ from burnish.rollout.generators.cache import LaneCache
 from burnish.rollout.generators.sampling import draw
 
 PREFILL_TOKENS = 2048  # tokens of prompts in one forward pass
+_BORDER = 8  # characters that may differ at the beginning of a part: half a character, a space that is left out
 
 
 @dataclass(slots=True)
@@ -178,25 +179,42 @@ class NativeGenerator:
     def _finish_if_done(self, row: _Row) -> None:
         sampling = row.request.sampling
         is_stop_token = row.token_ids[-1] in sampling.stop_token_ids
-        stop_at = self._stop_string_position(row) if sampling.stop else None
+        stop_at = find_stop(self._decode, row.token_ids, sampling.stop) if sampling.stop else None
         if not is_stop_token and stop_at is None and len(row.token_ids) < sampling.max_tokens:
             return
         row.completion = Completion(
             token_ids=tuple(row.token_ids),
-            text=self._text(row)[:stop_at],
+            text=self._decode(row.token_ids)[:stop_at],
             sampling_logprobs=tuple(row.sampling_logprobs),
             model_logprobs=tuple(row.model_logprobs),
             finish_reason="stop" if is_stop_token or stop_at is not None else "length",
             versions=tuple((version, len(list(run))) for version, run in groupby(row.versions)),
         )
 
-    def _stop_string_position(self, row: _Row) -> int | None:
-        text = self._text(row)
-        found = [text.find(stop) for stop in row.request.sampling.stop if stop in text]
-        return min(found, default=None)
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.policy.tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def _text(self, row: _Row) -> str:
-        return str(self.policy.tokenizer.decode(row.token_ids, skip_special_tokens=True))
+
+def find_stop(decode: Callable[[Sequence[int]], str], token_ids: Sequence[int], stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins in the text, which it had not before its last token; None where there is none.
+
+    Only the end is decoded for most tokens, as the whole text at every token would cost the square of its length.
+    """
+    ending = _ending(decode, token_ids, max(map(len, stops)) + _BORDER)
+    if not any(stop in ending for stop in stops):
+        return None
+    text = decode(token_ids)
+    return min((text.find(stop) for stop in stops if stop in text), default=None)
+
+
+def _ending(decode: Callable[[Sequence[int]], str], token_ids: Sequence[int], num_characters: int) -> str:
+    """The last token's text and at least so many characters before it, or all there is."""
+    last, size = len(decode(token_ids[-1:])), num_characters
+    while True:
+        text = decode(token_ids[-size - 1 :])
+        if size >= len(token_ids) or len(text) >= last + num_characters:
+            return text
+        size *= 2  # tokens without text, or with parts of a character
 
 
 def _unfinished(lane: list[_Row]) -> bool:
