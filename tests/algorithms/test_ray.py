@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,6 @@ def test_a_wrong_address_is_one_line(on_ray: Any, quiet: Any) -> None:
 
 def test_another_version_on_a_node_is_refused(on_ray: Any, quiet: Any, monkeypatch) -> None:
     real = ray_roles.facts
-    monkeypatch.setattr(
-        ray_roles, "facts", lambda probe: real(probe).__class__(**{**vars_of(real(probe)), "torch": "1.0"})
-    )
+    monkeypatch.setattr(ray_roles, "facts", lambda *arguments: replace(real(*arguments), torch="1.0"))
     with pytest.raises(ConfigError, match=r"has another torch \(.*, and here 1\.0\): install the same on every node"):
         train(on_ray("sft", {}), quiet)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}

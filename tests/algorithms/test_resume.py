@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from burnish.algorithms.session import resume, train
 from burnish.cli.train import run_config
 from burnish.config.loading import config_hash, to_yaml
-from burnish.errors import BurnishError, DataError, UserError
+from burnish.errors import BurnishError, DataError, MachineError, UserError
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 from burnish.rewards.scoring import ScoreFailure
@@ -427,3 +427,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_config, quiet, tmp_path, number
     assert "Traceback" not in output
     wait(start_process(config_file, "resume", run.path.name, "--runs_folder", str(runs)), 0)
     assert outcome(run) == expected
+
+
+def test_processes_elsewhere_must_see_the_folder_of_the_run(make_config, quiet, monkeypatch) -> None:
+    """A relative runs_folder is another one where a run is resumed by its path from elsewhere."""
+    run = interrupted(make_config("sft"), quiet, monkeypatch, 3)
+    seen: list[Path] = []
+
+    def ray_roles(config, needs, folder: Path) -> None:
+        seen.append(folder)
+        raise MachineError("enough")
+
+    monkeypatch.setattr("burnish.distributed.ray_roles.ray_roles", ray_roles)
+    config = make_config("sft", cluster={"kind": "ray"})
+    for go in (lambda: resume(run, config, quiet), lambda: train(config, quiet)):
+        with pytest.raises(MachineError, match="enough"):
+            go()
+    assert seen == [run.path, config.runs_folder]

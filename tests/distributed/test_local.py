@@ -2,6 +2,8 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from burnish.algorithms.grpo import GRPOConfig
 from burnish.algorithms.session import prepare
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack
+from burnish.distributed import local
 from burnish.distributed.local import build_local_roles, check_roles
-from burnish.distributed.roles import RoleNeeds
+from burnish.distributed.roles import CriticNeeds, RoleNeeds
 from burnish.errors import ConfigError
 from burnish.models.divergence import Divergence
+from burnish.models.load import load_policy
+from burnish.models.policy import Policy
 from burnish.records import Branch, Example
 
 LANGUAGE = RoleNeeds()
@@ -62,3 +67,27 @@ def test_the_reference_is_the_policy_before_it_learns(tiny_folder: Path) -> None
     ids = tuple(range(3, 203))
     batch = pack([Example(id="0", prompt_ids=ids, branches=(Branch(token_ids=ids[:40]),))])
     assert torch.equal(roles.reference_logprobs(batch), roles.score(batch).logprobs_S)
+
+
+def test_what_is_to_be_spread_loads_in_main_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole it need not fit on the device that it is spread over: the policy, its reference, teachers and a critic."""
+    loaded: list[torch.device] = []
+    spread: list[torch.device] = []
+
+    def load(*arguments: Any, device: torch.device | None = None, **named: Any) -> Policy:
+        loaded.append(local.find_device("auto") if device is None else device)
+        return load_policy(*arguments, device=torch.device("cpu"), **named)
+
+    def keep(policy: Policy, dtype: torch.dtype) -> Policy:
+        spread.append(policy.device)
+        return policy
+
+    monkeypatch.setattr(local, "find_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(local, "load_policy", load)
+    sharding = SimpleNamespace(spread=keep, complete_gradients=None)
+    critic = CriticNeeds(path=str(tiny_folder), learning_rate=1e-3)
+    needs = RoleNeeds(reference=True, teachers=(str(tiny_folder),), critic=critic)
+    run = config(model={"path": str(tiny_folder), "compute_dtype": "float32"})
+    build_local_roles(run, needs, sharding=sharding)
+    assert [device.type for device in loaded] == ["cpu"] * 3
+    assert [device.type for device in spread] == ["cpu"] * 4

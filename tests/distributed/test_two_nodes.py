@@ -117,10 +117,12 @@ def test_doctor_looks_at_both(two_nodes, tmp_path: Path) -> None:
     assert done.stdout.count("from here") == 2
 
 
-def test_a_wrong_token_is_one_line(two_nodes, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("token", [secrets.token_hex(16), None], ids=["wrong", "missing"])
+def test_a_token_that_is_not_the_clusters_is_one_line(two_nodes, tmp_path: Path, token: str | None) -> None:
     namespace, environment = two_nodes
-    wrong = environment | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    done = burnish(namespace, wrong, tmp_path, "doctor", "--address", f"{IPS[0]}:6379")
+    others = {name: value for name, value in environment.items() if name != "RAY_AUTH_TOKEN"}
+    others |= {"HOME": str(tmp_path)} | ({} if token is None else {"RAY_AUTH_TOKEN": token})  # a home may have one too
+    done = burnish(namespace, others, tmp_path, "doctor", "--address", f"{IPS[0]}:6379")
     assert done.returncode == 2
     assert "RAY_AUTH_TOKEN" in done.stderr and "Traceback" not in done.stderr
 

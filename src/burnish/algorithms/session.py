@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
 
@@ -211,7 +212,7 @@ def train(
     limit = budget + resident_bytes()
     config = fitted(asked, inputs, budget)
     code = read_code(config.runs_folder)
-    with running_roles(config) as roles:
+    with running_roles(config, config.runs_folder) as roles:
         if asked.train.micro_batch_tokens == "auto" and isinstance(roles, LocalRoles):
             tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), limit)
             config = with_settings(config, {"train.micro_batch_tokens": tokens})
@@ -268,7 +269,7 @@ def resume(
         start = _Start(
             event=event, deadline=deadline, stop_after=stop_after, details={"changed": changed + differences}
         )
-        with running_roles(config) as roles:
+        with running_roles(config, run.path) as roles:
             _train(config, inputs, roles, run, console, start)
     return run
 
@@ -304,15 +305,17 @@ def load_roles(config: RunConfig) -> LocalRoles:
 
 
 @contextmanager
-def running_roles(config: RunConfig) -> Iterator[Backend]:
-    """The roles of a run, where its configuration says; what they started ends with the context."""
+def running_roles(config: RunConfig, folder: Path) -> Iterator[Backend]:
+    """The roles of a run, where its configuration says; what they started ends with the context. Processes elsewhere
+    must share `folder`, where the run's files are.
+    """
     if config.cluster.kind == "local":
         yield load_roles(config)
         return
     from burnish.distributed.ray_roles import ray_roles  # `local` does without Ray
 
     prepare_process(config)  # a reward that is a model computes here
-    with ray_roles(config, algorithm_of(config).needs(config)) as roles:
+    with ray_roles(config, algorithm_of(config).needs(config), folder) as roles:
         yield roles
 
 

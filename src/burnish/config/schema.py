@@ -267,10 +267,10 @@ class ClusterConfig(Section):
     learners: int = Field(1, ge=1)
     """Processes that share the weights, the optimizer and the batch."""
     tensor_parallel: int = Field(1, ge=1)
-    """Learners that share one matrix product; the others share the batch."""
+    """Learners, of one node, that share one matrix product; the others share the batch."""
     replicas: int = Field(1, ge=1)
-    """Copies of the spread weights: 1 spreads them over all learners. With one copy a node, weights are gathered within
-    a node, and only gradients are summed between nodes."""
+    """Copies of the spread weights: 1 spreads them over all learners. Where every node has the learners of one copy,
+    weights are gathered within a node, and only gradients are summed between nodes."""
     generators: int = Field(1, ge=1)
     """Processes that sample."""
     engine: Literal["native", "vllm"] = "native"

@@ -32,6 +32,7 @@ class Actors:
         self.kind = "GPU" if on_gpu else "CPU"
         self.num_restarts = 0
         self._living: list[Any] = []
+        self._places: list[Any] = []
         self._lock = threading.Lock()  # a job in a thread may start one while all are ended
         self._is_closed = False
 
@@ -55,9 +56,35 @@ class Actors:
                 raise ConfigError(f"{what}lower cluster.learners or cluster.generators, or add nodes{on_cpu}")
             time.sleep(_POLL_SECONDS)
 
-    def start(self, worker: type, *arguments: Any, node: str | None = None, num_threads: int = 1, **named: Any) -> Any:
-        """A new actor, on a node by its id if one is given. It is not there yet when this returns. With several threads
-        it does as many things at the same time.
+    def reserve(self, num_places: int, size: int) -> Any:
+        """Places for `size` actors each, on one node each: whoever shares a product speaks in every layer.
+
+        Raises:
+            MachineError: there are none in time.
+        """
+        kinds = {"CPU", self.kind}
+        places = self.ray.util.placement_group([dict.fromkeys(kinds, float(size))] * num_places, strategy="PACK")
+        with self._lock:
+            self._check_open()
+            self._places.append(places)
+        if not places.wait(self.cluster.start_seconds):
+            raise MachineError(
+                f"cluster.tensor_parallel={size}: after {self.cluster.start_seconds:.0f} s (cluster.start_seconds) "
+                f"there are not {num_places} times {size} free {self.kind}s on one node: lower it, or take larger nodes"
+            )
+        return places
+
+    def start(
+        self,
+        worker: type,
+        *arguments: Any,
+        node: str | None = None,
+        place: tuple[Any, int] | None = None,
+        num_threads: int = 1,
+        **named: Any,
+    ) -> Any:
+        """A new actor, on a node by its id if one is given, or in a place of those that are reserved. It is not there
+        yet when this returns. With several threads it does as many things at the same time.
 
         Raises:
             LostError: all of them have just been ended.
@@ -71,6 +98,11 @@ class Actors:
                 "num_cpus": 0,
                 "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node, soft=False),
             }
+        if place is not None:
+            strategies = self.ray.util.scheduling_strategies
+            options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(
+                place[0], placement_group_bundle_index=place[1]
+            )
         with self._lock:
             self._check_open()
             actor = self.ray.remote(worker).options(**options).remote(*arguments, **named)
@@ -89,9 +121,11 @@ class Actors:
         with self._lock:
             self._is_closed = True
             living, self._living = self._living, []
-        for actor in living:
-            with suppress(self.ray.exceptions.RayError):  # the cluster may be gone
-                self.ray.kill(actor)
+            places, self._places = self._places, []
+        for end, doomed in ((self.ray.kill, living), (self.ray.util.remove_placement_group, places)):
+            for each in doomed:
+                with suppress(self.ray.exceptions.RayError):  # the cluster may be gone
+                    end(each)
 
     def open(self) -> None:
         """Let actors be started again."""
@@ -174,6 +208,7 @@ class Actors:
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,
             exceptions.LocalRayletDiedError,
+            exceptions.OutOfMemoryError,  # Ray ended it, because its node was almost out of memory
         )
         try:
             return self.ray.get(ready, timeout=self.cluster.timeout_seconds)
@@ -188,6 +223,8 @@ class Actors:
             raise LostError(f"{what}: a process is gone ({_line(error)})") from error
         except exceptions.GetTimeoutError as error:
             raise MachineError(f"{what}: the answer did not arrive in {self.cluster.timeout_seconds:.0f} s") from error
+        except exceptions.RayError as error:  # a full store or disk, an environment that cannot be set up
+            raise MachineError(f"{what}: {type(error).__name__}: {_line(error)}") from error
 
 
 class _FailedError(MachineError):
@@ -259,7 +296,7 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
         ray.init(
             address=cluster.address or "local", **{key: value for key, value in options.items() if value is not None}
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"cluster.address={cluster.address}: {' '.join(str(error).split())[:300]}"
             "; is the address right, and RAY_AUTH_TOKEN the cluster's?"

@@ -7,7 +7,7 @@ import sys
 from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
-from burnish.distributed.roles import CriticNeeds, RoleNeeds
+from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.sharding import check_tensor_parallel
 from burnish.distributed.vllm_worker import check_vllm
 from burnish.errors import ConfigError
@@ -52,8 +52,7 @@ def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_gr
             f"model.lora.base_bits={config.model.lora.base_bits} is for one process: set it to 16, and the weights are "
             "spread over the learners"
         )
-    critic = [needs.critic.path] if isinstance(needs.critic, CriticNeeds) and needs.critic.path is not None else []
-    for each in (model, *map(inspect_model, (*needs.teachers, *critic))):
+    for each in (model, *map(inspect_model, needs.other_models)):
         check_tensor_parallel(AutoConfig.from_pretrained(each.base or each.source), cluster.tensor_parallel)
 
 

@@ -177,9 +177,10 @@ def build_local_roles(
 ) -> LocalRoles:
     """Load the weights and put learner and sampler on them; see `load_policy` for the device.
 
-    With a `sharding` this is one of several processes that build the same, and the weights are spread over them.
+    With a `sharding` this is one of several processes that build the same, and the weights are spread over them: they
+    load in main memory, and go to the sharding's device a layer at a time, for whole they may not fit there.
     """
-    build = _Build(config, device, sharding)
+    build = _Build(config, device if sharding is None else torch.device("cpu"), sharding)
     policy = build.policy(config.model, seed=seed_for(config.seed, "adapter"), kind=needs.kind)
     if needs.critic == "shared":
         policy = with_value_head(policy)

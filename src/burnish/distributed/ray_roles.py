@@ -21,17 +21,17 @@ from torch import Tensor
 from burnish.config.schema import RunConfig
 from burnish.data.packing import split_batch
 from burnish.distributed.actors import Actors, Jobs, ray_session
+from burnish.distributed.facts import Facts, Probe, check_clocks, check_facts, facts, probing
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
 from burnish.distributed.vllm_worker import VllmWorker
-from burnish.distributed.worker import Facts, GeneratorWorker, LearnerWorker, facts
-from burnish.errors import ConfigError, LostError
+from burnish.distributed.worker import GeneratorWorker, LearnerWorker
+from burnish.errors import LostError
 from burnish.losses.loss import Loss
 from burnish.records import Completion, GenerationRequest, Metric, Scored, TokenBatch
 from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState
 
 _HAND_OVER_SECONDS = 0.02  # how long new weights may wait until generators that sample hear of them
-_CLOCK_SECONDS = 10.0  # further apart than this, the logs and deadlines of two machines cannot be read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,10 @@ class Group:
 class RayRoles(Group):
     """Learners and generators of one run."""
 
-    def __init__(self, actors: Actors, config: RunConfig, needs: RoleNeeds) -> None:
+    def __init__(self, actors: Actors, config: RunConfig, needs: RoleNeeds, folder: Path) -> None:
         super().__init__(self, "")
+        self._folder = folder
+        self._places: Any | None = None
         self.weight_version = 0
         self._actors = actors
         python = config.cluster.vllm_python
@@ -110,9 +112,11 @@ class RayRoles(Group):
         cluster = self._config.cluster
         num_generators = cluster.generators if self._needs.max_rows else 0
         self._actors.check_room(cluster.learners + num_generators)
+        if cluster.tensor_parallel > 1:  # before a generator takes half of a node
+            self._places = self._actors.reserve(cluster.learners // cluster.tensor_parallel, cluster.tensor_parallel)
         self._generators = [self._start_generator() for _ in range(num_generators)]
         self._start_learners()
-        self._check_facts([each.facts.remote(None) for each in self._generators], token=None)
+        self._check_facts(self._generators)
         self._wait_for_models(self._generators)
 
     def restart(self) -> None:
@@ -153,44 +157,44 @@ class RayRoles(Group):
         )
 
     def _start_learners(self) -> None:
-        cluster, actors = self._config.cluster, self._actors
-        self._learners = [
-            actors.start(LearnerWorker, rank, self._config, self._needs) for rank in range(cluster.learners)
+        actors, size = self._actors, self._config.cluster.tensor_parallel
+        learners = [
+            actors.start(
+                LearnerWorker,
+                self._config,
+                self._needs,
+                place=None if self._places is None else (self._places, number // size),
+            )
+            for number in range(self._config.cluster.learners)
         ]
-        with _probe(self._config.runs_folder) as (path, token):
-            self._check_facts([each.facts.remote(path) for each in self._learners], token=token)
-        addresses = actors.wait(
-            [each.address.remote() for each in self._learners], "the learners' addresses", is_start=True
-        )
-        joining = [each.join.remote(ip, addresses[0]) for each, (ip, _) in zip(self._learners, addresses, strict=True)]
+        with probing(self._folder) as probe:
+            told = self._check_facts(learners, probe)
+        found = actors.wait([each.address.remote() for each in learners], "the learners' addresses", is_start=True)
+        # those of a node are neighbours, for neighbours share products, and then a copy of the weights
+        order = sorted(range(len(learners)), key=lambda number: (found[number][0], told[number].process_id))
+        self._learners = [learners[number] for number in order]
+        addresses = [found[number] for number in order]
+        joining = [
+            each.join.remote(rank, ip, addresses[0])
+            for rank, (each, (ip, _)) in enumerate(zip(self._learners, addresses, strict=True))
+        ]
         actors.wait(joining, "the learners to form a group and load their weights", is_start=True)
 
     def _wait_for_models(self, generators: Sequence[Any]) -> None:
         loading = [each.load_model.remote() for each in generators]
         self._actors.wait(loading, "a generator to load its model", is_start=True)
 
-    def _check_facts(self, answers: Sequence[Any], *, token: str | None) -> None:
+    def _check_facts(self, workers: Sequence[Any], probe: Probe | None = None) -> list[Facts]:
+        """What they say of themselves, if it fits together. Time is only told by processes that are there."""
+        path = None if probe is None else probe.path
+        told: list[Facts] = self._actors.wait(
+            [each.facts.remote(path) for each in workers], "the first answer of every process", is_start=True
+        )
         began = time.time()
-        told: list[Facts] = self._actors.wait(answers, "the first answer of every process", is_start=True)
-        here, ended = facts(None), time.time()
-        for each in told:
-            for name, theirs, ours in (
-                ("burnish", each.burnish, here.burnish),
-                ("torch", each.torch, here.torch),
-                ("Python", each.python, here.python),
-            ):
-                if theirs != ours:
-                    raise ConfigError(
-                        f"cluster: {each.host} has another {name} ({theirs[:12]}, and here {ours[:12]}): "
-                        "install the same on every node"
-                    )
-            if not began - _CLOCK_SECONDS <= each.clock <= ended + _CLOCK_SECONDS:
-                raise ConfigError(f"cluster: the clock of {each.host} is {each.clock - ended:+.0f} s off: set it")
-            if token is not None and each.sees != token:
-                raise ConfigError(
-                    f"runs_folder: {each.host} does not see what is written there from here: give a folder that every "
-                    "node shares"
-                )
+        clocks = self._actors.wait([each.clock.remote() for each in workers], "the time of every process")
+        check_clocks([each.host for each in told], clocks, began, time.time())
+        check_facts(told, facts(None, (self._config.model.path, *self._needs.other_models)), probe)
+        return told
 
     # ---- the verbs ----
 
@@ -218,36 +222,35 @@ class RayRoles(Group):
 
     def _sample(self, epoch: int, version: int, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
         """Requests are dealt to the generators; those of one that is lost are given to a new one."""
-        if epoch != self._epoch:  # a job from before a restart, which user's code kept from noticing it
-            raise LostError("the generators that this was to be sampled from are gone")
-        self._bring(self.weight_version if self._updates_while_sampling else version)
+        self._check_epoch(epoch)
+        self._bring(epoch, self.weight_version if self._updates_while_sampling else version)
         with self._clock.of("generators"):
             deadline = time.monotonic() + self._config.cluster.timeout_seconds
             shares = [share for share in np.array_split(np.arange(len(requests)), len(self._generators)) if len(share)]
             asked = {self._ask(number, requests, share): (number, share) for number, share in enumerate(shares)}
             answers: dict[int, tuple[Completion, ...]] = {}
             while asked:
-                ready = self._next_sampled(list(asked), deadline)
+                ready = self._next_sampled(epoch, list(asked), deadline)
                 number, share = asked.pop(ready)
                 try:
                     answers |= zip(share.tolist(), self._actors.answer(ready, f"generator {number}"), strict=True)
                 except LostError:
-                    self._replace_generator(number)
+                    self._replace_generator(number, epoch)
                     asked[self._ask(number, requests, share)] = number, share
         return [answers[index] for index in range(len(requests))]
 
     def _ask(self, number: int, requests: Sequence[GenerationRequest], share: NDArray[np.int64]) -> Any:
         return self._generators[number].sample.remote([requests[index] for index in share])
 
-    def _next_sampled(self, answers: Sequence[Any], deadline: float) -> Any:
+    def _next_sampled(self, epoch: int, answers: Sequence[Any], deadline: float) -> Any:
         """The first answer. Until it is there the generators get what is published, if they may."""
         while self._updates_while_sampling and time.monotonic() < deadline:
             if (ready := self._actors.soon(answers, _HAND_OVER_SECONDS)) is not None:
                 return ready
-            self._bring(self.weight_version, is_sampling=True)
+            self._bring(epoch, self.weight_version, is_sampling=True)
         return self._actors.next(answers, "a generator to sample", deadline)
 
-    def _bring(self, version: int, *, is_sampling: bool = False) -> None:
+    def _bring(self, epoch: int, version: int, *, is_sampling: bool = False) -> None:
         """Let every generator have a version of the weights: one change after the other, from the one that it has."""
         verb = "hand_over" if self._updates_while_sampling else "load_weights"
         while self._published and self._published[0].version <= version:
@@ -259,13 +262,20 @@ class RayRoles(Group):
                     self._bytes += self._actors.wait([each], f"generator {number} to load version {self._held}")[0]
                 except LostError:
                     if not is_sampling:  # or whoever waits for its samples replaces it
-                        self._replace_generator(number)
+                        self._replace_generator(number, epoch)
 
-    def _replace_generator(self, number: int) -> None:
+    def _check_epoch(self, epoch: int) -> None:
+        """A job from before a restart, which user's code kept from noticing it, must not touch what came after."""
+        if epoch != self._epoch:
+            raise LostError("the generators that this was to be sampled from are gone")
+
+    def _replace_generator(self, number: int, epoch: int) -> None:
+        self._check_epoch(epoch)
         self._actors.count_restart("a generator")
         self._actors.end(self._generators[number])
         new = self._start_generator()
         self._generators[number] = new
+        self._check_facts([new])
         self._wait_for_models([new])
         loading = new.load_weights.remote(self._learners[0].kept_weights.remote(self._held))
         self._bytes += self._actors.wait([loading], f"generator {number} to load version {self._held}")[0]
@@ -400,14 +410,14 @@ class Clock:
 
 
 @contextmanager
-def ray_roles(config: RunConfig, needs: RoleNeeds) -> Iterator[RayRoles]:
-    """Ray, with the processes of a run; all of it ends with the context."""
+def ray_roles(config: RunConfig, needs: RoleNeeds, folder: Path) -> Iterator[RayRoles]:
+    """Ray, with the processes of a run; all of it ends with the context. Every node must see what is in `folder`."""
     cluster = config.cluster
     num_processes = cluster.learners + (cluster.generators if needs.max_rows else 0)
     with ray_session(cluster, num_processes) as ray:
         on_gpu = config.model.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         actors = Actors(ray, cluster, on_gpu=on_gpu)
-        roles = RayRoles(actors, config, needs)
+        roles = RayRoles(actors, config, needs, folder)
         try:
             roles.start()
             yield roles
@@ -436,15 +446,3 @@ def joined(parts: Sequence[Scored]) -> Scored:
         return torch.cat(present) if present else None
 
     return Scored(**{each.name: all_of(each.name) for each in fields(Scored)})
-
-
-@contextmanager
-def _probe(folder: Path) -> Iterator[tuple[str, str]]:
-    """A file in a folder, and what it says."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, token = folder / f".probe.{os.getpid()}", f"{os.getpid()} {time.time()}"
-    path.write_text(token, encoding="utf-8")
-    try:
-        yield str(path.resolve()), token
-    finally:
-        path.unlink(missing_ok=True)

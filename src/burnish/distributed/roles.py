@@ -48,6 +48,12 @@ class RoleNeeds:
     divergence: Divergence | None = None
     critic: CriticNeeds | Literal["shared"] | None = None
 
+    @property
+    def other_models(self) -> tuple[str, ...]:
+        """The paths of what is loaded beside the trained model."""
+        critic = self.critic.path if isinstance(self.critic, CriticNeeds) else None
+        return self.teachers if critic is None else (*self.teachers, critic)
+
 
 class Trainable(Protocol):
     """Weights that are scored with and trained."""

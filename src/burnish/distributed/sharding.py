@@ -63,19 +63,23 @@ class Sharding:
     summed: set[str] = field(default_factory=set)
 
     def spread(self, policy: Policy, dtype: torch.dtype) -> Policy:
-        """The policy with its weights spread, in place. Trained ones are float32, and compute in `dtype`."""
+        """The policy with its weights spread, in place, on the mesh's device. Trained ones are float32, and compute in
+        `dtype`.
+        """
         if self.mesh["tensor"].size() > 1:
             self._cut_products(policy)
         spread_over = self.mesh["copy", "share"] if self.mesh["copy"].size() > 1 else self.mesh["share"]
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         trunk = Trunk(policy)
-        kept = {value for head in (policy.value_head,) if head is not None for value in head.parameters()}
+        kept: set[nn.Parameter] = set()
+        if (head := policy.value_head) is not None:  # small, and called outside of the trunk: every process has it
+            kept = set(head.to(self.mesh.device_type).parameters())
         for layer in _layers(policy):
             _sum_gradients(fully_shard(layer, mesh=spread_over, mp_policy=precision))
         _sum_gradients(fully_shard(trunk, mesh=spread_over, mp_policy=precision, ignored_params=kept))
         spread = replace(policy, trunk=trunk)
         # FSDP looks once, in the first pass, which weights are trained: adapters that are switched off then are not
-        zero_T = torch.zeros(1, dtype=torch.long, device=policy.device)
+        zero_T = torch.zeros(1, dtype=torch.long, device=self.mesh.device_type)
         with torch.no_grad():
             spread.hidden_states(zero_T, zero_T, SegmentAttention([Segment(1, ())]))
         trunk.reshard()  # type: ignore[operator]  # FSDP's

@@ -21,8 +21,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.distributed import keeper
+from burnish.distributed.facts import Facts, facts
 from burnish.distributed.roles import RoleNeeds
-from burnish.distributed.worker import Facts, Weights, changed, checksum_of, facts, tensor_of
+from burnish.distributed.worker import Weights, changed, checksum_of, tensor_of
 from burnish.errors import ConfigError, LostError, MachineError
 from burnish.models.load import find_dtype, inspect_model
 from burnish.records import Completion, GenerationRequest
@@ -48,7 +49,11 @@ class VllmWorker:
 
     def facts(self, probe: str | None) -> Facts:
         """See Facts."""
-        return facts(probe)
+        return facts(probe, (self.config.model.path,))
+
+    def clock(self) -> float:
+        """The time here."""
+        return time.time()
 
     def load_model(self) -> None:
         """Start vLLM with the weights that the run starts from.

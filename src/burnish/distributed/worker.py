@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from burnish.config.schema import RunConfig
+from burnish.distributed.facts import Facts, facts
 from burnish.distributed.local import build_local_roles, prepare_process
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.sharding import make_sharding
 from burnish.losses.loss import Loss
 from burnish.models.load import find_device, find_dtype, load_policy
 from burnish.records import Completion, GenerationRequest, LossOutput, Metric, Scored, TokenBatch
-from burnish.reproducibility.code_state import package_sha256
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.native import NativeGenerator
 from burnish.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -58,19 +58,6 @@ class Weights:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a process says of itself before the first step."""
-
-    host: str
-    process_id: int
-    burnish: str
-    torch: str
-    python: str
-    clock: float
-    sees: str | None
-
-
 class LearnerWorker:
     """One process of the group. Each of them gets every call, in the same order, for they wait for each other.
 
@@ -78,26 +65,30 @@ class LearnerWorker:
     `num_real` are there so that nobody waits: they add nothing.
     """
 
-    def __init__(self, rank: int, config: RunConfig, needs: RoleNeeds) -> None:
-        self.rank = rank
+    def __init__(self, config: RunConfig, needs: RoleNeeds) -> None:
         self.config = config
         self.needs = needs
         self._kept: dict[int, dict[str, NDArray[Any]]] = {}  # weights by version
 
     def facts(self, probe: str | None) -> Facts:
-        """See Facts; `probe` is a file that a shared folder must show."""
-        return facts(probe)
+        """See Facts; `probe` is the path of a Probe."""
+        return facts(probe, (self.config.model.path, *self.needs.other_models))
+
+    def clock(self) -> float:
+        """The time here."""
+        return time.time()
 
     def address(self) -> tuple[str, int]:
         """Where the others find this process."""
         return free_address()
 
-    def join(self, ip: str, master: tuple[str, int]) -> None:
-        """Form the group and load the weights."""
+    def join(self, rank: int, ip: str, master: tuple[str, int]) -> None:
+        """Form the group, in which this is the process of a rank, and load the weights."""
+        self.rank = rank
         device, cluster = find_device(self.config.model.device), self.config.cluster
         prepare_process(self.config)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        join_group(backend, self.rank, cluster.learners, ip, master, timeout_seconds=cluster.timeout_seconds)
+        join_group(backend, rank, cluster.learners, ip, master, timeout_seconds=cluster.timeout_seconds)
         sharding = make_sharding(cluster.learners, cluster.tensor_parallel, cluster.replicas, device)
         self._roles = build_local_roles(self.config, replace(self.needs, max_rows=0), sharding=sharding)
 
@@ -189,7 +180,11 @@ class GeneratorWorker:
 
     def facts(self, probe: str | None) -> Facts:
         """See Facts."""
-        return facts(probe)
+        return facts(probe, (self.config.model.path,))
+
+    def clock(self) -> float:
+        """The time here."""
+        return time.time()
 
     def load_model(self) -> None:
         """Load the weights that the run starts from."""
@@ -248,22 +243,6 @@ class Nothing:
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """0, with a gradient of 0."""
         return LossOutput(total=self.loss(scored, batch).total * 0, metrics={})
-
-
-def facts(probe: str | None) -> Facts:
-    """What this process says of itself."""
-    sees = None
-    if probe is not None and Path(probe).is_file():
-        sees = Path(probe).read_text(encoding="utf-8")
-    return Facts(
-        socket.gethostname(),
-        os.getpid(),
-        package_sha256(),
-        torch.__version__,
-        sys.version.split()[0],
-        time.time(),
-        sees,
-    )
 
 
 def free_address() -> tuple[str, int]:
