@@ -67,8 +67,10 @@ def read_run_scores(run: RunFolder, *, right_at: float, gold: Gold | None) -> Ru
 
     Raises:
         UserError: the run has no evaluations or no rollouts: its algorithm asks no questions, or it has just begun.
-        DataError: the evaluations are not of the same items, or `gold` fails for more than half of them.
+        DataError: the evaluations are not of the same items, a file was changed since the run ended, or `gold` fails
+            for more than half of them.
     """
+    run.require_unchanged(("config.yaml", "metrics.jsonl", "evaluations/", "rollouts/"))
     steps, stored = run.steps("evaluations"), run.steps("rollouts")
     if not steps or not stored:
         missing = "evaluations" if not steps else "rollouts"
