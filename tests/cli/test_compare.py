@@ -77,6 +77,15 @@ def test_arms_by_glob_and_commas(runs: Path, capsys) -> None:
     assert "plain-seed* has 3 seeds" in out
 
 
+def test_an_arm_of_two_methods_is_refused(runs: Path, capsys) -> None:
+    make_run(runs, "base", [0.0, 1.0] * 8)
+    for seed, max_rows in enumerate((8, 8, 16)):
+        make_run(runs, f"mixed-seed{seed}", [1.0] * 16, seed=seed, max_rows=max_rows)
+    assert run(["compare", "base", "mixed-seed*"]) == 2
+    err = capsys.readouterr().err
+    assert "differ in rollout.max_rows: the runs of an arm are one method" in err and err.count("\n") == 1
+
+
 def test_seeds_say_what_to_buy(runs: Path, capsys) -> None:
     rng = np.random.default_rng(0)
     for arm, rate in (("plain", 0.45), ("clipped", 0.5)):

@@ -136,7 +136,7 @@ def test_impossible_plans(capsys, arguments: str, message: str) -> None:
 
 def make_store(path: Path, *, num_items: int, status: str = "running") -> Path:
     path.mkdir()
-    record = {"format": 1, "settings": {}, "samples_per_item": 1, "status": status}
+    record = {"format": 1, "label": path.name, "settings": {}, "origin": {}, "samples_per_item": 1, "status": status}
     (path / "eval.json").write_text(json.dumps(record))
     items = [json.dumps({"id": str(i), "prompt": str(i), "answer": "1"}) + "\n" for i in range(num_items)]
     (path / "items.jsonl").write_text("".join(items))

@@ -149,6 +149,20 @@ def test_seeds_are_the_replicates() -> None:
     assert apart.differences[1].test == "Welch's t over seeds"
 
 
+def test_an_arm_is_one_method() -> None:
+    def run(seed: int, **method: object) -> ScoreTable:
+        return table(
+            f"s{seed}", [0.0, 1.0, 1.0], seed=seed, method={"loss.kind": "clip", "train.num_steps": 5, **method}
+        )
+
+    base = Arm(label="base", tables=(table("m", [0.0, 1.0, 1.0]),))
+    alike = Arm(label="alike", tables=(run(0), run(1), table("unknown", [0.0, 1.0, 1.0], seed=2)))
+    compare_arms([base, alike])
+    mixed = Arm(label="mixed", tables=(run(0), run(1), run(2, **{"loss.kind": "ppo", "loss.low": 1})))
+    with pytest.raises(DataError, match=r"mixed: s0 and s2 differ in loss.kind, loss.low: the runs of an arm are one"):
+        compare_arms([base, mixed])
+
+
 def test_a_lucky_seed_is_no_method() -> None:
     """Items alone are sure; the seeds, which differ by more than the arms, are not."""
     a, b = seeded("a", range(3), 0.0, seed_sd=1.0), seeded("b", range(3, 6), 0.3, seed_sd=1.0)

@@ -193,6 +193,7 @@ def _answer(text: str, reward: float | None) -> dict:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder.create(tmp_path, "small")
+    folder.write_record({"format": 1, "created": "2026", "status": "running"})
     for step in (0, 2):
         items = [
             {"id": f"t{i}", "answer": str(i), "score": 1.0, **_answer("ab" * (1 + step), 1.0 + step)} for i in range(3)
@@ -250,6 +251,15 @@ def test_faults_of_what_is_read_are_said(run: RunFolder, tmp_path: Path) -> None
         read_run_scores(run, right_at=1.0, gold=None)
     with pytest.raises(UserError, match="has no evaluations: an audit needs a run that sampled"):
         read_run_scores(RunFolder.create(tmp_path, "empty"), right_at=1.0, gold=None)
+
+
+def test_a_file_that_was_changed_since_the_end_is_no_evidence(run: RunFolder) -> None:
+    run.seal(status="finished")
+    read_run_scores(run, right_at=1.0, gold=None)
+    path = run.path / "rollouts" / "step-000001.jsonl"
+    path.write_text(path.read_text().replace('"reward": 1.0', '"reward": 2.0'))
+    with pytest.raises(DataError, match=r"rollouts/step-000001.jsonl was changed since the run ended"):
+        read_run_scores(run, right_at=1.0, gold=None)
 
 
 def test_a_run_without_a_measured_kl_has_none(run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,21 @@ def test_what_was_evaluated_before_is_not_asked_again(make_config: MakeConfig) -
     )
 
 
+def test_other_unit_tests_are_another_evaluation_and_not_compared(make_config: MakeConfig) -> None:
+    """The question and its answer stay; what the reward sees beside them is changed."""
+    rows = [{"prompt": f"What is {i}?", "answer": str(i), "tests": f"assert f() == {i}"} for i in range(6)]
+    first = run(make_config(rows), says(three_or_less))
+    changed = run(make_config([{**rows[0], "tests": "assert True"}, *rows[1:]]), says(three_or_less))
+    assert changed.path != first.path and changed.table().settings["items"] == first.table().settings["items"]
+    with pytest.raises(DataError, match="ask the same questions, with other fields beside them"):
+        common_items([first.table(), changed.table()])
+    turned = run(make_config(rows[::-1]), says(three_or_less))
+    assert turned.path != first.path
+    common_items([first.table(), turned.table()])  # the same, in another order
+    unknown = replace(first.table(), settings={k: v for k, v in first.table().settings.items() if k != "extra"})
+    common_items([unknown, changed.table()])  # a run of an older version did not keep them
+
+
 def test_an_evaluation_that_was_killed_goes_on_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
     sampling = {"max_tokens": 4, "max_rows": 4, "samples_per_item": 2, "temperature": 1.0}
     whole = run(make_config(sampling=sampling, evals_folder="whole"))
@@ -148,7 +164,7 @@ def test_every_tampered_file_is_named(make_config: MakeConfig) -> None:
     assert store.verify() == []
     record = json.loads((store.path / "eval.json").read_text())
     (store.path / "eval.json").write_text(json.dumps({**record, "label": "a better model"}))
-    assert store.verify() == ["eval.json is not what was written"]
+    assert [fault.partition(":")[0] for fault in store.verify()] == ["eval.json is not what was written"]
     (store.path / "samples.jsonl").unlink()
     assert "samples.jsonl is gone" in store.verify()
 

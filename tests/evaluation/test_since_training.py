@@ -48,6 +48,8 @@ def test_what_changed_since_training_is_said(
     assert changed(reward="burnish.rewards.answers:last_number") == []  # another one, on purpose
     reward.write_text("def score(completion, task):\n    return 0.5\n")
     assert changed() == ["the code of own_reward:score is another"]
+    rows.write_text("".join(json.dumps({**row, "tests": "assert True"}) + "\n" for row in questions))
+    assert changed()[1:] == ["the fields beside the questions that it holds out are others"]
     rows.write_text("".join(json.dumps({**row, "answer": "7"}) + "\n" for row in questions))
     assert changed() == ["the code of own_reward:score is another", "the questions that it holds out are others"]
     assert changed(num_items=2) == ["the code of own_reward:score is another"]  # some of them only

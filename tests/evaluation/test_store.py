@@ -64,7 +64,7 @@ def test_answers_to_other_items_are_refused(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_to_verify_before_the_end(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not finished: there is nothing to verify"):
+    with pytest.raises(DataError, match="the evaluation is not finished"):
         make(tmp_path / "s").verify()
     with pytest.raises(DataError, match="not the record of an evaluation"):
         EvalStore.open(tmp_path / "nothing")

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from burnish.errors import DataError, UserError
+from burnish.evaluation.sealed import SEALED, hashes_of
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import items_sha256, read_table, table_of_run, table_of_store
-from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder
 
 RECORD = {
@@ -88,10 +88,11 @@ def test_a_run_is_a_table_after_its_last_or_any_evaluation(tmp_path: Path) -> No
     ],
 )
 def test_faulty_scores_are_refused(tmp_path: Path, lines: list[dict], message: str) -> None:
-    scores = tmp_path / "scores.jsonl"
-    scores.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    hashes = {"scores.jsonl": sha256_of_file(scores)}
-    (tmp_path / "eval.json").write_text(json.dumps({"format": 1, **RECORD, "status": "done", "sha256": hashes}))
+    for name in SEALED:
+        (tmp_path / name).touch()
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {"format": 1, **RECORD, "status": "done"}
+    (tmp_path / "eval.json").write_text(json.dumps({**record, "sha256": hashes_of(tmp_path, record)}))
     with pytest.raises(DataError, match=message):
         table_of_store(tmp_path)
 
@@ -106,8 +107,55 @@ def test_scores_that_are_not_what_was_written_are_no_table(tmp_path: Path, damag
         path.unlink()
     else:
         path.write_text(text.replace("[0.0]", "[1.0]") if damage == "tampered" else text[:-9])
-    with pytest.raises(DataError, match=r"scores.jsonl is not what was written: `burnish eval verify"):
+    with pytest.raises(DataError, match=r"scores.jsonl is .*; `burnish eval verify .* says more"):
         read_table(str(store.path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "samples.jsonl", "batches.jsonl", "eval.json"])
+def test_no_figure_of_a_store_with_any_changed_file(tmp_path: Path, name: str) -> None:
+    path = make_store(tmp_path / "s", [item("a")], [sample("a", 0, 1.0)]).path
+    if name == "eval.json":
+        record = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**record, "label": "gpt"}))
+    else:
+        (path / name).write_text((path / name).read_text() + "{}\n")
+    with pytest.raises(DataError, match=f"{name} is not what was written"):
+        read_table(str(path), tmp_path)
+
+
+def test_no_figure_of_a_run_that_was_changed_since_it_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {0: [0.0, 1.0], 5: [0.0, 1.0]})
+    last = run.path / "evaluations" / "step-000005.jsonl"
+    table_of_run(run)  # nothing is sealed
+    run.seal()
+    table_of_run(run)
+    text = last.read_text()
+    last.write_text(text.replace("0.0", "1.0"))
+    with pytest.raises(DataError, match=r"step-000005.jsonl was changed since the run ended"):
+        table_of_run(run)
+    table_of_run(run, 0)
+    run.update_record(status="running")  # resumed: other hashes come at its end
+    table_of_run(run)
+    run.update_record(status="finished")
+    last.write_text(text)
+    run.write_step("evaluations", 9, [{**item("0"), "score": 1.0}, {**item("1"), "score": 1.0}])
+    with pytest.raises(DataError, match=r"step-000009.jsonl was added since the run ended"):
+        table_of_run(run)
+    (run.path / "evaluations" / "step-000009.jsonl").unlink()
+    (run.path / "config.yaml").write_text((run.path / "config.yaml").read_text().replace("seed: 5", "seed: 6"))
+    with pytest.raises(DataError, match=r"config.yaml was changed"):
+        table_of_run(run)
+
+
+def test_a_damaged_evaluation_names_its_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {0: [0.0, 1.0]})
+    path = run.path / "evaluations" / "step-000000.jsonl"
+    path.write_text(path.read_text() + "{\n[]\n")
+    with pytest.raises(DataError, match=r"step-000000.jsonl, line 3: not valid JSON"):
+        table_of_run(run)
+    path.write_text("[]\n")
+    with pytest.raises(DataError, match=r"step-000000.jsonl, line 1: not a JSON object"):
+        table_of_run(run)
 
 
 def test_other_versions_and_unfinished_stores_are_refused(tmp_path: Path) -> None:

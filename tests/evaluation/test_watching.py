@@ -14,8 +14,8 @@ from burnish.evaluation.watching import open_growing, paired_so_far, require_sam
 
 def make_store(path: Path, ids: Sequence[str] = ("a", "b", "c"), *, samples: int = 1, **settings: str) -> Path:
     path.mkdir(exist_ok=True)
-    record = {"format": 1, "settings": settings, "samples_per_item": samples, "status": "running"}
-    (path / "eval.json").write_text(json.dumps(record))
+    record = {"format": 1, "label": path.name, "settings": settings, "origin": {}, "samples_per_item": samples}
+    (path / "eval.json").write_text(json.dumps({**record, "status": "running"}))
     lines = [json.dumps({"id": item, "prompt": f"what is {item}?", "answer": item}) + "\n" for item in ids]
     (path / "items.jsonl").write_text("".join(lines))
     return path
@@ -114,6 +114,8 @@ def test_done_is_seen(tmp_path: Path) -> None:
     (store / "eval.json").write_text(json.dumps(record | {"status": "done"}))
     a.refresh()
     assert a.is_done
+    with pytest.raises(DataError, match="is not what was written"):  # done, and no hash is kept
+        opened(store)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +168,14 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
     (store / "items.jsonl").unlink()
     with pytest.raises(DataError, match="the evaluation has not begun"):
         opened(store)
-    (store / "eval.json").write_text('{"format": 1}')
-    with pytest.raises(DataError, match="not the record of an evaluation"):
-        opened(store)
-    (store / "eval.json").write_text("{")
-    with pytest.raises(DataError, match="not the record of an evaluation"):
-        opened(store)
+    for content, why in (
+        ('{"format": 1}', "what it says of label, settings, origin, samples_per_item, status is damaged"),
+        ("{", "Expecting"),
+        ("[]", "no JSON object"),
+    ):
+        (store / "eval.json").write_text(content)
+        with pytest.raises(DataError, match=f"eval.json: not the record of an evaluation .{why}"):
+            opened(store)
     with pytest.raises(UserError, match="no run begins with"):
         open_growing("nothing", tmp_path)
 
@@ -233,5 +237,5 @@ def test_costs_of_a_store(tmp_path: Path) -> None:
     (store / "batches.jsonl").write_text('{"tokens": 30}\n{"tokens": 15}\n')
     assert past_costs(str(store), tmp_path).answer_tokens == 15.0
     (store / "batches.jsonl").write_text("{\n")
-    with pytest.raises(DataError, match="not valid JSON lines"):
+    with pytest.raises(DataError, match=r"batches\.jsonl, line 1: not valid JSON"):
         past_costs(str(store), tmp_path)

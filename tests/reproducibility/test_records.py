@@ -250,8 +250,27 @@ def test_the_first_difference_is_the_first(tmp_path: Path) -> None:
     assert compare_runs(*runs, num_steps=1).are_equal
     assert compare_runs(runs[0], runs[0]).compared[-1].startswith("no weights")
     runs[1].rewind(1)
-    longer = compare_runs(*runs).difference
-    assert longer is not None and (longer.step, longer.key) == (2, "the number of steps")
+    for num_steps in (None, 2, 3):
+        for pair in (runs, runs[::-1]):
+            longer = compare_runs(*pair, num_steps=num_steps).difference
+            assert longer is not None and (longer.step, longer.key) == (2, "the number of steps")
+    assert compare_runs(*runs, num_steps=1).are_equal
+    assert not compare_runs(runs[0], runs[0], num_steps=4).are_equal  # nothing says that step 4 repeats itself
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_evaluation_that_one_run_lacks_is_a_difference(tmp_path: Path, step: int) -> None:
+    runs = [finished_run(tmp_path), finished_run(tmp_path)]
+    for run in runs:
+        for each in (1, 2):
+            run.add_metrics({"step": each, "loss": 0.5})
+            run.write_step("rollouts", each, [{"group": 0, "rollouts": []}])
+    (runs[1].path / "rollouts" / "step-000001.jsonl").unlink()  # to make room
+    assert compare_runs(*runs).are_equal
+    runs[0].write_step("evaluations", step, [{"id": "x", "score": 1.0}])
+    for num_steps in (None, 2):
+        found = compare_runs(*runs, num_steps=num_steps).difference
+        assert found is not None and str(found) == f"step {step}: evaluations is 1 items and (absent)"
 
 
 def test_other_weights_are_found(tmp_path: Path) -> None:
@@ -264,6 +283,7 @@ def test_other_weights_are_found(tmp_path: Path) -> None:
             (folder / name).write_bytes(content)
     found = compare_runs(*runs)
     assert found.difference is not None and found.difference.key == "sha256 of model.safetensors"
+    assert found.checkpoint == 1
 
 
 def test_what_a_package_carries_inside_itself_is_not_installed(tmp_path, monkeypatch) -> None:

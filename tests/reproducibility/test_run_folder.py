@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from burnish.errors import UserError
+from burnish.cli.app import run as command
+from burnish.errors import DataError, UserError
 from burnish.reproducibility.run_folder import RunFolder
 
 
@@ -43,6 +44,24 @@ def test_rewind_forgets_later_steps_and_half_written_files(tmp_path: Path) -> No
     assert [line["step"] for line in run.metrics()] == [1, 2]
     assert (run.steps("rollouts"), run.steps("evaluations")) == ([1, 2], [0])
     assert not list(run.path.rglob(".*.tmp"))
+
+
+def test_damaged_files_are_one_line(tmp_path: Path, capsys) -> None:
+    run = make(tmp_path, "a", "2026")
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    (run.path / "config.yaml").write_text("seed: 1\n")
+    for arguments in (
+        ["show", str(run.path)],
+        ["power", "seeds", "--effect", "1", "--sd", "1", "--from", str(run.path)],
+    ):
+        assert command(arguments) == 2
+        err = capsys.readouterr().err
+        assert "metrics.jsonl, line 2: not valid JSON" in err and err.count("\n") == 1
+    for damaged in ("[]", "{"):
+        (run.path / "run.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"run\.json: not the record of a run"):
+            run.record()
+    assert RunFolder.all(tmp_path) == []
 
 
 def test_rollouts_are_trimmed_oldest_first(tmp_path: Path) -> None:

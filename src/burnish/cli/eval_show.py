@@ -145,12 +145,6 @@ def _read(store: EvalStore, reading: Reading) -> _Content:
     if not 0 < reading.level < 1:
         raise UserError(f"--level {reading.level:g}: must lie between 0 and 1, as 0.95 does")
     record = store.record()
-    if record["status"] == "done":
-        for name, how in store.changed_files().items():
-            raise DataError(
-                f"{store.path}/{name} {how}; `burnish eval verify {store.path}` says more, and an evaluation into "
-                "another folder (--evals_folder) begins anew"
-            )
     table, samples = store.table(), store.samples()
     grid = SampleGrid.of(table, samples)
     ks = usual_ks(grid.num_samples) if reading.ks is None else reading.ks

@@ -92,7 +92,7 @@ def require_arm(arm: Arm) -> None:
     """Refuse an arm with a table that is none, and runs that are no replicates of each other.
 
     Raises:
-        DataError: see `require_sound`; a seed twice, or different numbers of samples per item.
+        DataError: see `require_sound`; a seed twice, different numbers of samples per item, or of other settings.
     """
     for table in arm.tables:
         require_sound(table)
@@ -102,6 +102,14 @@ def require_arm(arm: Arm) -> None:
         raise DataError(f"{arm.label}: seed {max(known, key=known.count)} stands there twice; a seed is one run")
     if len(arm.tables) > 1 and len({table.scores_IK.shape[1] for table in arm.tables}) > 1:
         raise DataError(f"{arm.label}: its runs have different numbers of samples per item")
+    methods = [(table.label, table.origin["method"]) for table in arm.tables if table.origin.get("method")]
+    for label, method in methods[1:]:
+        first_label, first = methods[0]
+        if keys := [key for key in sorted({*first, *method}) if first.get(key, _Unset) != method.get(key, _Unset)]:
+            raise DataError(
+                f"{arm.label}: {first_label} and {label} differ in {', '.join(keys)}: the runs of an arm are one "
+                "method, and may differ in their seed alone"
+            )
 
 
 def require_sound(table: ScoreTable) -> None:
@@ -148,11 +156,17 @@ def require_same_settings(first: Evaluated, other: Evaluated) -> None:
     Raises:
         DataError: their settings differ.
     """
-    differing = _first_difference(first.settings, other.settings, "")
+    one, two = ({key: each.settings[key] for key in each.settings if key != "extra"} for each in (first, other))
+    differing = _first_difference(one, two, "")
     if differing is not None:
         key, value, other_value = differing
         raise DataError(
             f"{_both(first, other)}: {key} is {value} in the first and {other_value} in the second; evaluate both alike"
+        )
+    if len({each.settings["extra"] for each in (first, other) if "extra" in each.settings}) > 1:  # some do not know it
+        raise DataError(
+            f"{_both(first, other)}: they ask the same questions, with other fields beside them (unit tests, arguments "
+            "of a checker); evaluate both alike"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from burnish.records import Prompt, SamplingSettings
+from burnish.reproducibility.record import extra_sha256
 from burnish.rewards.scoring import ScoreFailure, require_scores
 from burnish.rollout.play import Play, Sample, conversation_line
 
@@ -47,6 +48,7 @@ class HeldOut:
                     "score": float(value is not None and value >= self.right_at),
                     "messages": [asdict(message) for message in task.messages],
                     "answer": task.answer,
+                    "extra_sha256": extra_sha256(task),
                     "text": completion.text,
                     "token_ids": completion.token_ids,
                     "finish_reason": completion.finish_reason,

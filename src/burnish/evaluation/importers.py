@@ -186,7 +186,7 @@ def _store(file: Path, evals_folder: Path, found: _Imported) -> EvalStore:
     path = evals_folder / f"{name}-{key[:6]}"
     if path.exists():
         store = EvalStore.open(path)
-        if store.record()["key_sha256"] != key:
+        if store.record().get("key_sha256") != key:
             raise DataError(f"{path} holds another evaluation: choose another --evals-folder")
         if store.is_done:
             return store

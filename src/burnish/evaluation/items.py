@@ -21,6 +21,7 @@ from burnish.errors import DataError
 from burnish.evaluation.perturb import perturbed
 from burnish.models.load import ModelFacts
 from burnish.records import Branch, Message, Prompt, Task
+from burnish.reproducibility.record import extra_sha256
 
 GENERATED = "reasoning-gym:"
 
@@ -56,9 +57,11 @@ class EvalItem:
         }
 
     def asked(self) -> dict[str, Any]:
-        """What the fingerprint of the items is made of: the question before any perturbation, and what is right."""
-        answer: Any = [list(self.choices), self.right] if self.choices else self.original.answer
-        return {"id": self.id, "messages": _messages(self.original), "answer": answer}
+        """What the fingerprints of the items are made of: the question before any perturbation, and what is right."""
+        question = {"id": self.id, "messages": _messages(self.original)}
+        if self.choices:
+            return {**question, "answer": [list(self.choices), self.right]}
+        return {**question, "answer": self.original.answer, "extra_sha256": extra_sha256(self.original)}
 
 
 def _messages(task: Task) -> list[dict[str, str]]:

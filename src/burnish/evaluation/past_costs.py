@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from burnish.errors import DataError
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
@@ -68,7 +67,7 @@ def _of_store(path: Path) -> PastCosts:
         with samples.open("rb") as lines:
             answers = sum(line.endswith(b"\n") for line in lines)
     is_known = isinstance(seconds, int | float) and seconds > 0 and answers > 0
-    tokens = [line["tokens"] for line in _batches(path / "batches.jsonl") if "tokens" in line]
+    tokens = [line["tokens"] for line in read_jsonl(path / "batches.jsonl") if "tokens" in line]
     notes = () if is_known else (f"{path.name} does not say how long it took: seconds per answer are not known",)
     return PastCosts(
         source=path.name,
@@ -77,10 +76,3 @@ def _of_store(path: Path) -> PastCosts:
         answer_tokens=sum(tokens) / answers if is_known and tokens else None,
         notes=notes,
     )
-
-
-def _batches(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_jsonl(path) if path.is_file() else []
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON lines: {error}") from error

@@ -67,12 +67,14 @@ def read_run_scores(run: RunFolder, *, right_at: float, gold: Gold | None) -> Ru
 
     Raises:
         UserError: the run has no evaluations or no rollouts: its algorithm asks no questions, or it has just begun.
-        DataError: the evaluations are not of the same items, or `gold` fails for more than half of them.
+        DataError: the evaluations are not of the same items, a file was changed since the run ended, or `gold` fails
+            for more than half of them.
     """
     steps, stored = run.steps("evaluations"), run.steps("rollouts")
     if not steps or not stored:
         missing = "evaluations" if not steps else "rollouts"
         raise UserError(f"run {run.path.name} has no {missing}: an audit needs a run that sampled answers to tasks")
+    run.require_unchanged(("config.yaml", "metrics.jsonl", "evaluations/", "rollouts/"))
     evaluations = [run.read_step("evaluations", step) for step in steps]
     ids = [item["id"] for item in evaluations[0]]
     for step, items in zip(steps, evaluations, strict=True):

@@ -24,11 +24,12 @@ from burnish.evaluation.likelihood import TOKENS_AT_ONCE, compare_answers
 from burnish.evaluation.perturb import PERTURBS
 from burnish.evaluation.since_training import changed_since_training
 from burnish.evaluation.store import EvalStore
-from burnish.evaluation.table import items_sha256
+from burnish.evaluation.table import asked_settings
 from burnish.memory.measure import peak_memory_bytes
 from burnish.models.load import ModelFacts, compute_repeatably, find_dtype, inspect_model, load_policy
 from burnish.records import SamplingSettings
 from burnish.reproducibility.code_state import read_code
+from burnish.reproducibility.differences import method_of
 from burnish.reproducibility.environment import environment_record
 from burnish.reproducibility.record import model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
@@ -71,7 +72,7 @@ class EvalInputs:
     def settings(self) -> dict[str, Any]:
         """What two evaluations must share to be compared; the same words as for the held-out items of a run."""
         task, sampling = self.config.task, self.config.sampling
-        settings: dict[str, Any] = {"items": items_sha256(item.asked() for item in self.items)}
+        settings = asked_settings([item.asked() for item in self.items])
         if task.kind != "generate":
             return settings | {"scoring": {"kind": task.kind, "normalise": task.normalise}}
         drawn: dict[str, Any] = {
@@ -105,16 +106,17 @@ class EvalInputs:
         }
         run = run_of(self.model.source)
         if run is not None:
-            seed = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")).get("seed")
+            trained = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
             seen = {item["id"] for step in run.steps("evaluations")[-1:] for item in run.read_step("evaluations", step)}
             chosen = not _is_newest(self.model.source) and any(item.id in seen for item in self.items)
             origin |= {
                 "run": run.path.name,
                 "step": _step(self.model.source),
-                "seed": seed,
+                "seed": trained.get("seed"),
+                "method": method_of(trained),
                 "was_selected_on": chosen,
                 "differs_from_run": changed_since_training(
-                    run, self.model, self.config.task, (item.asked() for item in self.items)
+                    run, self.model, self.config.task, [item.asked() for item in self.items]
                 ),
             }
         return origin
@@ -179,7 +181,7 @@ def find_or_make_store(inputs: EvalInputs) -> EvalStore:
     path = config.evals_folder / f"{name}-{key[:6]}"
     if path.exists():
         store = EvalStore.open(path)
-        if store.record()["key_sha256"] != key:
+        if store.record().get("key_sha256") != key:
             raise DataError(f"{path} holds another evaluation: give this one a --name")
         return store
     code = read_code(config.evals_folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from burnish.config.evaluation import EvalTaskConfig
-from burnish.evaluation.table import items_sha256
+from burnish.evaluation.table import asked_settings
 from burnish.models.load import ModelFacts
 from burnish.reproducibility.record import tokenizer_record
 from burnish.reproducibility.run_folder import RunFolder
@@ -16,7 +16,7 @@ from burnish.rollout.plays import judge_fingerprints
 
 
 def changed_since_training(
-    run: RunFolder, model: ModelFacts, task: EvalTaskConfig, asked: Iterable[Mapping[str, Any]]
+    run: RunFolder, model: ModelFacts, task: EvalTaskConfig, asked: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """A line for each thing that both know by the same name and that is another now. `asked` are the items."""
     record = run.record()
@@ -36,8 +36,12 @@ def changed_since_training(
             if path in judged and judged[path] != now
         ]
     steps = run.steps("evaluations") if _asks_the_held_out_questions(run, task) else []
-    if steps and items_sha256(run.read_step("evaluations", steps[-1])) != items_sha256(asked):
-        changed.append("the questions that it holds out are others")
+    if steps:
+        then, now = asked_settings(run.read_step("evaluations", steps[-1])), asked_settings(asked)
+        if then["items"] != now["items"]:
+            changed.append("the questions that it holds out are others")
+        elif len({each["extra"] for each in (then, now) if "extra" in each}) > 1:
+            changed.append("the fields beside the questions that it holds out are others")
     return changed
 
 

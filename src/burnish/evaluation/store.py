@@ -9,7 +9,6 @@ scores.jsonl    one line per item, written at the end
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import DataError, UserError
-from burnish.evaluation.table import ScoreTable, read_eval_record, table_of_store
-from burnish.reproducibility.files import append_lines, locked, replace_folder, sha256_of_file, write_text
+from burnish.evaluation.sealed import FORMAT, changed_files, hashes_of, read_eval_record
+from burnish.evaluation.table import ScoreTable, table_of_store
+from burnish.reproducibility.files import append_lines, locked, replace_folder, write_text
 from burnish.reproducibility.run_folder import read_jsonl
 
 Line = Mapping[str, Any]
-FORMAT = 1
-_FILES = ("items.jsonl", "samples.jsonl", "batches.jsonl", "scores.jsonl")
 
 
 class EvalStore:
@@ -97,15 +95,15 @@ class EvalStore:
 
     def items(self) -> list[dict[str, Any]]:
         """The lines of items.jsonl."""
-        return self._read("items.jsonl")
+        return read_jsonl(self.path / "items.jsonl")
 
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl."""
-        return self._read("samples.jsonl")
+        return read_jsonl(self.path / "samples.jsonl")
 
     def batches(self) -> list[dict[str, Any]]:
         """The lines of batches.jsonl."""
-        return self._read("batches.jsonl")
+        return read_jsonl(self.path / "batches.jsonl")
 
     def table(self) -> ScoreTable:
         """See table_of_store."""
@@ -139,30 +137,8 @@ class EvalStore:
         """Write scores.jsonl, then the hash of every file into eval.json."""
         write_text(self.path / "scores.jsonl", _jsonl(score_lines(self.items(), self.samples())))
         record = {**self.record(), "status": "done", "efficiency": dict(efficiency)}
-        hashes = {name: sha256_of_file(self.path / name) for name in _FILES}
-        record["sha256"] = {**hashes, "eval.json": _record_sha256(record)}
+        record["sha256"] = hashes_of(self.path, record)
         write_text(self.path / "eval.json", json.dumps(record, indent=1))
-
-    def changed_files(self) -> dict[str, str]:
-        """By the name of a file, how it is not what was written; empty where every hash is what eval.json says.
-
-        Raises:
-            DataError: the evaluation is not finished.
-        """
-        record = self.record()
-        if record["status"] != "done":
-            raise DataError(f"{self.path}: the evaluation is not finished: there is nothing to verify yet")
-        hashes = record.get("sha256", {})
-        changed = {}
-        for name in _FILES:
-            path = self.path / name
-            if not path.is_file():
-                changed[name] = "is gone"
-            elif sha256_of_file(path) != hashes.get(name):
-                changed[name] = "is not what was written: its hash is another than eval.json says"
-        if _record_sha256(record) != hashes.get("eval.json"):
-            changed["eval.json"] = "is not what was written"
-        return changed
 
     def verify(self) -> list[str]:
         """What is wrong with the store, a line for each fault; nothing where it is as it was written.
@@ -170,13 +146,13 @@ class EvalStore:
         Raises:
             DataError: the evaluation is not finished.
         """
-        changed = self.changed_files()
+        changed = changed_files(self.path, self.record())
         faults = [f"{name} {how}" for name, how in changed.items()]
         if "is gone" in changed.values():
             return faults
         try:
             computed = score_lines(self.items(), self.samples())
-            kept = self._read("scores.jsonl")
+            kept = read_jsonl(self.path / "scores.jsonl")
         except DataError as error:
             return [*faults, str(error)]
         except (KeyError, TypeError, AttributeError) as error:  # whoever changed a line may have left anything there
@@ -196,12 +172,6 @@ class EvalStore:
                 raise DataError(
                     f"{self.path}/samples.jsonl: holds {line.get('id')!r} where {name!r} belongs: start anew"
                 )
-
-    def _read(self, name: str) -> list[dict[str, Any]]:
-        try:
-            return read_jsonl(self.path / name)
-        except ValueError as error:
-            raise DataError(f"{self.path / name}: not valid JSON lines: {error}") from error
 
 
 def score_lines(items: Sequence[Line], samples: Sequence[Line]) -> list[dict[str, Any]]:
@@ -232,12 +202,6 @@ def score_lines(items: Sequence[Line], samples: Sequence[Line]) -> list[dict[str
 def _told(line: Line) -> str:
     """A line of scores.jsonl but for its name; what is empty everywhere is left out."""
     return ", ".join(f"{key} {value}" for key, value in line.items() if key != "id" and value not in (None, {}))
-
-
-def _record_sha256(record: Line) -> str:
-    """Of all that eval.json says but the hashes themselves."""
-    content = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _jsonl(lines: Iterable[Line]) -> str:

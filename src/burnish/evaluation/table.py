@@ -15,7 +15,8 @@ import yaml
 from numpy.typing import NDArray
 
 from burnish.errors import DataError, UserError
-from burnish.reproducibility.files import sha256_of_file
+from burnish.evaluation.sealed import read_eval_record, require_unchanged
+from burnish.reproducibility.differences import method_of
 from burnish.reproducibility.run_folder import RunFolder, read_jsonl
 
 
@@ -41,16 +42,14 @@ class ScoreTable:
 def table_of_store(folder: Path) -> ScoreTable:
     """The table of an eval store that is done, from its `scores.jsonl`.
 
+    Every file is compared with its hash first; see changed_files for what that costs.
+
     Raises:
-        DataError: the evaluation was not finished, or scores.jsonl is not what was written there.
+        DataError: the evaluation was not finished, or a file of it is not what was written.
     """
     record = read_eval_record(folder)
-    if record["status"] != "done":
-        raise DataError(f"{folder}: the evaluation is not finished; the same `burnish eval` goes on with it")
-    scores = folder / "scores.jsonl"
-    if not scores.is_file() or sha256_of_file(scores) != record.get("sha256", {}).get("scores.jsonl"):
-        raise DataError(f"{scores} is not what was written: `burnish eval verify {folder}` says what changed")
-    lines = read_jsonl(scores)
+    require_unchanged(folder, record)
+    lines = read_jsonl(folder / "scores.jsonl")
     clusters = [line["cluster"] for line in lines]
     if any(cluster is None for cluster in clusters) and any(cluster is not None for cluster in clusters):
         raise DataError(f"{folder}: some items have a cluster and some have none")
@@ -66,27 +65,12 @@ def table_of_store(folder: Path) -> ScoreTable:
     )
 
 
-def read_eval_record(folder: Path) -> dict[str, Any]:
-    """The content of `eval.json`.
-
-    Raises:
-        DataError: there is none, it is no JSON, or it is of another format.
-    """
-    path = folder / "eval.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the record of an evaluation ({error})") from error
-    if record.get("format") != 1:
-        raise DataError(f"{path}: format {record.get('format')!r} is not 1: another version of burnish wrote it")
-    return record
-
-
 def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
     """The held-out items of a run after `step`; None takes the last evaluation.
 
     Raises:
         UserError: the run was not evaluated then, or not at all.
+        DataError: what is read was changed since the run ended.
     """
     steps = run.steps("evaluations")
     if not steps:
@@ -94,6 +78,7 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
     chosen = steps[-1] if step is None else step
     if chosen not in steps:
         raise UserError(f"run {run.path.name} was not evaluated after step {step}; it was after {_shown(steps)}")
+    run.require_unchanged(("config.yaml", f"evaluations/step-{chosen:06d}"))
     items = run.read_step("evaluations", chosen)
     record = run.record()
     config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
@@ -111,6 +96,7 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
                 "run": run.path.name,
                 "step": chosen,
                 "seed": config.get("seed"),
+                "method": method_of(config),
                 "was_selected_on": 0 < chosen < steps[-1],  # a person chose it, and had seen these items' scores
                 "selected_among": len(steps),
             },
@@ -144,8 +130,20 @@ def run_and_step(what: str, runs_folder: Path) -> tuple[RunFolder, int | None]:
 
 def items_sha256(items: Iterable[Mapping[str, Any]]) -> str:
     """Fingerprint of what was asked: ids, messages and reference answers, in any order."""
-    lines = [json.dumps([item["id"], item.get("messages"), item.get("answer")], ensure_ascii=False) for item in items]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return _in_any_order([item["id"], item.get("messages"), item.get("answer")] for item in items)
+
+
+def asked_settings(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was asked, as settings: the items, and where they all say it what a reward can see beside them."""
+    settings = {"items": items_sha256(items)}
+    if all("extra_sha256" in item for item in items):
+        settings["extra"] = _in_any_order([item["id"], item["extra_sha256"]] for item in items)
+    return settings
+
+
+def _in_any_order(lines: Iterable[Any]) -> str:
+    texts = sorted(json.dumps(line, ensure_ascii=False) for line in lines)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _table(
@@ -181,7 +179,7 @@ def _table(
 def _run_settings(
     items: Sequence[Mapping[str, Any]], record: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    settings: dict[str, Any] = {"items": items_sha256(items)}
+    settings = asked_settings(items)
     if "rollout" not in config or "task" not in config:  # pairs, or answers to imitate: nothing was sampled
         return settings | {"scoring": {"measure": record.get("measure")}}
     rollout = config["rollout"]

@@ -14,7 +14,8 @@ from typing import Any
 
 from burnish.errors import DataError
 from burnish.evaluation.comparable import require_same_items, require_same_settings
-from burnish.evaluation.table import read_eval_record, run_and_step, table_of_run
+from burnish.evaluation.sealed import read_eval_record, require_unchanged
+from burnish.evaluation.table import run_and_step, table_of_run
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def open_growing(what: str, runs_folder: Path) -> GrowingEvaluation:
 
     Raises:
         UserError: there is no such store, run or step.
-        DataError: it has no items yet, or its files are not those of an eval store.
+        DataError: it has no items yet, its files are not those of an eval store, or one was changed after its end.
     """
     if (Path(what) / "eval.json").is_file():
         return _open_store(Path(what))
@@ -178,19 +179,18 @@ def _mean(evaluation: GrowingEvaluation, items: Sequence[str]) -> float | None:
 
 def _open_store(path: Path) -> GrowingEvaluation:
     record = read_eval_record(path)
-    samples = record.get("samples_per_item")
-    if not isinstance(samples, int) or samples < 1 or not isinstance(record.get("settings"), dict):
-        raise DataError(f"{path / 'eval.json'} is not the record of an evaluation: samples_per_item or settings")
+    if record["status"] == "done":
+        require_unchanged(path, record)
     questions, clusters = _items(path / "items.jsonl")
     return GrowingEvaluation(
         label=path.name,
         questions=questions,
         clusters=clusters,
         settings=record["settings"],
-        samples_per_item=samples,
+        samples_per_item=record["samples_per_item"],
         samples_file=path / "samples.jsonl",
         store=path,
-        is_done=record.get("status") != "running",
+        is_done=record["status"] != "running",
     )
 
 

@@ -62,7 +62,10 @@ class _Trials:
     say: Callable[[str], None]
 
     def compare(self, first: RunFolder, second: RunFolder) -> RunComparison:
-        return compare_runs(first, second, num_steps=2 * self.steps)
+        found = compare_runs(first, second, num_steps=2 * self.steps)
+        if found.are_equal and found.checkpoint != 2 * self.steps:
+            raise MachineError(f"the trainings did not both save step {2 * self.steps}: their weights are not compared")
+        return found
 
     def unbroken(self, name: str) -> RunFolder:
         self.say(f"{2 * self.steps} steps without a break")

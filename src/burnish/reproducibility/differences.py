@@ -36,6 +36,16 @@ def changed_configuration(first: RunFolder, second: RunFolder) -> dict[str, tupl
     return {key: pair for key, pair in found.items() if key not in _PLACES and not key.startswith("cluster.")}
 
 
+def method_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that its replicates share, by dotted key: all but its seed, where it is kept, on what it
+    ran, and what `auto` finds by the memory that happens to be free.
+    """
+    left_out = ("seed", *_PLACES, "train.micro_batch_tokens", "train.recompute")
+    return {
+        key: value for key, value in _flat(config).items() if key not in left_out and not key.startswith("cluster.")
+    }
+
+
 def record_sections(first: RunFolder, second: RunFolder) -> list[Section]:
     """Two runs side by side, section by section; a section without differences is there too.
 

@@ -29,9 +29,10 @@ class FirstDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunComparison:
-    """What of two runs was compared, and where they part first."""
+    """What of two runs was compared, and where they part first; `checkpoint` is the step whose weights were."""
 
     num_steps: int
+    checkpoint: int | None
     compared: tuple[str, ...]
     difference: FirstDifference | None
 
@@ -45,46 +46,56 @@ def compare_runs(first: RunFolder, second: RunFolder, *, num_steps: int | None =
     """Compare two runs in the order in which they happened: each step's rollouts, metrics and held-out items, then the
     weights and the optimizer of the last checkpoint that both have.
 
-    Floats are compared as float.hex says them. What a clock or the memory says is left out. Without `num_steps` a run
-    that has more steps than the other is another run.
+    All steps that either has are wanted, or those up to `num_steps`: one that a run lacks is a difference, and so are
+    held-out items that one of them lacks. Rollouts are compared where both still have them. Floats are compared as
+    float.hex says them. What a clock or the memory says is left out.
     """
     metrics = [{line["step"]: _exact_metrics(line) for line in run.metrics()} for run in (first, second)]
-    common = sorted(metrics[0].keys() & metrics[1].keys())
-    steps = [step for step in common if num_steps is None or step <= num_steps]
-    last = steps[-1] if steps else 0
-    num_completions, difference = 0, _in_step(first, second, "evaluations", 0)
-    for step in steps:
+    wanted = sorted(metrics[0].keys() | metrics[1].keys()) if num_steps is None else list(range(1, num_steps + 1))
+    common = [step for step in wanted if step in metrics[0] and step in metrics[1]]
+    num_completions, difference = 0, _in_evaluations(first, second, 0)
+    for step in wanted:
         if difference is not None:
             break
+        if step not in common:
+            shown = [f"{len(each)} steps" for each in metrics]
+            difference = FirstDifference(step, "the number of steps", *shown)
+            break
         difference = (
-            _in_step(first, second, "rollouts", step)
+            _in_rollouts(first, second, step)
             or _where(step, "metrics", metrics[0][step], metrics[1][step])
-            or _in_step(first, second, "evaluations", step)
+            or _in_evaluations(first, second, step)
         )
         if step in first.steps("rollouts") and step in second.steps("rollouts"):
             num_completions += sum(len(line.get("rollouts", ())) for line in first.read_step("rollouts", step))
-    if difference is None and num_steps is None and len(metrics[0]) != len(metrics[1]):
-        longer = max(metrics, key=len)
-        step = min(longer.keys() - set(common))
-        shown = [f"{len(each)} steps" for each in metrics]
-        difference = FirstDifference(step, "the number of steps", *shown)
-    compared = [f"metrics and held-out items of {len(steps)} steps"]
+    compared = [f"metrics and held-out items of {len(common)} steps"]
     if num_completions:
         compared.append(f"{num_completions} completions token by token")
-    weights = _last_common_checkpoint(first, second, last)
+    weights = _last_common_checkpoint(first, second, common[-1] if common else 0)
     if weights is None:
         compared.append("no weights: the runs have no checkpoint of the same step")
     else:
         compared.append(f"weights and optimizer of step {weights}")
         difference = difference or _in_checkpoint(first, second, weights)
-    return RunComparison(num_steps=len(steps), compared=tuple(compared), difference=difference)
+    return RunComparison(num_steps=len(common), checkpoint=weights, compared=tuple(compared), difference=difference)
 
 
-def _in_step(first: RunFolder, second: RunFolder, folder: str, step: int) -> FirstDifference | None:
-    """Where the files of a step part, if both runs have one."""
-    if step not in first.steps(folder) or step not in second.steps(folder):
+def _in_rollouts(first: RunFolder, second: RunFolder, step: int) -> FirstDifference | None:
+    """Where the rollouts of a step part, if both runs have them: old ones make room for later ones."""
+    if step not in first.steps("rollouts") or step not in second.steps("rollouts"):
         return None
-    return _where(step, folder, first.read_step(folder, step), second.read_step(folder, step))
+    return _where(step, "rollouts", first.read_step("rollouts", step), second.read_step("rollouts", step))
+
+
+def _in_evaluations(first: RunFolder, second: RunFolder, step: int) -> FirstDifference | None:
+    """Where the held-out items of a step part; None where neither run was evaluated then."""
+    items = [
+        run.read_step("evaluations", step) if step in run.steps("evaluations") else None for run in (first, second)
+    ]
+    if None in items and items[0] != items[1]:
+        shown = [_ABSENT if each is None else f"{len(each)} items" for each in items]
+        return FirstDifference(step, "evaluations", *shown)
+    return _where(step, "evaluations", *items)
 
 
 def _in_checkpoint(first: RunFolder, second: RunFolder, step: int) -> FirstDifference | None:

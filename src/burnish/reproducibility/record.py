@@ -57,6 +57,11 @@ def tasks_record(train: Iterable[Task], held_out: Iterable[Task]) -> dict[str, A
     return sides
 
 
+def extra_sha256(task: Task) -> str:
+    """Hash of what a reward can see of a task beside its question and answer: unit tests, a checker's arguments."""
+    return hashlib.sha256(json.dumps(task.extra, sort_keys=True).encode()).hexdigest()
+
+
 def tokenizer_record(tokenizer: Any) -> dict[str, str | None]:
     """Hashes of what turns text into tokens: vocabulary with its rules, special tokens, and the chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

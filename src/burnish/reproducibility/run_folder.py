@@ -125,8 +125,12 @@ class RunFolder:
 
         Raises:
             UserError: another version of burnish wrote it, in another format.
+            DataError: it is damaged.
         """
-        record = _read_json(self.path / "run.json")
+        try:
+            record = _read_json(self.path / "run.json")
+        except ValueError as error:
+            raise DataError(f"{self.path / 'run.json'}: not the record of a run ({error})") from error
         if record.get("format", RECORD_FORMAT) != RECORD_FORMAT:
             raise UserError(self._of_another_format(record["format"]))
         return record
@@ -149,8 +153,7 @@ class RunFolder:
 
     def seal(self, **changes: Any) -> None:
         """Change fields of run.json at the end of a run, and keep there the hash of every other file."""
-        paths = {path for pattern in (*_SEALED, _MANIFESTS) for path in self.path.glob(pattern) if path.is_file()}
-        outputs = {path.relative_to(self.path).as_posix(): sha256_of_file(path) for path in sorted(paths)}
+        outputs = {name: sha256_of_file(self.path / name) for name in self._files(*_SEALED, _MANIFESTS)}
         metrics = self.metrics()
         cost = {key: sum(line.get(key, 0) for line in metrics) for key in ("seconds", "tokens")}
         cost["peak_memory_bytes"] = max((line.get("peak_memory_bytes", 0) for line in metrics), default=0)
@@ -160,10 +163,18 @@ class RunFolder:
     def require_unchanged(self, only: tuple[str, ...] = ("",)) -> None:
         """Compare every file, or those whose names begin with one of `only`, with the hash it had when the run ended.
 
+        A run that has not ended, or was resumed and has not ended again, has no such hashes.
+
         Raises:
-            DataError: one was changed or removed.
+            DataError: one was changed, added or removed.
         """
-        for name, expected in self.record().get("outputs", {}).items():
+        record = self.record()
+        if record["status"] == "running" or "outputs" not in record:
+            return
+        for name in self._files("rollouts/*", "evaluations/*"):
+            if name.startswith(only) and name not in record["outputs"]:
+                raise DataError(f"{self.path / name} was added since the run ended: what it says is no evidence")
+        for name, expected in record["outputs"].items():
             path = self.path / name
             if not name.startswith(only):
                 continue
@@ -244,6 +255,10 @@ class RunFolder:
         for left_over in self.path.rglob(".*.tmp"):
             remove_folder(left_over) if left_over.is_dir() else left_over.unlink()
 
+    def _files(self, *patterns: str) -> list[str]:
+        found = {path for pattern in patterns for path in self.path.glob(pattern) if path.is_file()}
+        return sorted(path.relative_to(self.path).as_posix() for path in found)
+
     def _of_another_format(self, found: Any) -> str:
         return (
             f"run {self.path.name} was recorded by another version of burnish: run.json has format {found}, and this "
@@ -258,11 +273,23 @@ class RunFolder:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a crash cut off is left out."""
+    """The objects of a JSONL file; a last line that a crash cut off is left out.
+
+    Raises:
+        DataError: another line is damaged.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object")
+        objects.append(found)
+    return objects
 
 
 def _folders(runs_folder: Path) -> list[Path]:
@@ -279,5 +306,7 @@ def utc_now() -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
     return content
