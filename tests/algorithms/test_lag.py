@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from burnish.algorithms import hooks
 from burnish.algorithms.asking import within
+from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.session import resume, train
 from burnish.cli.app import run as command
 from burnish.config.loading import to_yaml
 from burnish.errors import ConfigError, MachineError
+from burnish.monitoring.console import Progress
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import checkpoints
 
@@ -92,13 +95,34 @@ def test_samples_that_do_not_come_end_the_run() -> None:
 
 
 def test_a_run_saves_and_stops_before_its_deadline(tiny_config: Any, quiet: Any) -> None:
-    config = tiny_config(train__save_before_deadline=5.0)  # less than what a first save is given
+    config = tiny_config(train__save_before_deadline=5.0)  # less than what comes after a last save is given
     run = train(config, quiet)
     assert run.record()["status"] == "interrupted"
     assert [path.name for path in checkpoints(run.checkpoints)] == ["step-000001"]
     assert "left until train.save_before_deadline: saving, and stopping here" in quiet.file.getvalue()
     unbroken = train(tiny_config(train__save_before_deadline=3600.0), quiet)
     assert unbroken.record()["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stops"),
+    [
+        (10 + 1.5 * 4 + 1, {}),  # one step of 4 s, and what comes after a save
+        (10 + 1.5 * 4 + 7, {"first_save_seconds": 8.0}),
+        (10 + 1.5 * 4 + 17, {"lag": 3}),
+    ],
+)
+def test_what_a_first_save_and_samples_ahead_may_take_is_kept_free(
+    seconds: float, stops: dict[str, Any], quiet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: 100.0)
+    for changes, is_stopped in (({}, False), (stops, bool(stops))):
+        given = Hooks(
+            run=None, progress=Progress(quiet, num_steps=9, columns=()), num_steps=9, checkpoint=None, evaluate_every=9,
+            evaluate=None, save=None, deadline=100.0 + seconds, **changes,
+        )  # fmt: skip
+        given._stop_in_time(4.0)
+        assert given.should_stop is is_stopped
 
 
 def test_only_where_a_run_runs_may_change(tiny_config: Any, quiet: Any, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -11,7 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from burnish.algorithms.session import schema_for
 from burnish.cli.app import run
+from burnish.config.loading import resolve
 from burnish.distributed.render import Job, ray_job, slurm_script
 from burnish.errors import ConfigError
 
@@ -27,6 +29,7 @@ def job(**changes: Any) -> Job:
         "2",
     )
     given = {"recipe": "my recipe.yaml", "settings": settings, "name": "adder", "runs_folder": "/shared/runs"}
+    given |= {"cluster": ("--cluster.learners", "2", "--cluster.generators", "2"), "digest": "0123abcd"}
     return Job(**{**given, "nodes": 2, "cpus": 4, "gpus": 0, **changes})
 
 
@@ -49,7 +52,7 @@ def test_a_script_is_whole_and_quoted(tmp_path: Path) -> None:
     assert json.loads(words[words.index("--task.options") + 1]) == {"size": 60}
     assert not any(word.startswith("--cluster") for word in words)
     (where,) = [line for line in script.splitlines() if line.startswith("where=")]
-    assert "--cluster.learners=2 --cluster.generators 2)" in where
+    assert "--cluster.learners 2 --cluster.generators 2)" in where
 
 
 def test_gpus_are_asked_for_and_given_to_ray() -> None:
@@ -65,10 +68,10 @@ def test_a_ray_job_is_what_kuberay_takes() -> None:
     shell, option, script = shlex.split(spec["entrypoint"])
     assert (shell, option) == ("sh", "-c")
     begun, resumed, trained = re.fullmatch(r"if (.*); then (.*); else (.*); fi", script).groups()
-    assert "/shared/runs/adder/*/run.json" in begun
-    assert shlex.split(resumed)[:5] == ["burnish", "resume", "last", "--runs-folder", "/shared/runs/adder"]
+    assert "/shared/runs/adder-0123abcd/*/run.json" in begun
+    assert shlex.split(resumed)[:5] == ["burnish", "resume", "last", "--runs-folder", "/shared/runs/adder-0123abcd"]
     words = shlex.split(trained)
-    assert words[:5] == ["burnish", "train", "my recipe.yaml", "--runs_folder", "/shared/runs/adder"]
+    assert words[:5] == ["burnish", "train", "my recipe.yaml", "--runs_folder", "/shared/runs/adder-0123abcd"]
     assert words[words.index("--cluster.address") + 1] == "auto"
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
@@ -91,6 +94,29 @@ def test_the_runs_are_where_the_file_says(tmp_path: Path) -> None:
 def test_one_node_is_a_head_alone() -> None:
     manifest = yaml.safe_load(ray_job(job(nodes=1), image="i", claim="c", ray_version="2.60.0"))
     assert manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []
+
+
+@pytest.mark.parametrize("name", ["My_run.v2", "a" * 48, "1st", "ends-"])
+def test_a_name_that_kubernetes_does_not_take(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^name={name}: Kubernetes wants"):
+        ray_job(job(name=name), image="i", claim="c", ray_version="2.60.0")
+
+
+def test_a_resumed_job_runs_where_the_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    cluster = {"kind": "ray", "learners": 8, "tensor_parallel": 2, "timeout_seconds": 99.0}
+    recipe.write_text(
+        yaml.safe_dump(
+            {"algorithm": "sft", "model": {"path": "m"}, "data": {"source": "rows.jsonl"}, "cluster": cluster}
+        )
+    )
+    assert run(["render", "slurm", str(recipe), "--nodes", "2"]) == 0
+    (where,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("where=")]
+    flags = shlex.split(where.removeprefix("where=(").removesuffix(")").replace("$head_ip:$port", "10.0.0.1:6379"))
+    config = resolve(
+        schema_for("sft"), "sft", flags=["--model.path=m", "--data.source=rows.jsonl", *flags], environment={}
+    ).config
+    assert config.cluster.model_dump() == {**config.cluster.model_dump(), **cluster, "address": "10.0.0.1:6379"}
 
 
 @pytest.mark.parametrize("changes", [{"nodes": 0}, {"cpus": 0}, {"gpus": -1}])

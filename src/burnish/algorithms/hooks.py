@@ -16,7 +16,7 @@ from burnish.records import Metric
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import TrainState
 
-_SAVE_SECONDS = 10.0  # what a first save may take, and what comes after it
+_ENDING_SECONDS = 10.0  # what comes after the last save
 
 
 @dataclass(kw_only=True)
@@ -40,6 +40,10 @@ class Hooks:
     """By time.monotonic(): when the run must have stopped."""
     stop_after: int | None = None
     """The step to stop after, as a signal would."""
+    first_save_seconds: float = 0.0
+    """What a save may take while none was timed."""
+    lag: int = 0
+    """How many steps' samples `settle` may have to wait for."""
     around: float = 0.0
     """The longest that was needed after a step so far, to settle, evaluate and save, in seconds."""
     _out_of_memory: float = 0.0
@@ -107,17 +111,21 @@ class Hooks:
         self.progress.update(state.step, metrics)
         if saves:
             self.save(state)
+            self.first_save_seconds = 0.0
         self.around = max(self.around, time.monotonic() - began)
         if self.profile is not None:
             self.profile.begin(state.step + 1)
         self._step_began = self._sampled = time.monotonic()
 
     def _stop_in_time(self, seconds: float) -> None:
-        """Stop if a step like the longest so far, its evaluation and its save might not end before the deadline."""
+        """Stop if a step like the longest so far, the samples ahead, its evaluation and its save might not end before
+        the deadline.
+        """
         self._longest = max(self._longest, seconds)
         if self.deadline is None or self.should_stop:
             return
         left = self.deadline - time.monotonic()
-        if left < 1.5 * self._longest + 1.5 * self.around + _SAVE_SECONDS:
+        longest = (1 + self.lag) * self._longest + self.around
+        if left < 1.5 * longest + self.first_save_seconds + _ENDING_SECONDS:
             self.should_stop = True
             self.progress.say(f"{left:.0f} s are left until train.save_before_deadline: saving, and stopping here")

@@ -26,6 +26,7 @@ from burnish.algorithms import (
     reward_model,
     sft,
 )
+from burnish.algorithms.asking import AskingConfig
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_plan import (
     LargestStep,
@@ -52,6 +53,8 @@ from burnish.reproducibility.code_state import read_code
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.run_folder import RunFolder, utc_now
 from burnish.training.checkpoint import TrainState, checkpoints, is_saved, step_of
+
+_SLOW_DISK_BYTES_PER_SECOND = 100e6  # what a save is taken to reach while none was timed
 
 
 class Inputs(Protocol):
@@ -333,7 +336,8 @@ class _Start:
 def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, console: Console, start: _Start) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
-    require_free_space(run.checkpoints, roles.checkpoint_bytes(), "a checkpoint")  # better now than at the end
+    save_bytes = roles.checkpoint_bytes()
+    require_free_space(run.checkpoints, save_bytes, "a checkpoint")  # better now than at the end
     inputs.start(roles, progress.say)
     recorded = len(run.metrics())
     state = _restored(run, roles)
@@ -362,6 +366,8 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
         observe_roles=roles.observed,
         deadline=start.deadline,
         stop_after=start.stop_after,
+        first_save_seconds=save_bytes / _SLOW_DISK_BYTES_PER_SECOND,
+        lag=config.rollout.lag if isinstance(config, AskingConfig) else 0,
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:

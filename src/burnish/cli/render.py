@@ -1,5 +1,7 @@
 """`burnish render`."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 
@@ -36,4 +38,15 @@ def _job(recipe: str, settings: Sequence[str], job: dict[str, int]) -> Job:
     config: RunConfig = resolve(
         schema_for(recipe, settings), recipe, flags=[*settings, "--cluster.kind=ray"], environment=os.environ
     ).config
-    return Job(recipe=recipe, settings=tuple(settings), name=config.name, runs_folder=str(config.runs_folder), **job)
+    cluster = config.cluster.model_dump(mode="json", exclude={"kind", "address"}, exclude_defaults=True)
+    typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in cluster.items()}
+    rest = config.model_dump_json(exclude={"cluster", "runs_folder"})
+    return Job(
+        recipe=recipe,
+        settings=tuple(settings),
+        cluster=tuple(word for key, value in typed.items() for word in (f"--cluster.{key}", value)),
+        name=config.name,
+        digest=hashlib.sha256(rest.encode()).hexdigest()[:8],
+        runs_folder=str(config.runs_folder),
+        **job,
+    )

@@ -216,7 +216,9 @@ class TrainConfig(Section):
     recompute: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Every k-th layer forgets its activations and computes them again: 1 is all, 0 none, auto as few as must."""
     save_before_deadline: float | None = Field(None, gt=0)
-    """Seconds within which the run has saved and stopped, for a job whose time is limited; null is no limit."""
+    """Seconds within which the run has saved and stopped, for a job whose time is limited; null is no limit. It stops
+    when another step, what is sampled ahead, an evaluation and a save might not end in time, by the longest so far; a
+    first save is taken to write 100 MB a second."""
     save_memory: tuple[Literal["return_memory", "step_in_backward", "offload_optimizer", "offload_reference"], ...] = ()
     """return_memory: on a CPU, what is freed goes back to the system at once, for two fifths more time a step.
     step_in_backward: each weight is updated as soon as its gradient is known, and the gradient freed; it needs one

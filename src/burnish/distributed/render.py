@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,11 @@ import yaml
 from burnish.errors import ConfigError
 
 _PORT = 6379
+_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # 47 as KubeRay appends to it
 _SAVE_SECONDS = 300  # between the signal that the time is up and its end
+
+# An image need not have pgrep.
+_HAS_RAYLET = 'for each in /proc/[0-9]*/comm; do read -r name < "$each" && [ "$name" = raylet ] && exit 0; done; exit 1'
 
 _SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -76,11 +81,16 @@ exit $status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What both kinds of file need. `settings` are flags of `burnish train`; cluster.* among them stay."""
+    """What both kinds of file need. `settings` are flags of `burnish train`; those of cluster.* are dropped, for
+    `cluster` are all of them, the recipe's own too, as a resumed run takes them from nowhere else. `digest` tells
+    this configuration from others of the same name.
+    """
 
     recipe: str
     settings: tuple[str, ...]
+    cluster: tuple[str, ...]
     name: str
+    digest: str
     runs_folder: str
     nodes: int
     cpus: int
@@ -101,7 +111,7 @@ class Job:
 
 def slurm_script(job: Job, *, time: str, setup: str, options: tuple[str, ...]) -> str:
     """A script for `sbatch`. `setup` are shell lines that make burnish and ray findable; `options` more of sbatch's."""
-    cluster, settings = _parted(job.settings)
+    settings = _without_place(job.settings)
     gpus = (f"--gpus-per-node={job.gpus}",) if job.gpus else ()
     return _SLURM.format(
         name=job.name,
@@ -116,7 +126,7 @@ def slurm_script(job: Job, *, time: str, setup: str, options: tuple[str, ...]) -
         runs_folder=shlex.quote(job.runs_folder),
         recipe=shlex.quote(job.recipe),
         settings=shlex.join(settings),
-        cluster=shlex.join(cluster),
+        cluster=shlex.join(job.cluster),
     )
 
 
@@ -124,9 +134,11 @@ def ray_job(job: Job, *, image: str, claim: str, ray_version: str) -> str:
     """A RayJob for KubeRay 1.5.1 or newer, which makes the cluster's token. Every node shares the volume of `claim`."""
     if not job.runs_folder.startswith("/"):
         raise ConfigError(f"runs_folder={job.runs_folder}: give the full path at which the claim is to be mounted")
-    cluster, settings = _parted(job.settings)
-    runs = f"{job.runs_folder}/{job.name}"
-    where = ["--cluster.kind", "ray", "--cluster.address", "auto", *cluster]
+    if not _DNS_LABEL.fullmatch(job.name):
+        raise ConfigError(f"name={job.name}: Kubernetes wants a letter, then at most 46 small letters, digits and '-'")
+    settings = _without_place(job.settings)
+    runs = f"{job.runs_folder}/{job.name}-{job.digest}"  # so that another configuration does not go on with this one
+    where = ["--cluster.kind", "ray", "--cluster.address", "auto", *job.cluster]
     train = shlex.join(["burnish", "train", job.recipe, "--runs_folder", runs, *settings, *where])
     resume = shlex.join(["burnish", "resume", "last", "--runs-folder", runs, *where])
     begun = f"ls {shlex.quote(runs)}/*/run.json > /dev/null 2>&1"
@@ -173,11 +185,11 @@ def _pod(job: Job, role: str, image: str, claim: str) -> dict[str, Any]:
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ],
         "livenessProbe": {
-            "exec": {"command": ["ray", "health-check"]} if role == "head" else {"command": ["pgrep", "raylet"]},
+            "exec": {"command": ["ray", "health-check"] if role == "head" else ["sh", "-c", _HAS_RAYLET]},
             "initialDelaySeconds": 60,
-            "periodSeconds": 15,
-            "timeoutSeconds": 10,
-            "failureThreshold": 8,
+            "periodSeconds": 30,
+            "timeoutSeconds": 20,  # the first command starts Python and Ray
+            "failureThreshold": 4,
         },
     }
     volumes = [
@@ -187,17 +199,16 @@ def _pod(job: Job, role: str, image: str, claim: str) -> dict[str, Any]:
     return {"spec": {"containers": [container], "volumes": volumes}}
 
 
-def _parted(settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Flags of the cluster, and the others but for the runs folder; a flag may have its value in the next word."""
-    cluster: list[str] = []
-    others: list[str] = []
-    elsewhere: list[str] = []
-    to = others
+def _without_place(settings: tuple[str, ...]) -> list[str]:
+    """The flags but for cluster.* and the runs folder; a flag may have its value in the next word."""
+    kept: list[str] = []
+    is_kept = True
     for word in settings:
         if word.startswith("--"):
-            to = cluster if word.startswith("--cluster.") else others
-            to = elsewhere if word.partition("=")[0] == "--runs_folder" else to
-            if word.partition("=")[0] in ("--cluster.kind", "--cluster.address"):
-                raise ConfigError(f"{word.partition('=')[0]}: the file that starts the cluster sets it; leave it out")
-        to.append(word)
-    return cluster, others
+            key = word.partition("=")[0]
+            if key in ("--cluster.kind", "--cluster.address"):
+                raise ConfigError(f"{key}: the file that starts the cluster sets it; leave it out")
+            is_kept = not key.startswith("--cluster.") and key != "--runs_folder"
+        if is_kept:
+            kept.append(word)
+    return kept

@@ -191,11 +191,11 @@ class NativeGenerator:
             versions=tuple((version, len(list(run))) for version, run in groupby(row.versions)),
         )
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
+    def _decode(self, token_ids: list[int]) -> str:
         return str(self.policy.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
-def find_stop(decode: Callable[[Sequence[int]], str], token_ids: Sequence[int], stops: Sequence[str]) -> int | None:
+def find_stop(decode: Callable[[list[int]], str], token_ids: list[int], stops: Sequence[str]) -> int | None:
     """Where the first stop string begins in the text, which it had not before its last token; None where there is none.
 
     Only the end is decoded for most tokens, as the whole text at every token would cost the square of its length.
@@ -207,7 +207,7 @@ def find_stop(decode: Callable[[Sequence[int]], str], token_ids: Sequence[int], 
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 
-def _ending(decode: Callable[[Sequence[int]], str], token_ids: Sequence[int], num_characters: int) -> str:
+def _ending(decode: Callable[[list[int]], str], token_ids: list[int], num_characters: int) -> str:
     """The last token's text and at least so many characters before it, or all there is."""
     last, size = len(decode(token_ids[-1:])), num_characters
     while True:
