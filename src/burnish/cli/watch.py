@@ -57,14 +57,11 @@ def watch(
         Another one, of the same items. Leave it out to watch A alone.
     """
     from burnish.evaluation.watching import open_growing, paired_so_far, require_same_questions
-    from burnish.stats.anytime import look_at_pairs
 
     if not 0 < follow.every_seconds < math.inf or not 0 < follow.timeout_seconds < math.inf:
         raise UserError("--every-seconds and --timeout-seconds must be above 0")
     if b is None:
-        if margin is not None:
-            raise UserError("--margin needs two evaluations: it says how far apart they may be")
-        return _watch_one(open_growing(a, runs_folder), alpha, follow, as_json=as_json)
+        return _watch_one(open_growing(a, runs_folder), margin, alpha, follow, as_json=as_json)
     first, second = open_growing(a, runs_folder), open_growing(b, runs_folder)
     require_same_questions(first, second)
     deadline = time.monotonic() + follow.timeout_seconds
@@ -73,30 +70,38 @@ def watch(
         first.refresh()
         second.refresh()
         pairs = paired_so_far(first, second)
-        try:
-            look = look_at_pairs(pairs.scores_a, pairs.scores_b, alpha=alpha, margin=margin)
-        except ValueError as error:
-            raise UserError(f"{first.label} and {second.label} cannot be watched: {error}") from error
+        look = _judged(pairs, alpha, margin, f"{first.label} and {second.label}")
         is_over = pairs.is_complete or (first.is_done and second.is_done)
-        left = deadline - time.monotonic()
-        stops = not follow.follow or look.verdict != "go on" or is_over or left <= 0
+        stops = not follow.follow or look.verdict != "go on" or is_over or time.monotonic() >= deadline
         if stops or look.n != seen:
             if seen < 0 and not as_json:
                 print(f"A {first.label}, B {second.label}")
-            seen = look.n
             print(_as_json(look, pairs, is_over) if as_json else _line(look, pairs), flush=True)
         if stops:
             break
-        time.sleep(min(follow.every_seconds, max(0.0, left)))
+        seen = look.n
+        time.sleep(min(follow.every_seconds, max(0.0, deadline - time.monotonic())))
     if not as_json:
         print(_verdict(look, pairs, is_over, (first, second)))
     return 0 if look.verdict != "go on" else 1
 
 
-def _watch_one(found: "GrowingEvaluation", alpha: float, follow: Follow, *, as_json: bool) -> int:
+def _judged(pairs: "PairedScores", alpha: float, margin: float | None, names: str) -> "Look":
+    from burnish.stats.anytime import look_at_pairs
+
+    try:
+        return look_at_pairs(pairs.scores_a, pairs.scores_b, alpha=alpha, margin=margin)
+    except ValueError as error:
+        raise UserError(f"{names} cannot be watched: {error}") from error
+
+
+def _watch_one(found: "GrowingEvaluation", margin: float | None, alpha: float, follow: Follow, *, as_json: bool) -> int:
     """Print the mean of one evaluation, with its confidence sequence, as its items come in."""
     from burnish.evaluation.watching import paired_so_far
     from burnish.stats.anytime import anytime_interval
+
+    if margin is not None:
+        raise UserError("--margin needs two evaluations: it says how far apart they may be")
 
     deadline = time.monotonic() + follow.timeout_seconds
     seen = -1
