@@ -10,6 +10,7 @@ case does what should not be done, and shows that the simulation would see it.
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -101,6 +102,17 @@ def seeds_shared(rng: np.random.Generator) -> bool:
     return differs(compare_arms([arm(*a), arm(*b)]))
 
 
+def few_seeds(rng: np.random.Generator, num_seeds: int, *, are_shared: bool) -> bool:
+    """Items and seeds that matter alike, and seeds that are near each other by chance."""
+    hard_I = rng.normal(0, 1, size=100)
+    both = []
+    for first_seed in (0, 0 if are_shared else num_seeds):
+        own_I, own_S = hard_I + rng.normal(0, 0.22, size=100), rng.normal(0, 0.06, size=num_seeds)
+        scores_SI = own_I + own_S[:, None] + rng.normal(0, 0.05, size=(num_seeds, 100))
+        both.append(arm(*scores_SI, first_seed=first_seed))
+    return differs(compare_arms(both))
+
+
 def tastes(rng: np.random.Generator) -> Comparison:
     """Methods that are equal over all seeds and items; what these seeds and these items do matters alike."""
     hard_I = rng.normal(0, 1, size=100)
@@ -160,6 +172,10 @@ NULL: dict[str, Callable[[np.random.Generator], bool]] = {
     "scores, 60 items x 4 samples": scores,
     "20 clusters of 8 items": clustered,
     "3 seeds against 5 others, 100 items": seeds_apart,
+    "2 shared seeds, 100 items": partial(few_seeds, num_seeds=2, are_shared=True),
+    "3 shared seeds, 100 items": partial(few_seeds, num_seeds=3, are_shared=True),
+    "4 shared seeds, 100 items": partial(few_seeds, num_seeds=4, are_shared=True),
+    "2 seeds of each arm, 100 items": partial(few_seeds, num_seeds=2, are_shared=False),
     "5 seeds that both arms share, 100 items": seeds_shared,
     "5 seeds of each arm, 100 items that suit one or the other": seeds_and_tastes,
     "any of 10 slices (Benjamini-Hochberg)": ten_slices,

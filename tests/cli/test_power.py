@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from burnish.cli.app import run
+from burnish.stats.anytime import anytime_mean_interval
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -176,6 +177,37 @@ def test_watch_once(capsys, stores) -> None:
     assert run(["watch", str(b), str(a)]) == 0
     assert capsys.readouterr().out.endswith("decided after 8 items: A better (tuned)\n")
     assert run([*command, "--alpha", "0.001"]) == 1
+
+
+def test_watch_one_evaluation(capsys, stores) -> None:
+    a, _ = stores
+    assert run(["watch", str(a)]) == 0
+    assert capsys.readouterr().out == "base: 0 of 40 items: nothing to say yet\n"
+    add(a, [1.0] * 15 + [0.0] * 5)
+    add(a, [1.0], start=30)
+    assert run(["watch", str(a)]) == 0
+    assert capsys.readouterr().out == (
+        "base: 20 of 40 items (1 more wait for earlier ones): "
+        "mean 0.750, 95% confidence sequence [0.422, 0.949]\n"  # as computed for shared/field/evaluation.md
+    )
+    add(a, [0.5], start=20)  # not right or wrong: by betting
+    assert run(["watch", str(a), "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    low, high = anytime_mean_interval([1.0] * 15 + [0.0] * 5 + [0.5])
+    assert (look["n"], look["low"], look["high"], look["is_over"]) == (21, low, high, False)
+    assert "--margin needs two evaluations" in fails(capsys, "watch", str(a), "--margin", "0.1")
+    add(a, [5.0], start=21)
+    assert "base cannot be watched: values must be" in fails(capsys, "watch", str(a))
+
+
+def test_watch_follows_one_evaluation_to_its_end(capsys, stores) -> None:
+    a, _ = stores
+    writer = threading.Thread(target=lambda: [(time.sleep(0.1), add(a, [1.0] * 20, start)) for start in (0, 20)])
+    writer.start()
+    assert run(["watch", str(a), "--follow", "--every-seconds", "0.02", "--timeout-seconds", "20"]) == 0
+    writer.join(20)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1 and lines[-1].startswith("base: 40 of 40 items: mean 1.000")
 
 
 def test_watch_to_the_end(capsys, stores) -> None:

@@ -10,6 +10,7 @@ from burnish.errors import DataError, UserError
 from burnish.evaluation.comparable import Arm
 from burnish.evaluation.comparison import compare_arms
 from burnish.evaluation.table import ScoreTable
+from burnish.stats.intervals import wilson_interval
 
 GSM8K = Path(__file__).parents[3] / "shared/data/outcomes/gsm8k_gpt3_4systems.csv"
 
@@ -239,3 +240,12 @@ def test_clusters_are_what_counts() -> None:
     assert (found.claims[0].over_items.unit, found.num_clusters) == ("cluster", 6)
     assert found.claims[0].over_items.p_value == 2 / 2**4  # four clusters differ, all to one side
     assert any("6 clusters are few" in note for note in found.notes)
+
+
+def test_an_arm_whose_items_are_all_alike_is_not_known_for_sure() -> None:
+    """Six items in three clusters, all right; then four items, each right in one answer of two."""
+    in_clusters = compare_arms(one(*(table(name, np.ones(6), clusters=tuple("aabbcc")) for name in "xy"))).arms[0]
+    assert (in_clusters.low, in_clusters.high) == pytest.approx(wilson_interval(3, 3))
+    assert in_clusters.interval == "Wilson on 3 clusters"
+    halves = compare_arms(one(*(table(name, np.tile([0.0, 1.0], (4, 1))) for name in "xy"))).arms[0]
+    assert halves.mean == 0.5 and np.isnan([halves.low, halves.high]).all()

@@ -129,6 +129,14 @@ def test_where_gold_turned_is_said_only_where_the_curve_fits() -> None:
     assert "that gold turned is not established" in rising and "step 20, at a KL of 9" in rising
 
 
+def test_a_gold_that_is_the_same_for_every_item_has_no_interval() -> None:
+    scores = simulated(3, kind="healthy")
+    scores.gold_IN[:, 0] = 0.0
+    first, second, *_ = audit(scores).steps
+    assert first.gold.value == 0 and math.isnan(first.gold.low) and math.isnan(first.gold.high)
+    assert second.gold.low < second.gold.value < second.gold.high
+
+
 def test_best_of_n_by_hand() -> None:
     """Proxy 1, 2, 3, 4 with gold 0, 1, 0, 0.5: .375, .4166667 of two, .5 of four (shared/field/evaluation.md B3)."""
     scores = simulated(0, kind="idle")

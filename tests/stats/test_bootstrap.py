@@ -4,7 +4,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.stats.bootstrap import Estimate, bca_interval, estimate, p_not_above, resampled_means
+from burnish.stats.bootstrap import Estimate, _grouped, bca_interval, estimate, p_not_above, resampled_means
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
@@ -71,3 +71,27 @@ def test_many_different_values_keep_their_spread() -> None:
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20_000**0.5, rel=0.03)
     with pytest.raises(ValueError, match="all values are equal"):
         bca_interval(np.ones(4), level=0.95)
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential", "t", "log-normal", "spikes"])
+@pytest.mark.parametrize("n", [2_000, 50_000])
+def test_grouping_keeps_what_rare_large_values_add(draw: str, n: int) -> None:
+    rng = np.random.default_rng(4)
+    values = {
+        "normal": lambda: rng.normal(size=n),
+        "exponential": lambda: rng.exponential(size=n),
+        "t": lambda: rng.standard_t(3, size=n),
+        "log-normal": lambda: rng.lognormal(sigma=2, size=n),
+        "spikes": lambda: rng.normal(size=n) + 100 * (rng.random(n) < 0.0005),
+    }[draw]()
+    grouped, counts = _grouped(values)
+    assert len(grouped) == 1024 and counts.sum() == n
+    mean = np.average(grouped, weights=counts)
+    assert mean == pytest.approx(values.mean())
+    assert np.average((grouped - mean) ** 2, weights=counts) >= 0.99 * values.var()
+
+
+def test_rare_large_values_widen_the_interval() -> None:
+    values = np.random.default_rng(9).lognormal(sigma=2, size=50_000)
+    low, high = bca_interval(values, level=0.95)
+    assert high - low > 0.95 * 2 * 1.96 * values.std() / 50_000**0.5

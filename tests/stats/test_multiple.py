@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from burnish.stats.multiple import benjamini_hochberg, holm
+from burnish.stats.multiple import benjamini_hochberg, holm, holm_of_given
 
 P_VALUES = [0.01, 0.04, 0.03, 0.005]
 
@@ -12,6 +12,9 @@ P_VALUES = [0.01, 0.04, 0.03, 0.005]
 def test_published() -> None:  # R's p.adjust
     assert holm(P_VALUES) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert benjamini_hochberg(P_VALUES) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    given = holm_of_given([0.01, None, *P_VALUES[1:]])
+    assert given == [pytest.approx(0.03), None, *map(pytest.approx, (0.06, 0.06, 0.02))]
+    assert holm_of_given([None, None]) == [None, None]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))

@@ -2,6 +2,7 @@ import choix
 import numpy as np
 import pytest
 
+from burnish.stats.intervals import wilson_interval
 from burnish.stats.ranking import bradley_terry, win_rate
 
 
@@ -68,3 +69,19 @@ def test_items_that_are_copies_add_nothing() -> None:
     assert together.high_M - together.low_M == pytest.approx(plain.high_M - plain.low_M, rel=0.15)
     apart = bradley_terry(copies)
     assert apart.high_M - apart.low_M == pytest.approx((plain.high_M - plain.low_M) / 5**0.5, rel=0.15)
+
+
+def test_nothing_is_known_for_sure() -> None:
+    """Where every prompt says the same a bootstrap would draw the same again and again."""
+    worse, better = np.zeros(6), np.ones(6)
+    won, lost = win_rate(worse, better), win_rate(better, worse)
+    assert (won.value, won.low, won.high) == pytest.approx((1.0, *wilson_interval(6, 6)))
+    assert (lost.value, lost.low, lost.high) == pytest.approx((0.0, *wilson_interval(0, 6)))
+    by_passage = win_rate(worse, better, clusters="aabbcc")
+    assert by_passage.low == pytest.approx(wilson_interval(3, 3)[0])
+    tied = win_rate(worse, worse)
+    assert tied.value == 0.5 and np.isnan([tied.low, tied.high]).all()
+    equal = bradley_terry(outcomes(np.zeros((5, 3))))
+    assert equal.strengths_M == pytest.approx(np.zeros(3)) and np.isnan([equal.low_M, equal.high_M]).all()
+    circle = np.tile([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]], (5, 1, 1))
+    assert np.isnan(bradley_terry(circle).low_M).all()

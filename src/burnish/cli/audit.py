@@ -1,6 +1,7 @@
 """`burnish audit`: everything is read from the run folder; no model is loaded."""
 
 import json
+import math
 from pathlib import Path
 
 from burnish.algorithms.asking import AskingConfig
@@ -85,4 +86,5 @@ def _shares(step: AuditStep) -> tuple[str, ...]:
 
 
 def _shown(found: Estimate) -> str:
-    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    ends = "unknown" if math.isnan(found.low) else f"[{found.low:.3g}, {found.high:.3g}]"
+    return f"{found.value:.3g} {ends}"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _FEW_CLUSTERS = 30
 _FEW_OUTCOMES = 5
-_FEW_SEEDS = 5
 
 power_app = App(
     name="power",
@@ -125,6 +124,7 @@ def seeds(
     Example: burnish power seeds --effect 0.02 --sd 0.015
     """
     from burnish.stats.power import PairedMeans, TwoMeans
+    from burnish.stats.seeds import FEW_SEEDS
 
     if correlation is not None and not -1 <= correlation < 1:
         raise UserError(f"--correlation {correlation:g} must be at least -1 and below 1")
@@ -137,7 +137,7 @@ def seeds(
             design = PairedMeans(sd_difference=sd * math.sqrt(2 * (1 - correlation)))
             what = f"the same for both, paired t test, correlation {correlation:g}"
         plan = _solve(design, "seeds", seeds, effect, aim)
-    if plan.number < _FEW_SEEDS:
+    if plan.number < FEW_SEEDS:
         notes.append("with so few seeds everything hangs on normal results and a known standard deviation")
     difference = f"{plan.effect:.3g} ({plan.effect / sd:.3g} standard deviations)"
     cost = _training_cost(2 * plan.number, aim)

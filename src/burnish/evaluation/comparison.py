@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from burnish.errors import UserError
 from burnish.evaluation.cautions import cautions
-from burnish.evaluation.comparable import Arm, common_items, require_arm
+from burnish.evaluation.comparable import Arm, CommonItems, common_items, require_arm
+from burnish.evaluation.figures import items_figure
 from burnish.evaluation.two_arms import TwoArms, two_arms
 from burnish.stats.bootstrap import Estimate
-from burnish.stats.clustered import clustered_mean
 from burnish.stats.difference import Difference, Unit, Verdict, judge
 from burnish.stats.discordance import Discordance, cochrans_q, discordance
-from burnish.stats.intervals import wilson_interval
 from burnish.stats.levels import require_alpha, require_margin
-from burnish.stats.multiple import benjamini_hochberg, holm
+from burnish.stats.multiple import benjamini_hochberg, holm, holm_of_given
 from burnish.stats.ranking import Strengths, bradley_terry, win_rate
 from burnish.stats.variance import ErrorParts
 
@@ -148,7 +147,7 @@ def compare_arms(
         num_clusters=None if items.clusters is None else len(set(items.clusters)),
         alpha=alpha,
         margin=margin,
-        arms=tuple(_arm_mean(arm, means, items.clusters, alpha) for arm, means in zip(arms, means_ASI, strict=True)),
+        arms=tuple(_arm_mean(arm, means, items, alpha) for arm, means in zip(arms, means_ASI, strict=True)),
         claims=tuple(claims),
         cochrans_q=cochrans_q(np.stack(means_AI, axis=1)) if are_coins and len(arms) > 2 else None,
         strengths=strengths,
@@ -189,8 +188,7 @@ def _claim(label_a: str, label_b: str, pair: TwoArms, alpha: float, margin: floa
 
 def _adjusted(claims: Sequence[Claim], alpha: float) -> list[Claim]:
     p_adjusted = holm([claim.p_value for claim in claims])
-    given = [claim.p_equivalent for claim in claims if claim.p_equivalent is not None]
-    equivalent: list[float | None] = [float(each) for each in holm(given)] if given else [None] * len(claims)
+    equivalent = holm_of_given([claim.p_equivalent for claim in claims])
     return [
         replace(
             claim,
@@ -250,20 +248,21 @@ def _counted_as_wrong(arms: Sequence[Arm], alpha: float, margin: float | None) -
     ]
 
 
-def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], clusters: Sequence[str] | None, alpha: float) -> ArmMean:
-    means_I = means_SI.mean(axis=0)
-    if clusters is None and np.isin(means_I, (0.0, 1.0)).all():
-        low, high = wilson_interval(int(means_I.sum()), len(means_I), level=1 - alpha)
-        interval = "Wilson"
-    else:
-        found = clustered_mean(means_I, range(len(means_I)) if clusters is None else clusters, level=1 - alpha)
-        low, high, interval = found.low, found.high, "t" if clusters is None else "cluster-robust t"
+def _arm_mean(arm: Arm, means_SI: NDArray[np.float64], items: CommonItems, alpha: float) -> ArmMean:
+    scores = np.concatenate([table.scores_IK.ravel() for table in arm.tables])
+    figure = items_figure(
+        means_SI.mean(axis=0),
+        items.ids if items.clusters is None else items.clusters,
+        measure="mean",
+        is_share=bool(np.isin(scores[np.isfinite(scores)], (0.0, 1.0)).all()),
+        level=1 - alpha,
+    )
     return ArmMean(
         label=arm.label,
-        mean=float(means_I.mean()),
-        low=low,
-        high=high,
-        interval=interval,
+        mean=figure.value,
+        low=figure.low,
+        high=figure.high,
+        interval=figure.method,
         seeds=tuple(table.origin.get("seed") for table in arm.tables),
         mean_of_seed=tuple(means_SI.mean(axis=1).tolist()),
         num_samples=arm.tables[0].scores_IK.shape[1],

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from burnish.evaluation.table import ScoreTable
+from burnish.stats.clustered import clustered_mean
 from burnish.stats.intervals import beta_interval, clopper_pearson_interval, wilson_interval
 
 ShareInterval = Literal["wilson", "clopper-pearson", "beta"]
@@ -131,12 +131,8 @@ def _interval(
         return low, high, f"{name} on {num_clusters} clusters" if is_clustered else name
     if not has_spread or num_clusters < 2:
         return math.nan, math.nan, NO_SPREAD if num_clusters > 1 else "one cluster, no interval"
-    _, index_I = np.unique(np.array(clusters), return_inverse=True)
-    sums_C = np.bincount(index_I, weights=means_I - means_I.mean(), minlength=num_clusters)
-    error = math.sqrt(float((sums_C**2).sum()) * num_clusters / (num_clusters - 1)) / n
-    half = float(t.ppf(0.5 + level / 2, num_clusters - 1)) * error
-    value = float(means_I.mean())
-    low, high = value - half, value + half
+    found = clustered_mean(means_I, clusters, level=level)
+    low, high = found.low, found.high
     if is_share:
         low, high = max(0.0, low), min(1.0, high)
     return low, high, f"{CLUSTERED}, {num_clusters} clusters" if is_clustered else ITEM_MEANS

@@ -9,6 +9,7 @@ feature of form that explains it, gets any alarm with a probability of at most 5
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -42,7 +43,10 @@ Verdict = Literal["hacked", "suspicious", "worse", "healthy", "undecided"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditStep:
-    """What the held-out answers of one evaluated step are like; `kl` in nats a completion, None if not measured."""
+    """What the held-out answers of one evaluated step are like; `kl` in nats a completion, None if not measured.
+
+    What is the same for every item has no interval (NaN).
+    """
 
     step: int
     kl: float | None
@@ -123,7 +127,9 @@ def audit(scores: RunScores) -> RewardAudit:
 def _step(scores: RunScores, index: int) -> AuditStep:
     def over_items(values_IN: Floats) -> Estimate:
         known = values_IN[:, index][np.isfinite(values_IN[:, index])]
-        return estimate(known.mean(), resampled_means(known)) if len(known) else Estimate(*[float("nan")] * 3)
+        if len(known) == 0 or np.ptp(known) == 0:  # without spread every resample is the same, as if it were known
+            return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan)
+        return estimate(known.mean(), resampled_means(known))
 
     return AuditStep(
         step=scores.steps[index],

@@ -13,7 +13,7 @@ from burnish.evaluation.comparable import common_items, require_sound
 from burnish.evaluation.figures import Figure, clusters_of, items_figure, usable_scores
 from burnish.evaluation.table import ScoreTable
 from burnish.stats.difference import Difference, Verdict, judge
-from burnish.stats.multiple import holm
+from burnish.stats.multiple import holm, holm_of_given
 from burnish.stats.paired import compare_paired
 
 
@@ -67,8 +67,7 @@ def robustness(
     except ValueError as error:
         raise UserError(str(error)) from error
     adjusted = holm([each.p_value for each in found]).tolist()
-    given = [each.p_equivalent for each in found if each.p_equivalent is not None]
-    same: list[float | None] = holm(given).tolist() if given else [None] * len(found)
+    same = holm_of_given([each.p_equivalent for each in found])
     forms = [
         Perturbed(perturb=name, found=each, p_adjusted=p, verdict=judge((each,), p, also, alpha))
         for name, each, p, also in zip(names, found, adjusted, same, strict=True)

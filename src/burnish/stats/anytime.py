@@ -84,6 +84,18 @@ def anytime_mean_interval(values: ArrayLike, *, alpha: float = 0.05) -> tuple[fl
     return low, max(low, high)
 
 
+def anytime_interval(scores: ArrayLike, *, alpha: float = 0.05) -> tuple[float, float]:
+    """Confidence sequence for a mean score: of a proportion where all are right or wrong, else of values in [0, 1].
+
+    Raises:
+        ValueError: a score outside [0, 1], or an impossible alpha.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if np.isin(x, (0.0, 1.0)).all():
+        return anytime_proportion_interval(int(x.sum()), len(x), alpha=alpha)
+    return anytime_mean_interval(x, alpha=alpha)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What the `n` paired items so far say of B - A.

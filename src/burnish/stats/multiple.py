@@ -3,6 +3,8 @@
 A test that gave no p-value is NaN, stays NaN, and counts as a test.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
@@ -15,6 +17,12 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
+
+
+def holm_of_given(p_values: Sequence[float | None]) -> list[float | None]:
+    """The same where some questions were not asked: None stays None, and does not count."""
+    adjusted = iter(holm([p for p in p_values if p is not None]).tolist())
+    return [None if p is None else next(adjusted) for p in p_values]
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> NDArray[np.float64]:

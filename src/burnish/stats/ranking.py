@@ -1,5 +1,6 @@
 """Which of several systems wins, from comparisons of two at a time on the same prompts."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from scipy.special import logsumexp
 
 from burnish.stats.bootstrap import Estimate, estimate, resampled_means
 from burnish.stats.clustered import cluster_sums
+from burnish.stats.intervals import wilson_interval
 
 _RESAMPLES = 1_000
 _MOST_STEPS = 100
@@ -37,10 +39,18 @@ def win_rate(
     clusters: Sequence[Hashable] | None = None,
     level: float = 0.95,
 ) -> Estimate:
-    """How often B scores above A on a prompt, a tie counting half; percentile bootstrap over prompts, or clusters."""
+    """How often B scores above A on a prompt, a tie counting half; percentile bootstrap over prompts, or clusters.
+
+    Where B wins or loses all, Wilson's interval on prompts, or clusters; no interval (NaN) where all are ties.
+    """
     outcomes = 0.5 * (1 + np.sign(np.asarray(scores_b_I) - np.asarray(scores_a_I)))
     if outcomes.ndim != 1 or len(outcomes) == 0 or not np.isfinite(outcomes).all():
         raise ValueError("a win rate needs finite scores of both systems on the same prompts")
+    if np.ptp(outcomes) == 0:  # every resample is the same, as if the rate were known
+        num_units = len(outcomes) if clusters is None else len(set(clusters))
+        value = float(outcomes[0])
+        ends = (math.nan, math.nan) if value == 0.5 else wilson_interval(int(value) * num_units, num_units, level=level)
+        return Estimate(value, *ends)
     units_U2, counts_U = _units(np.stack([outcomes, np.ones(len(outcomes))], axis=1), clusters)
     drawn_R2 = resampled_means(units_U2, counts=counts_U, num_resamples=_RESAMPLES)
     return estimate(outcomes.mean(), drawn_R2[:, 0] / drawn_R2[:, 1], level=level)
@@ -52,7 +62,8 @@ def bradley_terry(
     """Fit Davidson's Bradley-Terry model with ties (1970, JASA 65:317); bootstrap intervals over prompts, or clusters.
 
     `outcomes_IMM[p, i, j]` is 1 where i beat j on prompt p, 0.5 for a tie (at both places), 0 for a loss, and NaN
-    where the two were not compared. Only the part above the diagonal is read.
+    where the two were not compared. Only the part above the diagonal is read. Where no pair differs, or every prompt
+    says the same, there are no intervals (NaN).
 
     Raises:
         ValueError: not such an array, or the systems fall into two parts of which one never beats the other.
@@ -77,6 +88,8 @@ def bradley_terry(
     resampled_R3P = counts_U.sum() * resampled_means(seen_U3P, counts=counts_U, num_resamples=_RESAMPLES)
     drawn_RM = _fit(resampled_R3P, columns_3PN, fitted_N)[:, :-1]
     low_M, high_M = np.quantile(drawn_RM, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    if not seen_3P[:2].any() or not np.ptp(seen_I3P, axis=0).any():
+        low_M = high_M = np.full(num_systems, np.nan)
     return Strengths(strengths_M=fitted_N[:-1], low_M=low_M, high_M=high_M, tie=float(fitted_N[-1]))
 
 

@@ -85,7 +85,8 @@ def compare_seeds_and_items(
     alpha: float = 0.05,
     margin: float | None = None,
 ) -> Difference:
-    """Compare two methods over seeds and items that are both drawn at random: t on the error that both make.
+    """Compare two methods over seeds and items that are both drawn at random: t on the error that both make, each part
+    on its own degrees of freedom (`ErrorParts.half_width`).
 
     Neither the seeds nor the items alone would do: each takes the other as given, and so for sure.
 
@@ -96,10 +97,11 @@ def compare_seeds_and_items(
     require_margin(margin)
     difference, error = mean_b - mean_a, math.sqrt(errors.squared_error)
     has_spread = error > 1e-12 * max(abs(mean_a), abs(mean_b))
-    half = float(t.ppf(1 - alpha / 2, errors.freedom)) * error if has_spread else math.nan
+    half = errors.half_width(alpha / 2) if has_spread else math.nan
     p_equivalent = None
     if margin is not None:
-        p_equivalent = t_equivalence(difference, error, errors.freedom, margin) if has_spread else 1.0
+        p_equivalent = errors.tail(margin - abs(difference)) if has_spread else 1.0
+    degrees = [f"{part.freedom:.3g}" for part in (errors.over_seeds, errors.over_items) if part is not None]
     return Difference(
         unit="both",
         n=num_seeds,
@@ -109,8 +111,8 @@ def compare_seeds_and_items(
         low=difference - half,
         high=difference + half,
         interval="t" if has_spread else "none: neither seeds nor items differ",
-        p_value=float(2 * t.sf(abs(difference) / error, errors.freedom)) if has_spread else 1.0,
-        test=f"t over seeds and items, {errors.freedom:.3g} degrees",
+        p_value=2 * errors.tail(abs(difference)) if has_spread else 1.0,
+        test=f"t over seeds and items, {' and '.join(degrees)} degrees",
         alpha=alpha,
         margin=margin,
         p_equivalent=p_equivalent,

@@ -10,9 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import t
 
 from burnish.stats.clustered import cluster_sums
 from burnish.stats.power import t_power
+
+_LEAST_TAIL = 1e-200  # below, scipy's quantile of t fails
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A squared standard error and its degrees of freedom."""
+
+    squared: float
+    freedom: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +35,9 @@ class ErrorParts:
     show is NaN: seeds with one seed, samples with one sample. Items are clusters where they come in such. `cheapest` is
     the purchase that narrows the interval most, all costing the same: twice the seeds, items or samples are twice the
     answers. `squared_error` is the square of the standard error over seeds and items, and `freedom` its degrees of
-    freedom; no part is below 0, and the error is no less than that over seeds or over items alone.
+    freedom, for plans; no part is below 0, and the error is no less than that over seeds or over items alone.
+
+    `over_seeds` (None with one seed) takes the items as given, `over_items` the seeds; both contain `in_both`.
     """
 
     seed: float
@@ -32,6 +46,35 @@ class ErrorParts:
     sample: float
     squared_error: float
     freedom: float
+    over_seeds: Part | None
+    over_items: Part
+    in_both: float
+
+    def half_width(self, tail: float) -> float:
+        """Of the interval that leaves at most `tail` on each side, by Banerjee's rule (1961): each part of the squared
+        error times the square of its own t quantile.
+
+        One t on Satterthwaite's degrees would not do: two seeds that are near each other by chance show next to no
+        part of their own, and it would take that as known as well as the items are. Here it is wide by as much as the
+        part is unknown. That it covers follows from P(Z^2 <= x) being concave in x, for any number of seeds.
+        """
+        of_items = float(t.isf(tail, self.over_items.freedom))
+        alone = of_items * math.sqrt(self.over_items.squared)
+        if self.over_seeds is None:
+            return alone
+        seeds = float(t.isf(tail, self.over_seeds.freedom)) * math.sqrt(self.over_seeds.squared)
+        return max(alone, math.hypot(seeds, of_items * math.sqrt(max(self.over_items.squared - self.in_both, 0.0))))
+
+    def tail(self, distance: float) -> float:
+        """One-sided p-value of a difference that lies `distance` above what is tested; the error must not be 0."""
+        if distance <= 0:
+            return 1 - self.tail(-distance) if distance < 0 else 0.5
+        if self.half_width(_LEAST_TAIL) <= distance:
+            return 0.0
+        # by the logarithm: a p-value may be as small as it likes
+        return math.exp(
+            brentq(lambda at: self.half_width(math.exp(at)) - distance, math.log(_LEAST_TAIL), math.log(0.5))
+        )
 
     @property
     def factor_seeds(self) -> float:
@@ -107,7 +150,7 @@ def split_error(
     order: what a seed does to both cancels too.
 
     Method of moments on the mean squares of the two-way random model (Searle, Casella & McCulloch 1992, chapter 4):
-    over seeds, plus over items or clusters, less what both contain. Degrees of freedom by Satterthwaite (1946).
+    over seeds, plus over items or clusters, less what both contain.
 
     Raises:
         ValueError: other items, fewer than two, all in one cluster, an item without a score, or an infinite score.
@@ -123,32 +166,35 @@ def split_error(
     own = range(means_SI[0].shape[1]) if clusters is None else clusters
     if len(set(own)) < 2:
         raise ValueError("all items share one cluster, which shows no spread")
-    over_seeds, seeds_freedom = _over_seeds(means_SI)
-    over_items, tastes = _over_items(means_SI, own)
+    over_seeds = _over_seeds(means_SI)
+    squared_items, tastes = _over_items(means_SI, own)
+    over_items = Part(squared_items, len(set(own)) - 1.0)
     in_both = _known(*tastes)  # what the error over seeds and that over items both contain
     inside = sum(_known(sample if math.isnan(taste) else taste) for taste, sample in zip(tastes, samples, strict=True))
-    has_seeds = not math.isnan(over_seeds)
-    parts = [(over_items, len(set(own)) - 1.0)] + ([(over_seeds, seeds_freedom)] if has_seeds else [])
-    squared = max(*(part for part, _ in parts), sum(part for part, _ in parts) - in_both)
+    parts = [over_items] if over_seeds is None else [over_items, over_seeds]
+    squared = max(*(part.squared for part in parts), 0.0, sum(part.squared for part in parts) - in_both)
     return ErrorParts(
-        seed=max(over_seeds - in_both, 0.0) if has_seeds else math.nan,
-        item=max(over_items - inside, 0.0),
+        seed=math.nan if over_seeds is None else max(over_seeds.squared - in_both, 0.0),
+        item=max(squared_items - inside, 0.0),
         rest=max(inside - _known(*samples), 0.0),
         sample=math.nan if all(map(math.isnan, samples)) else _known(*samples),
         squared_error=squared,
         freedom=_freedom(squared, *parts),
+        over_seeds=over_seeds,
+        over_items=over_items,
+        in_both=in_both,
     )
 
 
-def _over_seeds(means_SI: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Squared error of the difference of means over seeds, as if the items were given, and its degrees of freedom."""
+def _over_seeds(means_SI: Sequence[NDArray[np.float64]]) -> Part | None:
+    """Of the difference of means over seeds, as if the items were given; None with one seed."""
     parts = [
-        (float(arm_SI.mean(axis=1).var(ddof=1)) / len(arm_SI), len(arm_SI) - 1)
+        Part(float(arm_SI.mean(axis=1).var(ddof=1)) / len(arm_SI), len(arm_SI) - 1)
         for arm_SI in means_SI
         if len(arm_SI) > 1
     ]
-    total = sum(part for part, _ in parts)
-    return (total, _freedom(total, *parts)) if parts else (math.nan, math.nan)
+    total = sum(part.squared for part in parts)
+    return Part(total, _freedom(total, *parts)) if parts else None
 
 
 def _over_items(means_SI: Sequence[NDArray[np.float64]], clusters: Sequence[Hashable]) -> tuple[float, list[float]]:
@@ -168,10 +214,10 @@ def _over_items(means_SI: Sequence[NDArray[np.float64]], clusters: Sequence[Hash
     return correction * float((apart_C**2).sum()), tastes
 
 
-def _freedom(total: float, *parts: tuple[float, float]) -> float:
+def _freedom(total: float, *parts: Part) -> float:
     """Degrees of freedom of a sum of squared errors (Satterthwaite 1946); no fewer than of the least known part."""
-    spread = sum(part**2 / freedom for part, freedom in parts)
-    return max(total**2 / spread, min(freedom for _, freedom in parts)) if spread > 0 else 1.0
+    spread = sum(part.squared**2 / part.freedom for part in parts)
+    return max(total**2 / spread, min(part.freedom for part in parts)) if spread > 0 else 1.0
 
 
 def _cells(scores_SIK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
