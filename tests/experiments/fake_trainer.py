@@ -34,6 +34,8 @@ def main() -> int:
         sys.stderr.write(f"burnish: {behaviour['says']}\n")
         return 2
     (run / "evaluations").mkdir(parents=True, exist_ok=True)
+    if command == "train":
+        (run / "config.yaml").write_text(Path(what).read_text())
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return train(run, command, behaviour)

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import yaml
 
 from burnish.cli.app import run
 from burnish.errors import DataError, UserError
+from burnish.experiments.outcomes import read_outcomes, unlike
 from burnish.experiments.report import write_report
 from burnish.experiments.runner import run_experiment
 
@@ -119,10 +122,56 @@ def test_a_half_written_event_is_no_end(plan_of, runner_of) -> None:
     runner = runner_of(plan_of(), {})
     run_experiment(runner)
     path = runner.folder.path / "events.jsonl"
-    before = path.read_text()
-    path.write_text(before + '{"time": "2026-11-')
+    path.write_text(path.read_text() + '{"time": "2026-11-')
+    shutil.rmtree(next(runner.folder.runs.glob("fast-seed1-*")))  # one is trained anew, so more is written behind it
     assert run_experiment(runner)
+    assert {event["event"] for event in runner.folder.events()} == {"started", "ended"}
     write_report(runner.folder)
+
+
+def test_another_plan_does_not_count_the_runs_of_the_first(plan_of, runner_of) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    file = runner.folder.path / "plan.json"
+    frozen = file.read_text()
+    file.write_text(json.dumps(json.loads(frozen) | {"frozen": None}))
+    with pytest.raises(UserError, match=r"is frozen since 20.*, and its plan would change: alpha: 0\.05 -> 0\.2"):
+        runner.folder.write_plan(plan_of(alpha=0.2))
+    file.unlink()
+    with pytest.raises(UserError, match=r"runs were begun under another plan \(\w{12}\) than plan.json has"):
+        runner.folder.write_plan(plan_of(alpha=0.2))
+    file.write_text(frozen)
+    write_report(runner.folder)
+
+
+def test_a_run_with_other_settings_than_its_arm_is_not_counted(plan_of, runner_of) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    (path,) = runner.folder.runs.glob("fast-seed1-*/config.yaml")
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"optimizer": config["optimizer"] | {"learning_rate": 0.5}}))
+    with pytest.raises(
+        UserError, match=r"fast-seed1-\w+: was trained with optimizer.learning_rate=0.5, but arm fast is"
+    ):
+        read_outcomes(runner.folder, runner.folder.plan())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"code": {"package": {"sha256": "other"}}}, "2 versions of burnish's code"),
+        ({"environment": {"packages": {"torch": "9"}}}, "machine or packages differ in packages.torch"),
+        ({"environment": {"variables": {"SLURM_JOB_ID": "9"}}}, None),
+        ({"reward": {"score": "other"}}, "runs of arm fast are not alike: 2 versions of its reward"),
+    ],
+)
+def test_runs_that_are_not_alike(plan_of, runner_of, change, said) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    (path,) = runner.folder.runs.glob("fast-seed1-*/run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    found = list(unlike(read_outcomes(runner.folder, runner.folder.plan())))
+    assert found == [] if said is None else len(found) == 1 and found[0].endswith(said)
 
 
 def test_scores_changed_after_the_run(plan_of, runner_of) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from burnish.experiments.designs import alias_table
 from burnish.experiments.folder import Version
-from burnish.experiments.outcomes import LOST, Outcome
+from burnish.experiments.outcomes import HELD_OUT, LOST, Outcome
 from burnish.experiments.plan import Plan, PlannedRun, differences
 from burnish.experiments.schema import Metric
 from burnish.reproducibility.seeds import seed_for
@@ -278,6 +278,8 @@ def _judged(claims: Sequence[Claim], plan: Plan, outcomes: Sequence[Outcome]) ->
 
 def _verdict(claim: Claim, plan: Plan) -> tuple[str, str]:
     """The word, and why where it does not say so itself."""
+    if claim.num_seeds < 2:
+        return "undecided", "one seed shows no spread" if claim.num_seeds else "no seed is finished on both sides"
     metric = next(each for each in (plan.primary, *plan.secondary) if each.name == claim.metric)
     is_equivalent = claim.equivalent_p < plan.alpha
     if claim.adjusted_p < plan.alpha:
@@ -286,8 +288,6 @@ def _verdict(claim: Claim, plan: Plan) -> tuple[str, str]:
         return word, f"by less than the margin {plan.margin:g}" if is_equivalent else ""
     if is_equivalent:
         return "equivalent", ""
-    if claim.num_seeds < 2:
-        return "undecided", "one seed shows no spread" if claim.num_seeds else "no seed is finished on both sides"
     if math.isnan(claim.estimate.p_value):
         return "undecided", "there is no spread to judge by"
     return "undecided", ""
@@ -321,6 +321,11 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
         said.append(
             "stopped when decided: primary p-values and intervals hold at every look, but the mean of an arm that was "
             "stopped early overstates its difference; secondary metrics are judged as at a fixed number of seeds"
+        )
+    if any(claim.metric == HELD_OUT for claim in claims):
+        said.append(
+            "held_out is judged over seeds, on these held-out items as given; over other items too the intervals are "
+            "wider: `burnish compare` with the runs of each arm as one arm"
         )
     if plan.generators:
         said.append("a fraction: each effect stands for its aliases too")

@@ -66,14 +66,15 @@ class ExperimentFolder:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether a run was started."""
-        return self._content().get("frozen") is not None
+        """Whether a run was started, also if the plan does not say so any more."""
+        return self._content().get("frozen") is not None or any(self._begun_under())
 
     def versions(self) -> list[Version]:
         """The plan in all its versions, oldest first; none where nothing is planned yet.
 
         Raises:
-            UserError: the file was changed by hand, or is of another version of burnish.
+            UserError: the file was changed by hand, is of another version of burnish, or is not the plan that runs were
+                begun under.
         """
         content = self._content()
         if content and content.get("format") != FORMAT:
@@ -84,6 +85,12 @@ class ExperimentFolder:
                     f"{self._file}: the plan of {version['time']} is not the one that was frozen (its hash differs); "
                     "restore the file"
                 )
+        known = {version["sha256"] for version in content.get("versions", ())}
+        if other := next((sha256 for sha256 in self._begun_under() if sha256 not in known), None):
+            raise UserError(
+                f"{self.path}: runs were begun under another plan ({other[:12]}) than plan.json has; restore it, "
+                "or begin an experiment of another name"
+            )
         try:
             return [Version.model_validate(version) for version in content.get("versions", ())]
         except ValidationError as error:
@@ -114,7 +121,7 @@ class ExperimentFolder:
         if reason is None:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise UserError(
-                f"experiment {plan.name} is frozen since {self._content()['frozen']}, and its plan would change: "
+                f"experiment {plan.name} is frozen since {self._since()}, and its plan would change: "
                 f'{changes[0]}{more}; undo the change, or say why: --amend "reason"'
             )
         self._check_arms(plan, [version.plan for version in versions])
@@ -168,6 +175,14 @@ class ExperimentFolder:
         """
         with locked(self.path, f"experiment {self.path.name} is being run by another process"):
             yield
+
+    def _begun_under(self) -> Iterator[str]:
+        """The hash of the plan under which each run was started."""
+        return (event["plan"] for event in self.events() if event["event"] == "started" and "plan" in event)
+
+    def _since(self) -> str:
+        started = (event["time"] for event in self.events() if event["event"] == "started")
+        return str(self._content()["frozen"] or next(started))
 
     @property
     def _file(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import Any, Literal
 
 from burnish.errors import UserError
 from burnish.experiments.folder import ExperimentFolder
-from burnish.experiments.plan import Plan, PlannedRun
+from burnish.experiments.plan import Plan, PlannedArm, PlannedRun
+from burnish.reproducibility.differences import configuration_of, method_of
+from burnish.reproducibility.environment import environment_differences
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.reproducibility.seeds import seed_for
 
@@ -46,7 +49,7 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
     """One for each run of the plan, in its order; `also` names metrics beside the planned ones.
 
     Raises:
-        UserError: runs are finished, and none has such a metric.
+        UserError: runs are finished, and none has such a metric, or one was trained with other settings than planned.
     """
     metrics = (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
     runs, events = folder.run_folders(), folder.events()
@@ -74,6 +77,9 @@ def read_outcome(
     else:
         status, record = run.status(), run.record()
         if status == "finished":
+            arm = next((each for each in plan.arms if each.name == planned.arm), None)
+            if arm is not None and arm.config:  # a sweep finds the settings of its trials and its winner later
+                _require_planned(run, arm)
             found = {name: metric_at_end(run, name, half_of(planned, plan)) for name in metrics}
             values = {name: value for name, value in found.items() if value is not None}
             bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -141,19 +147,32 @@ def curve(run: RunFolder, name: str, half: Half | None = None) -> dict[int, floa
     return {step: value for step, value in points.items() if math.isfinite(value)}
 
 
-def unlike(outcomes: list[Outcome]) -> Iterator[str]:
-    """In what the runs differ that should be the same for all, in words."""
-    records = [outcome.folder.record() for outcome in outcomes if outcome.folder is not None]
-    for what, keys in (("burnish's code", ("code", "package_sha256")), ("machine or packages", ("environment",))):
-        found = []
-        for record in records:
-            value: Any = record
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value is not None and value not in found:
-                found.append(value)
-        if len(found) > 1:
-            yield f"the runs are not alike: {len(found)} versions of {what}"
+def unlike(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """In what the runs differ that should be the same for all, or for all of one arm, in words."""
+    records = {each.run: each.folder.record() for each in outcomes if each.folder is not None}
+    codes = {str(record.get("code", {}).get("package", {}).get("sha256")) for record in records.values()}
+    if len(codes) > 1:
+        yield f"the runs are not alike: {len(codes)} versions of burnish's code"
+    environments = [record.get("environment", {}) for record in records.values()]
+    others = [each for other in environments[1:] for each in environment_differences(environments[0], other)]
+    if keys := sorted({each.key for each in others if each.breaks_exactness}):
+        yield f"the runs are not alike: machine or packages differ in {', '.join(keys)}"
+    for arm in dict.fromkeys(run.arm for run in records):
+        of_arm = [record for run, record in records.items() if run.arm == arm]
+        for what in ("model", "tokenizer", "reward", "loss"):
+            if len(found := {json.dumps(record.get(what), sort_keys=True) for record in of_arm}) > 1:
+                yield f"the runs of arm {arm} are not alike: {len(found)} versions of its {what}"
+
+
+def _require_planned(run: RunFolder, arm: PlannedArm) -> None:
+    """Raise a UserError for a run that was trained with other settings than the arm that it is counted for."""
+    planned, trained = method_of(arm.config), method_of(configuration_of(run))
+    if changed := sorted(key for key in planned | trained if planned.get(key) != trained.get(key)):
+        key = changed[0]
+        raise UserError(
+            f"{run.path}: was trained with {key}={trained.get(key)}, but arm {arm.name} is planned with "
+            f"{planned.get(key)}; move the run away, and it is trained anew"
+        )
 
 
 def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:

@@ -37,9 +37,14 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def append_lines(path: Path, *lines: Mapping[str, Any]) -> None:
-    """Add lines of JSON to a file, and flush it to disk."""
-    with full_disk_is_a_machine_error(path), path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    """Add lines of JSON to a file, and flush it to disk. A line that an earlier process wrote by half is dropped."""
+    with full_disk_is_a_machine_error(path), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
 
