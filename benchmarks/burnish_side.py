@@ -4,8 +4,8 @@
 
 Prints one line `RESULT burnish_<work> {json}`: median seconds of a step by phase, tokens a second, peak memory. The
 first step warms up and is not counted. `reference` is the seconds that one step's batch takes of the pass over the
-reference: a run scores all that it visits once, before training, cold. Every completion of grpo has exactly `--new` tokens, as on the peer's side, and
-no group is left out for want of a signal.
+reference: a run scores all that it visits once, before training, cold. Every completion of grpo has exactly `--new`
+tokens, as on the peer's side, and no group is left out for want of a signal.
 """
 
 import argparse
