@@ -24,6 +24,7 @@ def load(monkeypatch):
     return named
 
 
+@pytest.mark.slow
 def test_no_point_of_growth_counts_what_the_optimizer_keeps(load, monkeypatch, tiny_folder, tmp_path) -> None:
     growth = load("growth")
     drawn = []
@@ -38,6 +39,7 @@ def test_no_point_of_growth_counts_what_the_optimizer_keeps(load, monkeypatch, t
     assert first.beside_bytes == second.beside_bytes > 0
 
 
+@pytest.mark.slow
 def test_every_run_computes_the_reference_of_dpo(load, monkeypatch, tiny_folder, tmp_path, capsys) -> None:
     side = load("burnish_side")
     monkeypatch.setattr(side, "MODEL", str(tiny_folder))
