@@ -4,7 +4,8 @@
 
 `make bench` makes both environments and calls it. The peer's scripts (trl_sft.py, trl_dpo.py, trl_grpo.py) print a line
 `RESULT name {json}` as `burnish_side.py` does. Each program is started `--pairs` times, in turn; the median of each
-side and the ratio of the medians are printed as a table.
+side and the ratio of the medians are printed as a table. burnish scores the reference of dpo once before training, TRL
+in every step: beside the ratio of their steps stands that of TRL's to a step and its batch's share of that pass.
 """
 
 import argparse
@@ -78,9 +79,8 @@ def row(work: str, theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> 
     if work == "grpo":
         rate = median(theirs, "gen_tok_s"), median(ours, "gen_tok_s")
         more = f"generation {rate[0]:.0f} and {rate[1]:.0f} tok/s, {rate[1] / rate[0]:.2f}x"
-    if work == "dpo":
-        reference = median(ours, "reference_seconds_a_step")
-        more = f"and once for the reference {reference:.2f} s a step, {step[0] / (step[1] + reference):.2f}x with it"
+    if reference := median(ours, "reference"):
+        more = f"{step[0] / (step[1] + reference):.2f}x with the reference, {reference:.2f} s"
     return (
         f"| {work} | {step[0]:.2f} | {step[1]:.2f} | {step[0] / step[1]:.2f}x | {median(theirs, 'peak_rss_gb'):.2f} | "
         f"{median(ours, 'peak_rss_gb'):.2f} | {more} |"

@@ -87,6 +87,7 @@ def main() -> None:
     generator = NativeGenerator(policy, max_rows=MAX_ROWS)
     dtype = next(iter(policy.trainable().values())).dtype
     print(f"{platform.platform()}, {processor()}, {os.cpu_count()} cores, {dtype}\n\n{HEADER}", flush=True)
+    measure(learner, generator, Size(group=1, prompt=8, completion=8))  # AdamW makes its moments in its first step
     found: dict[str, list[Point]] = {}
     for axis in arguments.axes:
         found[axis] = []

@@ -1,10 +1,7 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from burnish.config.schema import OptimizerConfig
@@ -119,31 +116,6 @@ def test_stops(generator) -> None:
     assert at_string.token_ids == free.token_ids[: position + 2]
     assert at_string.text == generator.policy.tokenizer.decode(free.token_ids[:position], skip_special_tokens=True)
     assert at_string.finish_reason == "stop"
-
-
-@given(data=st.data(), length=st.integers(1, 120))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_stop_string_is_found_as_in_the_whole_text(tiny_policy, data, length) -> None:
-    """Among random tokens, which are whole words, halves of characters and nothing at all."""
-    tokenizer = tiny_policy.tokenizer
-    draw = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    few = (
-        draw.integers(len(tokenizer), size=data.draw(st.sampled_from([2, 6, 60]))).tolist() + tokenizer.all_special_ids
-    )
-    ids = draw.choice(few, size=length).tolist()
-
-    def decode(token_ids) -> str:
-        return tokenizer.decode(token_ids, skip_special_tokens=True)
-
-    text = decode(ids)
-    begin = data.draw(st.integers(0, max(0, len(text) - 1)))
-    stops = [text[begin : begin + data.draw(st.integers(1, 12))] or "absent", "\n\n"]
-    for end in range(1, length + 1):
-        whole = decode(ids[:end])
-        expected = min((whole.find(stop) for stop in stops if stop in whole), default=None)
-        assert native.find_stop(decode, ids[:end], stops) == expected
-        if expected is not None:
-            break
 
 
 def test_each_request_has_its_own_length(generator) -> None:

@@ -19,9 +19,9 @@ from burnish.records import Completion, GenerationRequest, Segment
 from burnish.reproducibility.seeds import uniforms
 from burnish.rollout.generators.cache import LaneCache
 from burnish.rollout.generators.sampling import draw
+from burnish.rollout.generators.stopping import StopStrings
 
 PREFILL_TOKENS = 2048  # tokens of prompts in one forward pass
-_BORDER = 8  # characters that may differ at the beginning of a part: half a character, a space that is left out
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class _Row:
 
     request: GenerationRequest
     seed: int
+    stop_strings: StopStrings | None = None
     token_ids: list[int] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)
     model_logprobs: list[float] = field(default_factory=list)
@@ -68,7 +69,7 @@ class NativeGenerator:
             self._check(request)
         if not requests:
             return []
-        rows = [[_Row(request, seed) for seed in request.seeds] for request in requests]
+        rows = [[self._row(request, seed) for seed in request.seeds] for request in requests]
         width = max(len(request.seeds) for request in requests)
         num_lanes = min(len(requests), max(1, self.max_rows // width))
         cache = LaneCache(
@@ -80,6 +81,10 @@ class NativeGenerator:
         )
         self._decode_all(cache, deque(rows), num_lanes, width)
         return [tuple(row.completion for row in group if row.completion is not None) for group in rows]
+
+    def _row(self, request: GenerationRequest, seed: int) -> _Row:
+        stops = request.sampling.stop
+        return _Row(request, seed, StopStrings(self._text, stops) if stops else None)
 
     def _decode_all(self, cache: LaneCache, waiting: deque[list[_Row]], num_lanes: int, width: int) -> None:
         lanes: list[list[_Row]] = [[] for _ in range(num_lanes)]
@@ -179,42 +184,20 @@ class NativeGenerator:
     def _finish_if_done(self, row: _Row) -> None:
         sampling = row.request.sampling
         is_stop_token = row.token_ids[-1] in sampling.stop_token_ids
-        stop_at = find_stop(self._decode, row.token_ids, sampling.stop) if sampling.stop else None
+        stop_at = row.stop_strings.position(row.token_ids) if row.stop_strings else None
         if not is_stop_token and stop_at is None and len(row.token_ids) < sampling.max_tokens:
             return
         row.completion = Completion(
             token_ids=tuple(row.token_ids),
-            text=self._decode(row.token_ids)[:stop_at],
+            text=self._text(row.token_ids)[:stop_at],
             sampling_logprobs=tuple(row.sampling_logprobs),
             model_logprobs=tuple(row.model_logprobs),
             finish_reason="stop" if is_stop_token or stop_at is not None else "length",
             versions=tuple((version, len(list(run))) for version, run in groupby(row.versions)),
         )
 
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self.policy.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-def find_stop(decode: Callable[[list[int]], str], token_ids: list[int], stops: Sequence[str]) -> int | None:
-    """Where the first stop string begins in the text, which it had not before its last token; None where there is none.
-
-    Only the end is decoded for most tokens, as the whole text at every token would cost the square of its length.
-    """
-    ending = _ending(decode, token_ids, max(map(len, stops)) + _BORDER)
-    if not any(stop in ending for stop in stops):
-        return None
-    text = decode(token_ids)
-    return min((text.find(stop) for stop in stops if stop in text), default=None)
-
-
-def _ending(decode: Callable[[list[int]], str], token_ids: list[int], num_characters: int) -> str:
-    """The last token's text and at least so many characters before it, or all there is."""
-    last, size = len(decode(token_ids[-1:])), num_characters
-    while True:
-        text = decode(token_ids[-size - 1 :])
-        if size >= len(token_ids) or len(text) >= last + num_characters:
-            return text
-        size *= 2  # tokens without text, or with parts of a character
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return str(self.policy.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _unfinished(lane: list[_Row]) -> bool:
