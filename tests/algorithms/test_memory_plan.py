@@ -9,7 +9,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, on_gpu, plan_memory, probe
+from burnish.algorithms.memory_advice import budget_of, changes_that_fit, on_gpu
+from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, plan_memory, probe
 from burnish.algorithms.session import algorithm_of, fitted, load_roles, prepare, train
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack, split_batch
@@ -173,13 +174,14 @@ def test_auto_takes_the_largest_micro_batch_then_the_fewest_layers(make_config: 
 @pytest.mark.parametrize(
     ("text", "expected"), [("24GiB", 24 * 2**30), ("1.5GB", 1_500_000_000), ("h100", 80 * 2**30), ("512", 512)]
 )
-def test_sizes_of_devices(text: str, expected: int) -> None:
-    assert budget_of(text) == expected
+def test_sizes_of_devices(text: str, expected: int, make_config: MakeConfig) -> None:
+    assert budget_of(text, make_config("sft")) == expected
 
 
-def test_an_unknown_device_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="--device tpu: give this, a size such as 24GiB, or one of h100"):
-        budget_of("tpu")
+@pytest.mark.parametrize("text", ["tpu", "1.2.3GiB", "GiB", "24XB"])
+def test_an_unknown_device_is_one_line(text: str, make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=f"--device {text}: give this, a size such as 24GiB, or one of h100"):
+        budget_of(text, make_config("sft"))
 
 
 def test_a_plan_for_a_gpu_is_not_one_for_this_processor(make_config: MakeConfig) -> None:
