@@ -62,3 +62,12 @@ def test_the_reference_is_the_policy_before_it_learns(tiny_folder: Path) -> None
     ids = tuple(range(3, 203))
     batch = pack([Example(id="0", prompt_ids=ids, branches=(Branch(token_ids=ids[:40]),))])
     assert torch.equal(roles.reference_logprobs(batch), roles.score(batch).logprobs_S)
+
+
+def test_what_a_setting_would_do_is_asked_of_the_device_that_is_meant() -> None:
+    gpu = torch.device("cuda")
+    check_roles(config(train={"save_memory": ["offload_optimizer"]}), LANGUAGE, device=gpu)
+    with pytest.raises(
+        ConfigError, match=r"^train\.save_memory: return_memory would do nothing: the model is on the GPU"
+    ):
+        check_roles(config(train={"save_memory": ["return_memory"]}), LANGUAGE, device=gpu)
