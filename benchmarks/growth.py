@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--plot docs/growth.svg] [group prompt completion batch]
 
-SmolLM2-135M, one process. Each point is run once to warm up and then timed; between the two a pass counts what is
-alive in learning. Prints a table and draws it.
+SmolLM2-135M, one process. Each point is run twice: the first pass warms up and counts the memory that is alive, the
+second is timed. Prints a table and draws it.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def measure(learner: Learner, generator: NativeGenerator, size: Size) -> Point:
-    """Sample twice; learn once, once to count the memory and once to time it."""
+    """Sample and learn twice."""
     settings = SamplingSettings(max_tokens=size.completion)  # nothing stops it earlier
     requests = [
         GenerationRequest(
@@ -121,7 +121,6 @@ def measure(learner: Learner, generator: NativeGenerator, size: Size) -> Point:
     logprobs = [value for group in groups for completion in group for value in completion.sampling_logprobs]
     batch = pack(examples)
     batch = replace(batch, sampler_logprobs_S=torch.tensor(logprobs), advantages_S=torch.ones(len(logprobs)))
-    learn(learner, batch)  # the first one ever makes the moments, which are not what is counted
     with LiveBytes() as live:
         learn(learner, batch)
     began = time.perf_counter()

@@ -1,17 +1,24 @@
 """The plan of the memory against what a real step holds, counted tensor by tensor."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
+from torch import nn
 
-from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, budget_of, on_gpu, plan_memory, probe
+from burnish.algorithms import memory_advice, memory_plan
+from burnish.algorithms.memory_advice import automatic_settings, budget_of, changes_that_fit, on_gpu
+from burnish.algorithms.memory_plan import PROCESS_BYTES, LargestStep, MemoryPlan, plan_memory, probe
 from burnish.algorithms.session import algorithm_of, fitted, load_roles, prepare, train
-from burnish.config.schema import RunConfig
+from burnish.cli.memory import print_memory
+from burnish.config.loading import to_yaml
+from burnish.config.schema import OptimizerConfig, RunConfig
 from burnish.data.packing import pack, split_batch
 from burnish.distributed.local import build_local_roles
 from burnish.errors import ConfigError, UserError
@@ -19,6 +26,7 @@ from burnish.losses.loss import FunctionLoss
 from burnish.memory.trace import LiveBytes
 from burnish.models.load import find_dtype
 from burnish.records import Branch, Example
+from burnish.training.optimizer import MasterOptimizer, state_bytes, step_bytes
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -173,13 +181,14 @@ def test_auto_takes_the_largest_micro_batch_then_the_fewest_layers(make_config: 
 @pytest.mark.parametrize(
     ("text", "expected"), [("24GiB", 24 * 2**30), ("1.5GB", 1_500_000_000), ("h100", 80 * 2**30), ("512", 512)]
 )
-def test_sizes_of_devices(text: str, expected: int) -> None:
-    assert budget_of(text) == expected
+def test_sizes_of_devices(text: str, expected: int, make_config: MakeConfig) -> None:
+    assert budget_of(text, make_config("sft")) == expected
 
 
-def test_an_unknown_device_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="--device tpu: give this, a size such as 24GiB, or one of h100"):
-        budget_of("tpu")
+@pytest.mark.parametrize("text", ["tpu", "1.2.3GiB", "GiB", "24XB"])
+def test_an_unknown_device_is_one_line(text: str, make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=f"--device {text}: give this, a size such as 24GiB, or one of h100"):
+        budget_of(text, make_config("sft"))
 
 
 def test_a_plan_for_a_gpu_is_not_one_for_this_processor(make_config: MakeConfig) -> None:
@@ -214,3 +223,156 @@ def test_a_run_with_auto_says_what_the_probe_found(make_config: MakeConfig, quie
     assert isinstance(found, int) and found >= 256
     settled = make_config("sft", train__num_steps=1, train__micro_batch_tokens=found)
     assert train(settled, quiet).metrics()[0]["loss"] == run.metrics()[0]["loss"]
+
+
+def test_the_whole_model_is_there_before_it_is_quantised(make_config: MakeConfig) -> None:
+    whole = plan(make_config("sft", model__compute_dtype="float32", model__lora={"rank": 4})).phases[0]
+    quantised = plan(
+        make_config("sft", model__compute_dtype="float32", model__lora={"rank": 4, "base_bits": 4})
+    ).phases[0]
+    assert quantised.parts["weights"] < 0.6 * whole.parts["weights"]
+    assert quantised.parts["weights"] + quantised.parts["while loading"] > 0.8 * whole.parts["weights"]
+
+
+def test_a_step_in_8_bits_holds_what_was_planned(make_config: MakeConfig) -> None:
+    pytest.importorskip("torchao")
+    config = make_config("sft", optimizer={"kind": "adamw_8bit"})
+    phase = next(phase for phase in plan(config).phases if phase.name == "step")
+    assert phase.parts["while stepping"] >= 10 * 32 * 64 * 4
+    settings = OptimizerConfig(kind="adamw_8bit")
+    largest = nn.Parameter(torch.zeros(256, 32))
+    with LiveBytes() as live:
+        optimizer = MasterOptimizer({"weight": largest}, settings)
+        largest.grad = torch.ones_like(largest)
+        before = live.live_bytes
+        live.reset_peak()
+        optimizer.step(1e-3)
+        counted = live.peak_bytes - before - state_bytes(settings, "weight", largest.shape)
+    assert step_bytes(settings, "weight", largest.shape) == pytest.approx(counted, rel=0.02)
+    assert counted > 10 * largest.nbytes  # what is inside of the 8-bit tensors is seen
+
+
+def advised(config: RunConfig, peaks: dict[str, int], budget_bytes: int, step: LargestStep) -> list[str]:
+    """The flags that are proposed where each setting takes so much off a peak of 100."""
+
+    def peak_of(tried: RunConfig) -> int:
+        text = tried.model_dump_json()
+        return 100 - sum(less for part, less in peaks.items() if part in text)
+
+    found = changes_that_fit(config, budget_bytes, peak_of, step)
+    return [] if found is None else [change.flags for change in found[0]]
+
+
+def test_a_later_change_makes_earlier_ones_needless(make_config: MakeConfig) -> None:
+    config = make_config("sft", train={"micro_batch_tokens": 1024})
+    peaks = {'"recompute":2': 5, '"recompute":1,': 6, '"micro_batch_tokens":256': 30, '"rank":16': 40}
+    flags = advised(config, peaks, 100 - 70, step_of(1))
+    assert flags[0] == "--train.micro_batch_tokens 256"
+    assert flags[-1].startswith("--model.lora")
+    assert len(flags) == 2  # recomputing was taken on the way
+    assert advised(config, peaks, 100 - 40, step_of(1)) == ["--model.lora '{}'"]
+
+
+def test_memory_can_be_saved_before_the_method_is_changed(make_config: MakeConfig) -> None:
+    config = make_config("sft")
+    assert advised(config, {"return_memory": 10}, 90, step_of(1)) == ["--train.save_memory '[\"return_memory\"]'"]
+    assert advised(config, {"step_in_backward": 10}, 90, step_of(1)) == []  # it clips
+    free = make_config("sft", optimizer={"max_grad_norm": None})
+    both = {"return_memory": 10, "step_in_backward": 10}
+    assert advised(free, both, 90, step_of(1)) == ["--train.save_memory '[\"step_in_backward\"]'"]
+    assert advised(free, both, 80, step_of(1)) == ['--train.save_memory \'["step_in_backward", "return_memory"]\'']
+    there = on_gpu(config, "h100")
+    assert advised(there, {"offload_optimizer": 10}, 90, step_of(1)) == [
+        "--train.save_memory '[\"offload_optimizer\"]'"
+    ]
+
+
+def test_what_the_machine_or_a_setting_does_not_allow_is_not_proposed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    config = make_config("sft", optimizer={"betas": [0.9, 0.99]})  # which adafactor has no use for
+    with pytest.raises(UserError, match="no setting makes it fit"):
+        fitted(config, prepare(config), PROCESS_BYTES)
+
+
+def test_a_step_in_the_backward_pass_needs_its_batch_at_once(make_config: MakeConfig) -> None:
+    lean: dict[str, Any] = {"optimizer": {"max_grad_norm": None}}
+    saving = {"save_memory": ("step_in_backward",), "num_steps": 1}
+    small = make_config("sft", **lean, train={**saving, "micro_batch_tokens": 64})
+    tokens = prepare(small).largest_step().batch_tokens(small)
+    assert tokens > 64
+    with pytest.raises(ConfigError, match=rf"raise train.micro_batch_tokens=64 to the {tokens} tokens"):
+        fitted(small, prepare(small), 10**12)
+    auto = make_config("sft", **lean, train={**saving, "micro_batch_tokens": "auto"})
+    assert fitted(auto, prepare(auto), 10**12).train.micro_batch_tokens >= tokens
+    step = replace(step_of(1), examples=step_of(1).examples * 40)
+    least = step.batch_tokens(auto)
+    assert [each["train.micro_batch_tokens"] >= least for each in automatic_settings(auto, step)] == [True]
+
+
+def test_a_batch_is_one_of_several_of_a_step(make_config: MakeConfig) -> None:
+    config, step = make_config("grpo", train={"minibatches_per_step": 2}), step_of(1)
+    assert step.batch_tokens(config) == 2 * 29  # of three examples
+    assert step.batch_tokens(make_config("sft")) == 3 * 29
+
+
+def test_what_the_process_holds_already_is_not_counted_twice(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_advice, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory_advice, "held_bytes", lambda device: 300)
+    assert budget_of("this", make_config("sft")) == 1300
+
+
+def test_a_probe_leaves_room_for_the_moments(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("sft", data__batch_size=8, train__micro_batch_tokens=1024)
+    step = replace(step_of(1), examples=step_of(1).examples * 20)
+    roles = load_roles(config)
+    gradients = sum(4 * master.numel() for master in roles.learner.optimizer.masters.values())
+    monkeypatch.setattr(memory_plan, "held_bytes", lambda device: 0)
+    monkeypatch.setattr(memory_plan, "peak_memory_bytes", lambda: gradients + 1000)
+    needs = algorithm_of(config).needs(config)
+    assert probe(roles, needs, step, 4 * gradients) == 1024
+    assert probe(roles, needs, step, 2 * gradients) == 256  # moments are twice as much as the gradients
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "expected"),
+    [
+        (
+            ["--train.micro_batch_tokens", "auto", "--train.recompute", "auto"],
+            "24GiB",
+            "train.recompute: auto is 0 here",
+        ),
+        (
+            ["--train.save_memory", '["offload_optimizer"]', "--optimizer.max_grad_norm", "1"],
+            "h100",
+            "fits into 85.90 GB",
+        ),
+        (["--model.device", "cuda"], "24GiB", "fits into 25.77 GB"),
+    ],
+)
+def test_burnish_memory_says_what_would_run(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    device: str,
+    expected: str,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config("sft")))
+    assert print_memory(str(recipe), flags, file=None, device=device) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_burnish_memory_says_that_its_numbers_are_of_one_process(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(make_config("sft")))
+    flags = ["--cluster.kind", "ray", "--cluster.learners", "2"]
+    assert print_memory(str(recipe), flags, file=None, device="24GiB") == 0
+    assert "one process with all weights, before 2 learners share them" in capsys.readouterr().out

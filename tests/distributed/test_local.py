@@ -91,3 +91,12 @@ def test_what_is_to_be_spread_loads_in_main_memory(tiny_folder: Path, monkeypatc
     build_local_roles(run, needs, sharding=sharding)
     assert [device.type for device in loaded] == ["cpu"] * 3
     assert [device.type for device in spread] == ["cpu"] * 4
+
+
+def test_what_a_setting_would_do_is_asked_of_the_device_that_is_meant() -> None:
+    gpu = torch.device("cuda")
+    check_roles(config(train={"save_memory": ["offload_optimizer"]}), LANGUAGE, device=gpu)
+    with pytest.raises(
+        ConfigError, match=r"^train\.save_memory: return_memory would do nothing: the model is on the GPU"
+    ):
+        check_roles(config(train={"save_memory": ["return_memory"]}), LANGUAGE, device=gpu)

@@ -1,16 +1,23 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from burnish.config.schema import LoRAConfig, ModelConfig
+from burnish.config.schema import LoRAConfig, ModelConfig, OptimizerConfig
+from burnish.data.packing import ends_only, pack
 from burnish.errors import ModelError
+from burnish.losses.loss import FunctionLoss
 from burnish.models.attention import SegmentAttention
 from burnish.models.load import load_policy
-from burnish.models.quantized import QuantizedLinear
+from burnish.models.quantized import QuantizedLinear, quantize_layers
 from burnish.models.tiny import make_tiny_model
-from burnish.records import Segment
+from burnish.records import Branch, Example, Segment
+from burnish.training.learner import Learner
+from burnish.training.optimizer import MasterOptimizer
 
 
 def linear(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -75,3 +82,26 @@ def test_quantised_weights_on_disk_are_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("{", '{"quantization_config": {"quant_method": "gptq", "bits": 4},', 1))
     with pytest.raises(ModelError, match=r"are quantised.*base_bits"):
         load_policy(ModelConfig(path=str(folder)), seed=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_value_head_on_a_quantised_base_is_trained(tiny_folder: Path, bits: Literal[4, 8]) -> None:
+    config = ModelConfig(path=str(tiny_folder), compute_dtype="float32", lora=LoRAConfig(base_bits=bits))
+    policy = load_policy(config, seed=0, kind="value")
+    heads = [name for name in policy.trainable() if "score" in name]
+    assert len(heads) == 1
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
+    batch = ends_only(pack([Example(id="1", prompt_ids=(5,) * 9, branches=(Branch(token_ids=(7, 8, 9)),))]))
+    learner.forward_backward(batch, FunctionLoss(lambda scored, batch: scored.values_S.sum()))
+    assert float(learner.optim_step(1e-2)["grad_norm"].value) > 0
+    assert policy.trainable()[heads[0]].any()
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Mixtral"])
+def test_a_base_that_would_stay_as_it_is_is_refused(kind: str) -> None:
+    settings = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"intermediate_size": 64, "num_key_value_heads": 2} if kind == "Mixtral" else {}
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**settings, **more))
+    with pytest.raises(ModelError, match=r"base_bits=4 would leave \d+% of the layers' weights .* set it to 16"):
+        quantize_layers(model, 4)
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())

@@ -1,12 +1,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+import burnish.training.learner as learner_module
 from burnish.config.schema import ModelConfig, OptimizerConfig
 from burnish.data.packing import pack
+from burnish.distributed.local import LocalRoles
 from burnish.errors import MachineError
 from burnish.losses.loss import FunctionLoss
 from burnish.models.load import load_policy
@@ -128,3 +132,44 @@ print(learner.micro_batch_tokens < 400_000, float(learner.optim_step(0.0)["out_o
 def test_a_process_that_runs_out_of_memory_goes_on(tiny_folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", REAL, tiny_folder], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "True True", done.stderr[-2000:]
+
+
+def test_scoring_halves_too(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
+    plain = learner.score(BATCHES[0]).logprobs_S
+    whole = learner_module.score
+
+    def limited(policy: Any, batch: TokenBatch, *rest: Any) -> Scored:
+        if len(batch.token_ids_T) > 90:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(policy, batch, *rest)
+
+    monkeypatch.setattr(learner_module, "score", limited)
+    assert torch.allclose(learner.score(BATCHES[0]).logprobs_S, plain, atol=1e-5)
+    assert learner.micro_batch_tokens == 100
+    one_of_several = Learner(policy, learner.optimizer, micro_batch_tokens=400, may_halve=False)
+    with pytest.raises(MachineError, match="out of memory in a micro-batch of 400 tokens"):
+        one_of_several.score(BATCHES[0])
+
+
+def test_an_optimizer_or_a_sampler_without_memory_is_one_line(tiny_folder: Path) -> None:
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+    learner = Learner(policy, MasterOptimizer(policy.trainable(), OptimizerConfig()), micro_batch_tokens=400)
+    learner.optimizer.step = fails  # type: ignore[method-assign]
+    with pytest.raises(MachineError, match=r"^out of memory while the optimizer takes its step; `burnish memory` says"):
+        learner.optim_step(1e-3)
+    generator = SimpleNamespace(generate=fails)
+    with pytest.raises(MachineError, match=r"^out of memory while sampling; `burnish memory` says"):
+        LocalRoles(learner, cast(Any, generator)).sample([])
+
+
+def test_a_step_in_the_backward_pass_is_not_halved(tiny_folder: Path) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder), compute_dtype="float32"), seed=0)
+    optimizer = MasterOptimizer(policy.trainable(), OptimizerConfig(max_grad_norm=None), steps_in_backward=True)
+    learner = Learner(policy, optimizer, micro_batch_tokens=400)
+    with pytest.raises(MachineError, match="out of memory in a micro-batch of 400 tokens"):
+        learner.forward_backward(BATCHES[0], FunctionLoss(Memory(90)))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack, split_batch
-from burnish.distributed.local import LocalRoles, build_local_roles
+from burnish.distributed.local import LocalRoles, build_local_roles, check_roles
 from burnish.distributed.roles import RoleNeeds
 from burnish.errors import ConfigError
 from burnish.losses.loss import FunctionLoss
-from burnish.memory.measure import available_bytes, peak_memory_bytes, resident_bytes
+from burnish.memory.measure import held_bytes, peak_memory_bytes
 from burnish.memory.trace import LiveBytes
 from burnish.models.attention import SegmentAttention
 from burnish.models.layout import multiplies_bfloat16
@@ -31,7 +28,7 @@ from burnish.records import Example, Scored, Segment, TokenBatch
 from burnish.rollout.generators.cache import LaneCache
 from burnish.rollout.generators.native import PREFILL_TOKENS
 from burnish.training.learner import Learner, predictor_states, score
-from burnish.training.optimizer import MasterOptimizer, state_bytes
+from burnish.training.optimizer import MasterOptimizer, state_bytes, step_bytes
 
 # Python with torch, transformers and a tokenizer, before any weight: resident size on Linux. On a GPU it is elsewhere.
 PROCESS_BYTES = 500_000_000
@@ -40,13 +37,11 @@ PROCESS_BYTES = 500_000_000
 # returned (small tensors never are). Measured, see docs/guides/memory.md.
 _PIECES, _SMALL_PIECES = 0.25, 0.10
 
-_ACTIVATIONS = "activations and logits"
-_OFFLOADED = ("master weights", "moments", "gradients")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_DEVICES = {"h100": 80 * 2**30, "h200": 141 * 2**30, "a100": 80 * 2**30, "l40s": 48 * 2**30, "rtx4090": 24 * 2**30}
+SMALLEST_MICRO_BATCH = 256  # tokens: fewer leave the matrix unit idle
 
-# Tokens of a micro-batch: fewer leave the matrix unit idle, more gain nothing on a CPU.
-_SMALLEST_MICRO_BATCH, _ENOUGH_ON_A_CPU, _LARGEST_MICRO_BATCH = 256, 4096, 65536
+_ACTIVATIONS = "activations and logits"
+_STEP = "while stepping"
+_OFFLOADED = ("master weights", "moments", "gradients", _STEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,12 @@ class LargestStep:
         ]
         return max(whole + parts)
 
+    def batch_tokens(self, config: RunConfig) -> int:
+        """Of the longest batch of one optimizer step."""
+        num_batches = getattr(config.train, "minibatches_per_step", 1)
+        longest = sorted((each.num_tokens for each in self.examples), reverse=True)
+        return sum(longest[: -(-len(longest) // num_batches)])
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -101,26 +102,15 @@ class MemoryPlan:
         return max(phase.num_bytes for phase in self.phases)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A setting that would make a run smaller, and what that costs."""
-
-    settings: dict[str, Any]
-    cost: str
-
-    @property
-    def flags(self) -> str:
-        """As they are typed after `burnish train`."""
-        return " ".join(f"--{key} {_typed(value)}" for key, value in self.settings.items())
-
-
 def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> MemoryPlan:
     """The phases of a run with their memory, in bytes, on the device that the configuration names.
 
     Raises:
-        UserError: the model cannot be used.
+        UserError: the model or a setting cannot be used.
     """
-    process = {} if _is_on_gpu(config) else {"process": PROCESS_BYTES}
+    check_roles(config, needs, device=device_of(config))
+    check_one_micro_batch(config, step)
+    process = {} if is_on_gpu(config) else {"process": PROCESS_BYTES}
     saved = config.train.save_memory
     with LiveBytes() as live:
         # what an optimizer saves is taken off below: its steps need numbers, and here are none
@@ -128,10 +118,12 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
         if "step_in_backward" in saved:
             _drop_gradients(roles)
         loaded = process | _loaded_parts(roles, live.live_bytes)
-        phases = [Phase("load", dict(loaded))]
+        # a base is quantised, and a copy made, when the whole model is there. Pages of the files are not counted: they
+        # show in the process's size, and the system takes them back when it needs them
+        phases = [Phase("load", loaded | {"while loading": live.peak_bytes - live.live_bytes})]
         loaded["moments"] = sum(_moments(learner.optimizer) for learner in roles.learners.values())
         policy = roles.learner.policy
-        packed = 0 if _is_on_gpu(config) or not multiplies_bfloat16() else packed_bytes(policy)
+        packed = 0 if is_on_gpu(config) or not multiplies_bfloat16() else packed_bytes(policy)
         for generation in step.generations:
             cache, rest = _generating(policy, generation, live)
             parts = {"packed weights": packed, "key-value cache": cache, _ACTIVATIONS: rest}
@@ -142,13 +134,17 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
             phases += _learning(prefix, learner, step, needs, loaded, live, steps_in_backward=stepping)
     if process:
         share = _SMALL_PIECES if "return_memory" in saved else _PIECES
-        pieces = [int(share * each.parts.get(_ACTIVATIONS, 0)) for each in phases]
-        phases = [Phase(each.name, each.parts | {"pieces": size}) for each, size in zip(phases, pieces, strict=True)]
+        passing = [sum(each.parts.get(name, 0) for name in (_ACTIVATIONS, _STEP)) for each in phases]
+        phases = [
+            Phase(each.name, each.parts | {"pieces": int(share * size)})
+            for each, size in zip(phases, passing, strict=True)
+        ]
     if "offload_optimizer" in saved:
         phases = [Phase(each.name, each.parts | dict.fromkeys(_OFFLOADED, 0)) for each in phases]
     if "offload_reference" in saved:
         phases = [
-            each if each.name == "score" else Phase(each.name, each.parts | {"other models": 0}) for each in phases
+            each if each.name in ("load", "score") else Phase(each.name, each.parts | {"other models": 0})
+            for each in phases
         ]
     return MemoryPlan(tuple(phases))
 
@@ -269,7 +265,12 @@ def _learning(
         learner.forward_backward(largest, loss)
     beside = live.peak_bytes - before
     held = min(gradients, beside)
-    yield Phase(f"{name}learn", loaded | {"gradients": held, _ACTIVATIONS: beside - held})
+    weights = {master.shape: each for each, master in learner.optimizer.masters.items()}
+    stepping = max(step_bytes(learner.optimizer.config, each, shape) for shape, each in weights.items())
+    among = {_STEP: stepping} if steps_in_backward else {}
+    yield Phase(f"{name}learn", loaded | {"gradients": held, _ACTIVATIONS: beside - held} | among)
+    if stepping and not steps_in_backward:
+        yield Phase(f"{name}step", loaded | {"gradients": gradients, _STEP: stepping})
     learner.forget()
 
 
@@ -279,13 +280,17 @@ def probe(roles: LocalRoles, needs: RoleNeeds, step: LargestStep, budget_bytes: 
     `budget_bytes` is what the process may hold in all. Nothing is left of the trial but that size, in every learner.
     """
     for learner in roles.learners.values():
-        fixed = resident_bytes() + _gradient_bytes(learner)  # whatever the micro-batch
+        if learner.optimizer.steps_in_backward:  # its batch cannot be parted
+            continue
+        is_offloaded = any(master.device != learner.policy.device for master in learner.optimizer.masters.values())
+        later = 0 if is_offloaded else _moments(learner.optimizer)  # the first step makes them
+        fixed = held_bytes(learner.policy.device) + _gradient_bytes(learner)  # whatever the micro-batch
         micros, loss = _micro_batches(learner, step, needs)
         learner.forward_backward(max(micros, key=_num_tokens), loss)
         learner.forget()
         growing = max(0, peak_memory_bytes() - fixed)
-        smallest = max(_SMALLEST_MICRO_BATCH, step.longest_tokens)
-        while fixed + growing > budget_bytes and learner.micro_batch_tokens // 2 >= smallest:
+        smallest = max(SMALLEST_MICRO_BATCH, step.longest_tokens)
+        while fixed + later + growing > budget_bytes and learner.micro_batch_tokens // 2 >= smallest:
             growing //= 2
             learner.micro_batch_tokens //= 2
     found = min(learner.micro_batch_tokens for learner in roles.learners.values())
@@ -318,62 +323,23 @@ def _everything(scored: Scored, batch: TokenBatch) -> Tensor:
     return torch.stack([value.sum() for value in values if value is not None]).sum()
 
 
-def on_gpu(config: RunConfig, device: str) -> RunConfig:
-    """The configuration as it would run where `device` is a GPU's name; otherwise the same."""
-    if device.lower() not in _DEVICES:
-        return config
-    dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
-    return with_settings(config, {"model.device": "cuda", "model.compute_dtype": dtype})
+def device_of(config: RunConfig) -> torch.device:
+    """Where the model will be, whatever this machine has."""
+    return torch.device("cuda" if is_on_gpu(config) else "cpu")
 
 
-def budget_of(device: str) -> int:
-    """Bytes of a device: `this` machine's free memory, a size such as 24GiB, or a known GPU's name.
+def check_one_micro_batch(config: RunConfig, step: LargestStep) -> None:
+    """Refuse to step in the backward pass where a batch would need a second one.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: it would.
     """
-    if device == "this":
-        return available_bytes()
-    if device.lower() in _DEVICES:
-        return _DEVICES[device.lower()]
-    size = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", device)
-    if size is None or size[2].upper() not in _UNITS:
-        raise ConfigError(f"--device {device}: give this, a size such as 24GiB, or one of {', '.join(_DEVICES)}")
-    return int(float(size[1]) * _UNITS[size[2].upper()])
-
-
-def automatic_settings(config: RunConfig, step: LargestStep) -> Iterator[dict[str, Any]]:
-    """Values to try, the fastest first, for the settings that are `auto`; once nothing where none is."""
-    train = config.train
-    tokens: list[Any] = [train.micro_batch_tokens]
-    if train.micro_batch_tokens == "auto":
-        largest = max(2 ** math.ceil(math.log2(sum(each.num_tokens for each in step.examples))), _SMALLEST_MICRO_BATCH)
-        ceiling = _LARGEST_MICRO_BATCH if _is_on_gpu(config) else _ENOUGH_ON_A_CPU
-        tokens = [min(largest, ceiling)]
-        while tokens[-1] // 2 >= max(_SMALLEST_MICRO_BATCH, step.longest_tokens):
-            tokens.append(tokens[-1] // 2)
-    every: list[Any] = [train.recompute] if train.recompute != "auto" else [0, 4, 3, 2, 1]
-    for recompute in every:
-        for num_tokens in tokens:
-            yield {"train.micro_batch_tokens": num_tokens, "train.recompute": recompute}
-
-
-def changes_that_fit(
-    config: RunConfig, budget_bytes: int, peak_of: Callable[[RunConfig], int], longest_tokens: int
-) -> tuple[list[Change], RunConfig] | None:
-    """The cheapest settings, in the order of their cost in time, with which a run fits; None if none does."""
-    taken: list[Change] = []
-    lowest = peak_of(config)
-    for change in _smaller(config, longest_tokens):
-        smaller = with_settings(config, change.settings)
-        peak = peak_of(smaller)
-        if peak >= lowest:
-            continue
-        config, lowest = smaller, peak
-        taken = [each for each in taken if not each.settings.keys() & change.settings.keys()] + [change]
-        if peak <= budget_bytes:
-            return taken, config
-    return None
+    tokens, longest = config.train.micro_batch_tokens, step.batch_tokens(config)
+    if "step_in_backward" in config.train.save_memory and tokens != "auto" and tokens < longest:
+        raise ConfigError(
+            "train.save_memory: step_in_backward needs one micro-batch a step: raise train.micro_batch_tokens="
+            f"{tokens} to the {longest} tokens that a batch of this run can have, or leave it out"
+        )
 
 
 def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
@@ -388,32 +354,6 @@ def with_settings(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     return type(config).model_validate(tree)
 
 
-def _smaller(config: RunConfig, longest_tokens: int) -> Iterator[Change]:
-    """What makes a run smaller, cheapest first. The costs are estimates; few of them were measured (docs/log.md)."""
-    tokens = config.train.micro_batch_tokens
-    while isinstance(tokens, int) and tokens // 2 >= max(_SMALLEST_MICRO_BATCH, longest_tokens):
-        tokens //= 2
-        yield Change({"train.micro_batch_tokens": tokens}, "a few per cent of the time")
-    rollout = getattr(config, "rollout", None)
-    if rollout is not None and rollout.max_rows > rollout.group_size:
-        yield Change({"rollout.max_rows": rollout.group_size}, "sampling up to twice as slow")
-    for every in (2, 1):
-        if config.train.recompute in ("auto", 0) or int(config.train.recompute) > every:
-            yield Change({"train.recompute": every}, f"about {30 // every} % of a step's learning")
-    yield Change({"optimizer.kind": "adamw_8bit"}, "a coarser optimizer: a few per cent of the time")
-    yield Change({"optimizer.kind": "adafactor"}, "another optimizer: the learning rate must be found anew")
-    if config.model.lora is None:
-        yield Change({"model.lora": {}}, "another method: adapters need about ten times the learning rate")
-        yield Change({"model.lora": {"base_bits": 8}}, "and the weights are dequantised in every pass")
-        yield Change({"model.lora": {"base_bits": 4}}, "and the weights are rounded to 4 bits")
-    elif config.model.lora.base_bits > 4:
-        for bits in (8, 4):
-            yield Change({"model.lora.base_bits": bits}, f"the weights are rounded to {bits} bits")
-
-
-def _typed(value: Any) -> str:
-    return f"'{json.dumps(value)}'" if isinstance(value, dict) else str(value)
-
-
-def _is_on_gpu(config: RunConfig) -> bool:
+def is_on_gpu(config: RunConfig) -> bool:
+    """Whether the model will be on a GPU."""
     return config.model.device == "cuda" or (config.model.device == "auto" and torch.cuda.is_available())

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
 
+import torch
 from rich.console import Console
 
 from burnish.algorithms import (
@@ -28,11 +29,11 @@ from burnish.algorithms import (
 )
 from burnish.algorithms.asking import AskingConfig
 from burnish.algorithms.hooks import Hooks
+from burnish.algorithms.memory_advice import changes_that_fit, free_bytes, settled
 from burnish.algorithms.memory_plan import (
     LargestStep,
-    automatic_settings,
     certainly_below,
-    changes_that_fit,
+    check_one_micro_batch,
     plan_memory,
     probe,
     with_settings,
@@ -46,7 +47,6 @@ from burnish.distributed.roles import Backend, CriticNeeds, RoleNeeds, Roles
 from burnish.errors import BurnishError, LostError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
-from burnish.memory.measure import available_bytes, resident_bytes
 from burnish.models.load import ModelFacts, find_dtype
 from burnish.monitoring.console import Progress
 from burnish.reproducibility.code_state import read_code
@@ -140,14 +140,14 @@ def schema_for(recipe: str, flags: Sequence[str] = ()) -> type[RunConfig]:
     return schema_of(read_algorithm(recipe, flags))
 
 
-def prepare(config: RunConfig) -> Inputs:
-    """Check everything a run reads.
+def prepare(config: RunConfig, *, device: torch.device | None = None) -> Inputs:
+    """Check everything a run reads; see `check_roles` for the device.
 
     Raises:
         UserError: something cannot be used.
     """
     algorithm = algorithm_of(config)
-    check_roles(config, algorithm.needs(config))
+    check_roles(config, algorithm.needs(config), device=device)
     inputs = algorithm.prepare(config)
     if config.cluster.kind != "local":
         from burnish.distributed.check_cluster import check_cluster  # `local` does without
@@ -158,7 +158,8 @@ def prepare(config: RunConfig) -> Inputs:
 
 
 def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
-    """The configuration with the settings found that are `auto`, if what it needs fits into `budget_bytes`.
+    """The configuration with the settings found that are `auto`, if what it needs fits into the `budget_bytes` that
+    this process may hold in all.
 
     The largest micro-batch is taken, then the fewest layers are recomputed, with which the plan fits.
 
@@ -169,6 +170,7 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
     if config.cluster.kind != "local":  # each process has its own memory, of which this one knows nothing
         return config
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
+    check_one_micro_batch(config, step)
     is_settled = "auto" not in (config.train.micro_batch_tokens, config.train.recompute)
     is_alone = not needs.teachers and not isinstance(needs.critic, CriticNeeds)  # others may be of any size
     if is_settled and is_alone and certainly_below(config, inputs.model, step) < budget_bytes:
@@ -177,13 +179,10 @@ def fitted(config: RunConfig, inputs: Inputs, budget_bytes: int) -> RunConfig:
     def peak_of(tried: RunConfig) -> int:
         return plan_memory(tried, needs, step).peak_bytes
 
-    tried = config
-    for settings in automatic_settings(config, step):
-        tried = with_settings(config, settings)
-        peak = peak_of(tried)
-        if peak <= budget_bytes:
-            return tried
-    found = changes_that_fit(tried, budget_bytes, peak_of, step.longest_tokens)
+    tried, peak = settled(config, budget_bytes, peak_of, step)
+    if peak <= budget_bytes:
+        return tried
+    found = changes_that_fit(tried, budget_bytes, peak_of, step)
     free = f"{budget_bytes / 1e9:.2f} GB"
     if found is None:
         raise UserError(f"this run needs about {peak / 1e9:.2f} GB and {free} are there; no setting makes it fit")
@@ -211,13 +210,12 @@ def train(
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
     _require_further(stop_after, 0, config.train.num_steps)
     asked, inputs = config, prepare(config)
-    budget = available_bytes()
-    limit = budget + resident_bytes()
+    budget = free_bytes(asked)
     config = fitted(asked, inputs, budget)
     code = read_code(config.runs_folder)
     with running_roles(config, config.runs_folder) as roles:
         if asked.train.micro_batch_tokens == "auto" and isinstance(roles, LocalRoles):
-            tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), limit)
+            tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), budget)
             config = with_settings(config, {"train.micro_batch_tokens": tokens})
         inputs = replace(cast(Any, inputs), config=config)  # what was auto is part of the reference's fingerprint
         record = new_record(config, inputs, code, measure=algorithm_of(config).MEASURE)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from burnish.algorithms.memory_plan import MemoryPlan, budget_of, changes_that_fit, on_gpu, plan_memory
+from burnish.algorithms.memory_advice import budget_of, changes_that_fit, on_gpu, settled
+from burnish.algorithms.memory_plan import MemoryPlan, device_of, plan_memory
 from burnish.algorithms.session import algorithm_of, prepare, schema_for
 from burnish.cli.columns import print_columns
 from burnish.config.loading import resolve
@@ -16,25 +17,32 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
     config: RunConfig = resolve(
         schema_for(recipe, settings), recipe, file=file, flags=settings, environment=os.environ
     ).config
-    budget = budget_of(device)
-    inputs = prepare(config)
     config = on_gpu(config, device)
+    inputs = prepare(config, device=None if device == "this" else device_of(config))
+    budget = budget_of(device, config)
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
-    plan = plan_memory(config, needs, step)
-    _print_phases(plan)
-    peak = f"peak {plan.peak_bytes / 1e9:.2f} GB"
-    if plan.peak_bytes <= budget:
+
+    def peak_of(tried: RunConfig) -> int:
+        return plan_memory(tried, needs, step).peak_bytes
+
+    asked, (config, peak_bytes) = config, settled(config, budget, peak_of, step)
+    _print_phases(plan_memory(config, needs, step))
+    for key in ("micro_batch_tokens", "recompute"):
+        if getattr(asked.train, key) == "auto":
+            print(f"train.{key}: auto is {getattr(config.train, key)} here")
+    if config.cluster.learners > 1:
+        print(f"this is one process with all weights, before {config.cluster.learners} learners share them")
+    peak = f"peak {peak_bytes / 1e9:.2f} GB"
+    if peak_bytes <= budget:
         print(f"{peak}: fits into {budget / 1e9:.2f} GB")
         return 0
     print(f"{peak}: does not fit into {budget / 1e9:.2f} GB")
-    found = changes_that_fit(
-        config, budget, lambda tried: plan_memory(tried, needs, step).peak_bytes, step.longest_tokens
-    )
+    found = changes_that_fit(config, budget, peak_of, step)
     if found is None:
         print("no setting makes it fit: take a smaller model, shorter sequences, or a larger device")
         return 1
     changes, smaller = found
-    print(f"it fits, with a peak of {plan_memory(smaller, needs, step).peak_bytes / 1e9:.2f} GB, with")
+    print(f"it fits, with a peak of {peak_of(smaller) / 1e9:.2f} GB, with")
     print_columns([(f"  {change.flags}", change.cost) for change in changes])
     return 1
 

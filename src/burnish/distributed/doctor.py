@@ -110,7 +110,7 @@ def examine() -> Machine:
         host=socket.gethostname(),
         processor=record["cpu"] + ("" if multiplies_bfloat16() else ", no bfloat16"),
         cores=os.cpu_count() or 1,
-        available_bytes=available_bytes(),
+        available_bytes=available_bytes(torch.device("cpu")),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=tuple(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus),
         packages={"python": record["python"], **versions(EXACT_PACKAGES)},

@@ -18,6 +18,7 @@ from burnish.distributed.sharding import Sharding
 from burnish.errors import ConfigError, MachineError
 from burnish.losses.loss import Loss
 from burnish.memory.allocator import allocator
+from burnish.memory.measure import explained
 from burnish.memory.recompute import recompute
 from burnish.models.load import (
     ModelKind,
@@ -79,7 +80,8 @@ class LocalRoles:
         """See Roles."""
         if self.generator is None:
             raise ValueError("these roles were made without a sampler")
-        return self.generator.generate(requests)
+        with explained("sampling"):
+            return self.generator.generate(requests)
 
     def aside(self, job: Callable[[Sample], T]) -> Future[T]:
         """See Roles: here it is done at once, for there is one process and one set of weights."""
@@ -97,7 +99,8 @@ class LocalRoles:
             raise ValueError("these roles were made without a reference")
         policy = self._reference.policy
         if self._offloads_reference:  # there for as long as it scores
-            policy.module.to(self.learner.policy.device)
+            with explained("fetching the reference"):
+                policy.module.to(self.learner.policy.device)
             logprobs_S = self._reference.score(batch).logprobs_S
             policy.module.to("cpu")
             return logprobs_S
@@ -150,17 +153,20 @@ def prepare_process(config: RunConfig) -> None:
     compute_repeatably(config.model.num_threads)
 
 
-def check_roles(config: RunConfig, needs: RoleNeeds) -> None:
-    """Refuse what could not be built, or would have no effect, before any weight is loaded.
+def check_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.device | None = None) -> None:
+    """Refuse what could not be built, or would have no effect, before any weight is loaded. `device` is where the
+    model will be, if that is not this machine's.
 
     Raises:
         ConfigError: a setting, or a package that is missing.
     """
     check_installed(config.optimizer)
-    on_cpu = find_device(config.model.device).type == "cpu"
+    device = find_device(config.model.device) if device is None else device
     for name in config.train.save_memory:
-        if name.startswith("offload") and on_cpu:
+        if name.startswith("offload") and device.type == "cpu":
             raise ConfigError(f"train.save_memory: {name} would do nothing: the model is on the CPU already")
+        if name == "return_memory" and device.type != "cpu":
+            raise ConfigError(f"train.save_memory: {name} would do nothing: the model is on the GPU, not on the CPU")
     if "step_in_backward" in config.train.save_memory and needs.divergence is not None and len(needs.teachers) > 1:
         raise ConfigError(
             "train.save_memory: step_in_backward needs one backward pass a step, and each teacher has its own"
@@ -278,5 +284,9 @@ def load_teacher(config: ModelConfig, path: str, *, device: torch.device | None 
 def replace_policy(learner: Learner, policy: Policy) -> Learner:
     """A learner that scores as this one does, with another policy; it is not for training."""
     return Learner(
-        policy, learner.optimizer, micro_batch_tokens=learner.micro_batch_tokens, temperature=learner.temperature
+        policy,
+        learner.optimizer,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        temperature=learner.temperature,
+        may_halve=learner.may_halve,
     )

@@ -1,10 +1,15 @@
 """What the process has used, and what the machine has left."""
 
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from burnish.errors import MachineError
 
 
 def peak_memory_bytes() -> int:
@@ -26,24 +31,59 @@ def resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else peak_memory_bytes()
 
 
-def available_bytes() -> int:
+def available_bytes(device: torch.device) -> int:
     """What this process can still get: on a GPU what is free there, otherwise the least that the machine, the control
-    group and the limit of the address space leave.
+    groups and the limit of the address space leave.
     """
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    left = []
+    left = _left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         values = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
         left.append(int(values["MemAvailable"].split()[0]) * 1024)
-    limit, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and current.is_file() and limit.read_text().strip() != "max":
-        left.append(int(limit.read_text()) - int(current.read_text()))
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if address_space != resource.RLIM_INFINITY:
         left.append(address_space)
     return min(left, default=2**63)
+
+
+def held_bytes(device: torch.device) -> int:
+    """What this process holds of a device's memory now."""
+    return torch.cuda.memory_reserved() if device.type == "cuda" else resident_bytes()
+
+
+def _left_by_groups(root: Path, membership: Path) -> list[int]:
+    """What the control group (version 2) of this process and each one above it leave, where they have a limit."""
+    name = re.search(r"^0::/(.*)", membership.read_text(), re.MULTILINE) if membership.is_file() else None
+    group = root / (name[1] if name else "")
+    left = []
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            break
+        limit, current, stat = folder / "memory.max", folder / "memory.current", folder / "memory.stat"
+        if limit.is_file() and current.is_file() and limit.read_text().strip() != "max":
+            # pages of files that nobody reads are counted as used, and given back when they are needed
+            cached = re.search(r"^inactive_file (\d+)", stat.read_text(), re.MULTILINE) if stat.is_file() else None
+            left.append(int(limit.read_text()) - int(current.read_text()) + (int(cached[1]) if cached else 0))
+    return left
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Say in one line where memory did not suffice.
+
+    Raises:
+        MachineError: it did not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"out of memory while {doing}; `burnish memory` says what would make the recipe fit"
+        ) from error
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from burnish.errors import ModelError
+
 Bits = Literal[4, 8]
 
 _GROUP = 64  # weights of a row that share a scale
@@ -54,12 +56,30 @@ class QuantizedLinear(nn.Linear):
 
 
 def quantize_layers(model: PreTrainedModel, bits: Bits) -> None:
-    """Put the linear layers of a model, but not its head, into `bits` bits."""
-    head = model.get_output_embeddings()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child is not head and child.in_features % 2 == 0:
-                setattr(module, name, QuantizedLinear(child, bits))
+    """Put the linear layers of a model, but neither its language head nor its value head, into `bits` bits.
+
+    Raises:
+        ModelError: most weights of its layers are in other modules and would stay as they are.
+    """
+    heads = [model.get_output_embeddings(), getattr(model, "score", None)]
+    found = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Linear and not any(child is head for head in heads) and child.in_features % 2 == 0
+    ]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    outside = {id(module.weight) for module in (*embeddings, *heads) if module is not None}
+    num_weights = sum(each.numel() for each in model.parameters() if each.dim() > 1 and id(each) not in outside)
+    num_quantized = sum(linear.weight.numel() for _, _, linear in found)
+    if 2 * num_quantized < num_weights:
+        raise ModelError(
+            f"model.lora.base_bits={bits} would leave {1 - num_quantized / num_weights:.0%} of the layers' weights as "
+            f"they are: {type(model).__name__} keeps them in other modules than nn.Linear; set it to 16, or take a "
+            "dense model of another family"
+        )
+    for module, name, linear in found:
+        setattr(module, name, QuantizedLinear(linear, bits))
 
 
 def _two_in_a_byte(codes: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from burnish.data.packing import split_batch
 from burnish.errors import ConfigError, DataError, MachineError
 from burnish.losses.loss import Loss
 from burnish.losses.policy_gradient import mismatch_metrics
-from burnish.memory.measure import is_out_of_memory
+from burnish.memory.measure import explained, is_out_of_memory
 from burnish.models.attention import SegmentAttention
 from burnish.models.divergence import Divergence, scored_divergence
 from burnish.models.logprobs import log_collisions, scored_logprobs
@@ -20,12 +22,15 @@ from burnish.models.policy import Policy
 from burnish.records import LossOutput, Metric, Scored, Segment, TokenBatch
 from burnish.training.optimizer import MasterOptimizer
 
+T = TypeVar("T")
+
 
 class Learner:
     """Trains a policy. `temperature` divides the logits, so that it scores the distribution that was sampled.
 
-    A batch that names one of the `teachers` is scored with the `divergence` from it too. Out of memory, it goes on in
-    smaller micro-batches if it `may_halve` them: one of several processes, which pass in step, may not.
+    A batch that names one of the `teachers` is scored with the `divergence` from it too. Out of memory in a forward or
+    backward pass, it goes on in smaller micro-batches if it `may_halve` them: one of several processes, which pass in
+    step, may not, nor one whose optimizer steps in the backward pass, which needs a whole batch at once.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Learner:
         self.optimizer = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
-        self._may_halve = may_halve
+        self.may_halve = may_halve and not optimizer.steps_in_backward
         self._accumulated_loss = torch.zeros(())
         self._accumulated: list[tuple[TokenBatch, Loss]] = []
         self._num_halvings = 0
@@ -63,31 +68,26 @@ class Learner:
             ConfigError: an optimizer that steps in the backward pass would need a second pass before its step.
         """
         self._accumulated.append((batch, loss))
-        metrics = self._unless_out_of_memory(batch, loss)
+        metrics = _unless_out_of_memory(lambda: self._accumulate(batch, loss))
         while metrics is None:
             self.optimizer.forget_gradients()
             self._accumulated_loss, self._pending = torch.zeros(()), None
-            # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
-            if not self._may_halve or self.micro_batch_tokens < min(map(_shortest_part, batch.segments)):
-                raise MachineError(
-                    f"out of memory in a micro-batch of {self.micro_batch_tokens} tokens; `burnish memory` says what "
-                    "would make the recipe fit"
-                )
-            self.micro_batch_tokens //= 2
-            self._num_halvings += 1
+            self._halve(batch)
             for each in self._accumulated:
-                metrics = self._unless_out_of_memory(*each)
+                metrics = _unless_out_of_memory(partial(self._accumulate, *each))
                 if metrics is None:
                     break
         return metrics
 
-    def _unless_out_of_memory(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]] | None:
-        try:
-            return self._accumulate(batch, loss)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+    def _halve(self, batch: TokenBatch) -> None:
+        # what cannot be split is a micro-batch of its own, so below the shortest nothing more is won
+        if not self.may_halve or self.micro_batch_tokens < min(map(_shortest_part, batch.segments)):
+            raise MachineError(
+                f"out of memory in a micro-batch of {self.micro_batch_tokens} tokens; `burnish memory` says what "
+                "would make the recipe fit"
+            )
+        self.micro_batch_tokens //= 2
+        self._num_halvings += 1
 
     def _accumulate(self, batch: TokenBatch, loss: Loss) -> list[dict[str, Metric]]:
         normalizer = getattr(batch.counts, loss.normalizer)
@@ -126,12 +126,17 @@ class Learner:
         self._num_halvings = 0
 
     def optim_step(self, learning_rate: float) -> dict[str, Metric]:
-        """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them."""
+        """Apply the accumulated gradient. Metrics of this optimizer step, its loss among them.
+
+        Raises:
+            MachineError: the memory does not suffice. The weights may be changed in part.
+        """
         pending, self._pending = self._pending, None
-        if pending is None:
-            norm = self.optimizer.step(learning_rate)
-        else:
-            norm = self.optimizer.step_in_backward(pending, learning_rate)
+        with explained("the optimizer takes its step"):
+            if pending is None:
+                norm = self.optimizer.step(learning_rate)
+            else:
+                norm = self.optimizer.step_in_backward(pending, learning_rate)
         loss, self._accumulated_loss = self._accumulated_loss, torch.zeros(())
         self._accumulated.clear()
         halvings = {"out_of_memory": Metric(self._num_halvings, "max")} if self._num_halvings else {}
@@ -143,9 +148,21 @@ class Learner:
 
     @torch.no_grad()
     def score(self, batch: TokenBatch, *, with_collisions: bool = False) -> Scored:
-        """What the current weights say of every scored token, without gradient."""
-        micros = split_batch(batch, self.micro_batch_tokens)
-        parts = [self._score(micro.to(self.policy.device), with_collisions=with_collisions) for micro in micros]
+        """What the current weights say of every scored token, without gradient. Out of memory, it halves the
+        micro-batches as `forward_backward` does.
+
+        Raises:
+            MachineError: the memory does not suffice for the smallest micro-batch.
+        """
+
+        def scored() -> list[Scored]:
+            micros = split_batch(batch, self.micro_batch_tokens)
+            return [self._score(micro.to(self.policy.device), with_collisions=with_collisions) for micro in micros]
+
+        parts = _unless_out_of_memory(scored)
+        while parts is None:
+            self._halve(batch)
+            parts = _unless_out_of_memory(scored)
         return Scored(
             logprobs_S=torch.cat([part.logprobs_S for part in parts]).cpu(),
             entropy_S=torch.cat([part.entropy_S for part in parts]).cpu(),
@@ -167,6 +184,15 @@ class Learner:
             sides = (hidden_SH, self.policy.head), (teacher_SH, teacher.head)
             scored = replace(scored, divergence_S=scored_divergence(self.divergence, *sides, self.temperature))
         return scored
+
+
+def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _shortest_part(segment: Segment) -> int:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from burnish.config.schema import OptimizerConfig
 from burnish.errors import BurnishError, ConfigError
 from burnish.memory.allocator import allocator
+from burnish.memory.trace import LiveBytes
 from burnish.training.shards import local_part, part_of, whole
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "row_var", "col_var", "variance")
@@ -202,6 +203,24 @@ def state_bytes(config: OptimizerConfig, name: str, shape: torch.Size) -> int:
         codes, scales, table = numel, 4 * (numel // _BLOCK), 4 * 256
         return step + 2 * (codes + scales + table)
     return step + moments
+
+
+def step_bytes(config: OptimizerConfig, name: str, shape: torch.Size) -> int:
+    """Size of what a step of one weight makes and frees again, as traced.
+
+    Only the 8-bit AdamW is looked at, whose step is some thirteen times the weight: both moments and the weight in
+    float32, then several whole numbers of 64 bits for each code that is searched for, before it is cut to 8. The
+    others make a few copies at most.
+    """
+    if config.kind != "adamw_8bit":
+        return 0
+    with LiveBytes() as live:
+        master = nn.Parameter(torch.empty(shape, device="meta"))
+        master.grad = torch.empty_like(master)
+        (optimizer,) = _make(config, {name: master})
+        before = live.live_bytes
+        _take_step(optimizer, config.learning_rate)
+        return int(live.peak_bytes - before) - state_bytes(config, name, shape)
 
 
 def check_installed(config: OptimizerConfig) -> None:
