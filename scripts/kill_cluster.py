@@ -4,10 +4,12 @@
 
 A run of the tiny model on Ray that nobody hurts, then others in which, at a random moment, a learner, a generator, the
 raylet (a node) or the command itself is killed. What stops is resumed. Printed for each: the victim, the step, seconds
-until the run healed or stopped, how often it was resumed, and whether weights and tokens are those of the first run.
+until the run healed or stopped, how often it was resumed, whether weights and tokens are those of the first run, and
+how many processes were left half a minute after the end, of the command that was killed and of the last one.
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -17,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from burnish.models.tiny import make_tiny_model
 from burnish.reproducibility.files import sha256_of_file
 
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS, GONE_SECONDS = 60.0, 30.0
+MARK = "BURNISH_KILL_RUN"  # in the environment of every process of a run
 VICTIMS = {
     "learner": r"^ray::LearnerWorker",
     "generator": r"^ray::GeneratorWorker",
@@ -41,26 +45,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_tiny_model(folder / "model")
-        expected = outcome(run_through(folder / "unhurt", model, arguments, victim=None, draw=draw)[0])
+        expected = outcome(run_through(folder / "unhurt", model, arguments, victim=None, draw=draw).run)
         print(
-            "| victim | killed after step | healed or stopped after, s | resumed | same bits |\n|---|---|---|---|---|"
+            "| victim | killed after step | healed or stopped after, s | resumed | same bits | left over |\n"
+            "|---|---|---|---|---|---|"
         )
         failures = 0
         for number in range(arguments.kills):
             victim = list(VICTIMS)[number % len(VICTIMS)]
-            run, step, seconds, resumed = run_through(folder / str(number), model, arguments, victim=victim, draw=draw)
-            is_same = outcome(run) == expected
-            failures += not is_same or seconds > LIMIT_SECONDS
-            print(f"| {victim} | {step} | {seconds:.1f} | {resumed} | {'yes' if is_same else 'NO'} |", flush=True)
+            end = run_through(folder / str(number), model, arguments, victim=victim, draw=draw)
+            is_same = outcome(end.run) == expected
+            failures += not is_same or end.seconds > LIMIT_SECONDS or end.left_over > 0
+            print(
+                f"| {victim} | {end.step} | {end.seconds:.1f} | {end.resumed} | {'yes' if is_same else 'NO'} | "
+                f"{end.left_over} |",
+                flush=True,
+            )
         good = arguments.kills - failures
-        print(f"\n{good} of {arguments.kills} ended with the same bits, and stopped or healed in a minute")
+        print(f"\n{good} of {arguments.kills} stopped or healed in a minute, ended with the same bits and left nothing")
     sys.exit(failures > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run's folder, the step of the kill, seconds until it healed or stopped, how often it was resumed, and how
+    many processes outlived it.
+    """
+
+    run: Path
+    step: int
+    seconds: float
+    resumed: int
+    left_over: int
 
 
 def run_through(
     folder: Path, model: Path, arguments: argparse.Namespace, *, victim: str | None, draw: random.Random
-) -> tuple[Path, int, float, int]:
-    """(run folder, step of the kill, seconds until it healed or stopped, how often it was resumed)."""
+) -> End:
+    """Train to the end, and kill one process on the way."""
     folder.mkdir()
     settings = {"model.path": model, "model.num_threads": 1, "model.compute_dtype": "float32", "runs_folder": folder}
     settings |= {"task.source": "reasoning-gym:chain_sum", "task.options": '{"size": 200}', "task.num_held_out": 4}
@@ -85,17 +107,41 @@ def run_through(
             if time.monotonic() - killed > 300:
                 raise SystemExit(f"{victim} killed after step {step}: nothing happened for 300 s")
         seconds = time.monotonic() - killed
+    left_over = 0
     while process.wait(timeout=600) != 0 and resumed < 3:
+        left_over += count_left_over(folder)
         resumed += 1
         process = start(folder, ["resume", "last", "--runs-folder", str(folder)])
     (run,) = folder.glob("*/run.json")
-    return run.parent, step, seconds, resumed
+    return End(run.parent, step, seconds, resumed, left_over + count_left_over(folder))
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    """A command in the background."""
+    """A command in the background; it ends when this script does."""
     with (folder / "output").open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", "burnish", *words], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "burnish", *words],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, MARK: str(folder)},
+        )
+    atexit.register(process.kill)
+    return process
+
+
+def count_left_over(folder: Path) -> int:
+    """Processes that a run began and that are there half a minute after its end."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while True:
+        left = 0
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                left += f"{MARK}={folder}".encode() in (path / "environ").read_bytes().split(b"\0")
+            except OSError:  # it ended meanwhile
+                continue
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> Path:
@@ -134,9 +180,9 @@ def last_step(run: Path) -> int:
 
 
 def was_noticed(run: Path, victim: str) -> bool:
-    """Whether a learner's loss was healed; a generator's is when its samples are there."""
-    lines = (run / "events.jsonl").read_text().splitlines()
-    return victim != "learner" or any(json.loads(line)["event"] == "healed" for line in lines)
+    """Whether the run says that a learner or a generator was started anew; what else is killed ends the command."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return victim not in ("learner", "generator") or any(line["restarts"] for line in lines)
 
 
 def outcome(run: Path) -> tuple[str, str, str]:

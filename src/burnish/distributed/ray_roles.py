@@ -332,10 +332,15 @@ class RayRoles(Group):
         return size
 
     def observed(self) -> dict[str, float]:
-        """See Backend: what was sent, and how long who had nothing to do, since it was asked last."""
+        """See Backend: what was sent, and how long who had nothing to do, since it was asked last; and how many
+        processes were started anew since the command began.
+        """
         seconds, spent = self._clock.read()
         sent, self._bytes = self._bytes, 0
-        found = {"idle_learners": 1 - spent.get("learners", 0.0) / seconds}
+        found = {
+            "idle_learners": 1 - spent.get("learners", 0.0) / seconds,
+            "restarts": float(self._actors.num_restarts),
+        }
         if self._generators:
             found["idle_generators"] = 1 - spent.get("generators", 0.0) / seconds
             found |= {"seconds_publish": spent.get("publish", 0.0), "bytes_published": float(sent)}

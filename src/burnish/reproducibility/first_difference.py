@@ -7,7 +7,15 @@ from typing import Any
 from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.run_folder import RunFolder
 
-_MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "idle_", "bytes_published", "out_of_memory")
+_MEASURED = (
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "idle_",
+    "bytes_published",
+    "restarts",
+    "out_of_memory",
+)
 """Beginnings of metrics that say how a step was computed, not what."""
 
 _ABSENT = "(absent)"
