@@ -96,6 +96,16 @@ def test_one_seed_claims_nothing(plan_of) -> None:
     assert any("no claim about a method" in caution for caution in analysis.cautions)
 
 
+def test_one_seed_of_factors_claims_nothing(plan_of) -> None:
+    factors = {name: FOUR[name] for name in "abc"}
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=1, margin=0.9)
+    rng = np.random.default_rng(0)
+    table = {arm.name: [0.5 * int(arm.levels["a"]) + rng.normal(0, 0.01)] for arm in plan.arms}
+    claims = judge(plan, table).claims
+    assert claims[0].adjusted_p < 0.001 and {claim.verdict for claim in claims} == {"undecided"}
+    assert "one seed shows no spread" in claims[0].note
+
+
 def test_equal_differences_claim_nothing(plan_of) -> None:
     (claim,) = judge(plan_of(margin=0.5), {"base": [0.0, 0.0, 0.0], "fast": [1.0, 1.0, 1.0]}).claims
     assert claim.verdict == "undecided" and "no spread" in claim.note

@@ -116,12 +116,13 @@ def test_a_record_that_says_nothing_of_its_status(plan_of, runner_of, capsys) ->
 
 
 def test_a_half_written_event_is_no_end(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
+    runner = runner_of(plan_of(), {"fast-seed2": {"dies": True}})
     run_experiment(runner)
     path = runner.folder.path / "events.jsonl"
     before = path.read_text()
     path.write_text(before + '{"time": "2026-11-')
     assert run_experiment(runner)
+    assert path.read_text().startswith(before) and len(runner.folder.events()) == 14
     write_report(runner.folder)
 
 

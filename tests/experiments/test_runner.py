@@ -11,7 +11,8 @@ import pytest
 
 from burnish.errors import UserError
 from burnish.experiments.outcomes import read_outcomes
-from burnish.experiments.runner import child_environment, run_experiment
+from burnish.experiments.process import child_environment
+from burnish.experiments.runner import run_experiment
 
 
 def states(runner) -> dict[str, str]:

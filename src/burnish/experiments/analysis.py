@@ -279,6 +279,8 @@ def _judged(claims: Sequence[Claim], plan: Plan, outcomes: Sequence[Outcome]) ->
 def _verdict(claim: Claim, plan: Plan) -> tuple[str, str]:
     """The word, and why where it does not say so itself."""
     metric = next(each for each in (plan.primary, *plan.secondary) if each.name == claim.metric)
+    if claim.num_seeds < 2:
+        return "undecided", "one seed shows no spread" if claim.num_seeds else "no seed is finished on both sides"
     is_equivalent = claim.equivalent_p < plan.alpha
     if claim.adjusted_p < plan.alpha:
         is_up = claim.estimate.value > 0
@@ -286,8 +288,6 @@ def _verdict(claim: Claim, plan: Plan) -> tuple[str, str]:
         return word, f"by less than the margin {plan.margin:g}" if is_equivalent else ""
     if is_equivalent:
         return "equivalent", ""
-    if claim.num_seeds < 2:
-        return "undecided", "one seed shows no spread" if claim.num_seeds else "no seed is finished on both sides"
     if math.isnan(claim.estimate.p_value):
         return "undecided", "there is no spread to judge by"
     return "undecided", ""
