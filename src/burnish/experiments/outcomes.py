@@ -11,6 +11,8 @@ from typing import Any, Literal
 from burnish.errors import UserError
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.plan import Plan, PlannedRun
+from burnish.reproducibility.differences import changed_from, configuration_of
+from burnish.reproducibility.environment import environment_differences
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.reproducibility.seeds import seed_for
 
@@ -20,6 +22,16 @@ STATES = ("planned", "running", "unfinished", "finished", "diverged", "failed", 
 LOST = ("diverged", "failed", "over budget")  # of such a run there is no value, and there will be none
 
 Half = Literal["search", "fresh"]
+
+_READ = {
+    "model": ("model",),
+    "tokenizer": ("model",),
+    "tasks": ("task",),
+    "reward": ("task",),
+    "loss": ("loss",),
+    **dict.fromkeys(("prompts", "examples", "teachers", "critic"), ("arm",)),
+}
+"""What a run's record says of what it read, and the settings that decide what that is."""
 
 _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity|not finite)(?![a-z])", re.IGNORECASE)
 
@@ -50,7 +62,7 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
     """
     metrics = (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
     runs, events = folder.run_folders(), folder.events()
-    outcomes = [read_outcome(run, runs.get(run.name), events, metrics, plan) for run in plan.runs]
+    outcomes = [read_outcome(run, folder, plan, metrics, runs=runs, events=events) for run in plan.runs]
     finished = [each.folder for each in outcomes if each.state == "finished" and each.folder is not None]
     for name in metrics:
         require_metric(name, finished)
@@ -58,9 +70,22 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
 
 
 def read_outcome(
-    planned: PlannedRun, run: RunFolder | None, events: list[dict[str, Any]], metrics: tuple[str, ...], plan: Plan
+    planned: PlannedRun,
+    folder: ExperimentFolder,
+    plan: Plan,
+    metrics: tuple[str, ...],
+    *,
+    runs: Mapping[str, RunFolder],
+    events: Sequence[Mapping[str, Any]],
 ) -> Outcome:
-    """What became of one run; `events` are the experiment's."""
+    """What became of one run; `runs` and `events` are the folder's.
+
+    Raises:
+        UserError: it was trained with other settings than the plan has.
+    """
+    run = runs.get(planned.name)
+    if run is not None:
+        _require_planned(run, {**folder.config_of(plan, planned.arm), "seed": planned.seed})
     own = [event for event in events if event.get("run") == planned.name]
     ends = [event for event in own if event["event"] == "ended"]
     seconds = sum(event["seconds"] for event in ends)
@@ -96,6 +121,18 @@ def read_outcome(
         seconds=seconds,
         values=values if state == "finished" else {},
     )
+
+
+def _require_planned(run: RunFolder, config: Mapping[str, Any]) -> None:
+    """A name alone makes no run one of the plan's. What is planned as auto, each run finds for itself."""
+    if not (run.path / "config.yaml").is_file():
+        raise UserError(f"{run.path} is damaged, it has no config.yaml: restore it, or move the run away")
+    for key, (planned, trained) in changed_from(config, run).items():
+        if planned != "auto":
+            raise UserError(
+                f"{run.path} was trained with {key}={trained}, and the plan has {planned}: it is no run of this plan; "
+                "move it away, and the planned one is trained"
+            )
 
 
 def half_of(planned: PlannedRun, plan: Plan) -> Half | None:
@@ -141,19 +178,30 @@ def curve(run: RunFolder, name: str, half: Half | None = None) -> dict[int, floa
     return {step: value for step, value in points.items() if math.isfinite(value)}
 
 
-def unlike(outcomes: list[Outcome]) -> Iterator[str]:
+def unlike(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """In what the runs differ that should be the same for all, in words."""
-    records = [outcome.folder.record() for outcome in outcomes if outcome.folder is not None]
-    for what, keys in (("burnish's code", ("code", "package_sha256")), ("machine or packages", ("environment",))):
-        found = []
-        for record in records:
-            value: Any = record
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value is not None and value not in found:
-                found.append(value)
-        if len(found) > 1:
-            yield f"the runs are not alike: {len(found)} versions of {what}"
+    runs = [(outcome.run.arm, outcome.folder) for outcome in outcomes if outcome.folder is not None]
+    records = [run.record() for _, run in runs]
+    configs = [{**configuration_of(run), "arm": arm} for arm, run in runs]
+    codes = {record["code"]["package"]["sha256"] for record in records if "code" in record}
+    if len(codes) > 1:
+        yield f"the runs are not alike: {len(codes)} versions of burnish's code"
+    environments = [record["environment"] for record in records if "environment" in record]
+    keys = dict.fromkeys(
+        each.key
+        for environment in environments[1:]
+        for each in environment_differences(environments[0], environment)
+        if each.breaks_exactness
+    )
+    if keys:
+        yield f"the runs are not alike: machine or packages differ in {', '.join(keys)}"
+    for name, sections in _READ.items():
+        found: dict[str, set[str]] = {}
+        for config, record in zip(configs, records, strict=True):
+            by = [(key, value) for key, value in config.items() if key.partition(".")[0] in sections]
+            found.setdefault(repr(by), set()).add(repr(record.get(name)))
+        if most := max((len(versions) for versions in found.values() if len(versions) > 1), default=0):
+            yield f"the runs are not alike: {most} versions of what the same settings read as {name}"
 
 
 def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:

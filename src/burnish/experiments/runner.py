@@ -116,7 +116,8 @@ class Runner:
     def outcome(self, run: PlannedRun) -> Outcome:
         """What became of a run so far."""
         metrics = (self.plan.primary.name, *(metric.name for metric in self.plan.secondary))
-        return read_outcome(run, self.folder.run_folders().get(run.name), self.folder.events(), metrics, self.plan)
+        runs, events = self.folder.run_folders(), self.folder.events()
+        return read_outcome(run, self.folder, self.plan, metrics, runs=runs, events=events)
 
     def _is_wanted(self, outcome: Outcome) -> bool:
         if outcome.state == "running":
