@@ -197,9 +197,9 @@ def _over_items(plan: Plan, claim: Claim, metric: Metric, outcomes: Sequence[Out
         return replace(claim, note=f"over seeds alone: {_NO_ITEMS}")
     base_SIK, arm_SIK = (np.array([[[each[item]] for item in ids] for each in side]) for side in sides)
     errors = split_error(base_SIK, arm_SIK, is_paired=True)
-    found = compare_seeds_and_items(
-        float(base_SIK.mean()), float(arm_SIK.mean()), errors, num_seeds=len(seeds), alpha=plan.alpha
-    )
+    means = float(base_SIK.mean()), float(arm_SIK.mean())
+    margin = plan.margin if metric == plan.primary else None
+    found = compare_seeds_and_items(*means, errors, num_seeds=len(seeds), alpha=plan.alpha, margin=margin)
     has_spread = not math.isnan(found.low)
     estimate = Coefficient(
         value=found.difference,
@@ -209,7 +209,9 @@ def _over_items(plan: Plan, claim: Claim, metric: Metric, outcomes: Sequence[Out
         standard_error=math.sqrt(errors.squared_error) if has_spread else math.nan,
         degrees=errors.freedom,
     )
-    return replace(_claim(claim.name, metric, len(seeds), estimate, plan), note=f"over seeds and {len(ids)} items")
+    judged = _claim(claim.name, metric, len(seeds), estimate, plan)
+    equivalent_p = math.nan if found.p_equivalent is None or not has_spread else found.p_equivalent
+    return replace(judged, equivalent_p=equivalent_p, note=f"over seeds and {len(ids)} items")
 
 
 def _differences(arm_S: Sequence[float], base_S: Sequence[float]) -> list[float]:
