@@ -3,7 +3,7 @@
 The file FAKE_BEHAVIOUR says for each run's name, and for * what holds for all: `scores`, the held-out score of each
 item after training; `metrics`, more of the last step; `failure`, why it fails; `says`, its last words before it ends
 with status 2; `waits`, seconds it takes unless it is asked to stop; `stubborn`, it does not stop; `dies`, it is killed
-at its first start; `record`, more of the run's record.
+at its first start.
 """
 
 import fcntl
@@ -25,9 +25,9 @@ def main() -> int:
         run = Path(what)
         name = run.name.rpartition("-")[0]
     else:
+        assert Path(what).is_file()
         name = given["name"]
         run = Path(given["runs_folder"]) / f"{name}-{os.getpid() % 0xFFFFFF:06x}"
-        config = Path(what).read_text() + "".join(f"{key}: {value}\n" for key, value in given.items())
     behaviours = json.loads(Path(os.environ["FAKE_BEHAVIOUR"]).read_text())
     behaviour = {**behaviours.get("*", {}), **behaviours.get(name, {})}
     if "says" in behaviour:
@@ -35,7 +35,7 @@ def main() -> int:
         return 2
     (run / "evaluations").mkdir(parents=True, exist_ok=True)
     if command == "train":
-        (run / "config.yaml").write_text(config)
+        (run / "config.yaml").write_text(Path(what).read_text())
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return train(run, command, behaviour)
@@ -47,7 +47,6 @@ def train(run: Path, command: str, behaviour: dict) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: None if ignored else stopped.append(number))
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record = {"created": now, "status": "running", "seed": 0, "commands": [command]}
-    record |= behaviour.get("record", {})
     if command == "resume":
         record = json.loads((run / "run.json").read_text())
         record["commands"].append(command)

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import yaml
 
 from burnish.cli.app import run
 from burnish.errors import DataError, UserError
+from burnish.experiments.outcomes import read_outcomes, unlike
 from burnish.experiments.report import write_report
 from burnish.experiments.runner import run_experiment
 
@@ -87,90 +90,6 @@ def test_a_plan_edited_after_freezing(plan_of, runner_of, capsys) -> None:
         assert told.count("\n") == 1
 
 
-def test_a_plan_made_anew_beside_old_runs(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (runner.folder.path / "plan.json").unlink()
-    other = plan_of(arms={"base": {}, "fast": {"optimizer.learning_rate": 1e-3}}, alpha=0.2)
-    with pytest.raises(UserError, match=r"runs were begun under another plan \(\w+-seed0 at 20.*restore the file"):
-        runner.folder.write_plan(other)
-
-
-def test_a_plan_thawed_by_hand_stays_frozen(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    path = runner.folder.path / "plan.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"frozen": None}))
-    with pytest.raises(UserError, match=r"is frozen since 20.*alpha: 0.05 -> 0.2"):
-        runner.folder.write_plan(plan_of(alpha=0.2))
-    runner.folder.freeze()
-    started = next(event["time"] for event in runner.folder.events())
-    assert json.loads(path.read_text())["frozen"] == started
-
-
-def test_another_plan_in_the_place_of_the_frozen_one(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (runner.folder.path / "events.jsonl").rename(runner.folder.path / "kept")
-    (runner.folder.path / "plan.json").unlink()
-    runner.folder.write_plan(plan_of(alpha=0.2))
-    (runner.folder.path / "kept").rename(runner.folder.path / "events.jsonl")
-    for read in (runner.folder.versions, runner.folder.freeze, lambda: write_report(runner.folder)):
-        with pytest.raises(UserError, match="runs were begun under another plan"):
-            read()
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        (("learning_rate: 0.0001", "learning_rate: 0.001"), "optimizer.learning_rate=0.001, and the plan has 0.0001"),
-        (("seed: 1", "seed: 5"), "seed=5, and the plan has 1"),
-        (("micro_batch_tokens: ", "micro_batch_tokenz: "), "train.micro_batch_tokens=.absent., and the plan has"),
-    ],
-)
-def test_a_run_of_other_settings_is_no_run_of_the_plan(plan_of, runner_of, setting, message: str) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (path,) = runner.folder.runs.glob("fast-seed1-*/config.yaml")
-    text = path.read_text()
-    assert setting[0] in text
-    path.write_text(text.replace(*setting))
-    for read in (write_report, lambda folder: run_experiment(runner)):
-        with pytest.raises(UserError, match=rf"fast-seed1-\w+ was trained with {message}.*: it is no run of this plan"):
-            read(runner.folder)
-
-
-def test_what_a_run_found_for_itself_and_where_it_ran_is_no_other_setting(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (path,) = runner.folder.runs.glob("fast-seed1-*/config.yaml")
-    text = path.read_text()
-    assert "compute_dtype: auto" in text and "kind: local" in text
-    path.write_text(text.replace("compute_dtype: auto", "compute_dtype: bfloat16").replace("kind: local", "kind: ray"))
-    write_report(runner.folder)
-
-
-def test_a_run_without_its_settings(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (path,) = runner.folder.runs.glob("fast-seed1-*/config.yaml")
-    path.unlink()
-    with pytest.raises(UserError, match=r"fast-seed1-\w+ is damaged, it has no config.yaml"):
-        write_report(runner.folder)
-
-
-def test_amendments_leave_runs_of_earlier_versions(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    amended = plan_of(seeds=4)
-    runner.folder.write_plan(amended, reason="one more seed")
-    runner.plan = amended
-    assert run_experiment(runner)
-    assert len({event["plan"] for event in runner.folder.events() if event["event"] == "started"}) == 2
-    assert "amended after the first run" in texts(runner.folder)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -200,14 +119,59 @@ def test_a_record_that_says_nothing_of_its_status(plan_of, runner_of, capsys) ->
 
 
 def test_a_half_written_event_is_no_end(plan_of, runner_of) -> None:
-    runner = runner_of(plan_of(), {"fast-seed2": {"dies": True}})
+    runner = runner_of(plan_of(), {})
     run_experiment(runner)
     path = runner.folder.path / "events.jsonl"
-    before = path.read_text()
-    path.write_text(before + '{"time": "2026-11-')
+    path.write_text(path.read_text() + '{"time": "2026-11-')
+    shutil.rmtree(next(runner.folder.runs.glob("fast-seed1-*")))  # one is trained anew, so more is written behind it
     assert run_experiment(runner)
-    assert path.read_text().startswith(before) and len(runner.folder.events()) == 14
+    assert {event["event"] for event in runner.folder.events()} == {"started", "ended"}
     write_report(runner.folder)
+
+
+def test_another_plan_does_not_count_the_runs_of_the_first(plan_of, runner_of) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    file = runner.folder.path / "plan.json"
+    frozen = file.read_text()
+    file.write_text(json.dumps(json.loads(frozen) | {"frozen": None}))
+    with pytest.raises(UserError, match=r"is frozen since 20.*, and its plan would change: alpha: 0\.05 -> 0\.2"):
+        runner.folder.write_plan(plan_of(alpha=0.2))
+    file.unlink()
+    with pytest.raises(UserError, match=r"runs were begun under another plan \(\w{12}\) than plan.json has"):
+        runner.folder.write_plan(plan_of(alpha=0.2))
+    file.write_text(frozen)
+    write_report(runner.folder)
+
+
+def test_a_run_with_other_settings_than_its_arm_is_not_counted(plan_of, runner_of) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    (path,) = runner.folder.runs.glob("fast-seed1-*/config.yaml")
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"optimizer": config["optimizer"] | {"learning_rate": 0.5}}))
+    with pytest.raises(
+        UserError, match=r"fast-seed1-\w+: was trained with optimizer.learning_rate=0.5, but arm fast is"
+    ):
+        read_outcomes(runner.folder, runner.folder.plan())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"code": {"package": {"sha256": "other"}}}, "2 versions of burnish's code"),
+        ({"environment": {"packages": {"torch": "9"}}}, "machine or packages differ in packages.torch"),
+        ({"environment": {"variables": {"SLURM_JOB_ID": "9"}}}, None),
+        ({"reward": {"score": "other"}}, "runs of arm fast are not alike: 2 versions of its reward"),
+    ],
+)
+def test_runs_that_are_not_alike(plan_of, runner_of, change, said) -> None:
+    runner = runner_of(plan_of(), {})
+    run_experiment(runner)
+    (path,) = runner.folder.runs.glob("fast-seed1-*/run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    found = list(unlike(read_outcomes(runner.folder, runner.folder.plan())))
+    assert found == [] if said is None else len(found) == 1 and found[0].endswith(said)
 
 
 def test_scores_changed_after_the_run(plan_of, runner_of) -> None:
@@ -217,39 +181,6 @@ def test_scores_changed_after_the_run(plan_of, runner_of) -> None:
     path.write_text(path.read_text().replace("1.0", "9.0"))
     with pytest.raises(DataError, match=r"fast-seed1-\w+/evaluations/step-000004.jsonl was changed since the run"):
         write_report(runner.folder)
-
-
-RECORD = {
-    "code": {"package": {"sha256": "a"}},
-    "environment": {"kernel": "6.1", "num_threads": 2, "variables": {"SLURM_JOB_ID": "1"}},
-    "model": {"sha256": {"model.safetensors": "a"}},
-    "reward": {"mine:score": "a"},
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"code": {"package": {"sha256": "b"}}}, "2 versions of burnish's code"),
-        ({"environment": RECORD["environment"] | {"num_threads": 4}}, "machine or packages differ in num_threads"),
-        ({"environment": {"kernel": "6.2", "num_threads": 2, "variables": {"SLURM_JOB_ID": "2"}}}, None),
-        ({"reward": {"mine:score": "b"}}, "2 versions of what the same settings read as reward"),
-        ({"model": {"sha256": {"model.safetensors": "b"}}}, "2 versions of what the same settings read as model"),
-    ],
-)
-def test_runs_that_are_not_alike(plan_of, runner_of, change: dict, message: str | None) -> None:
-    runner = runner_of(plan_of(), {"*": {"record": RECORD}, "fast-seed1": {"record": RECORD | change}})
-    run_experiment(runner)
-    found = re.findall(r"the runs are not alike: (.*)", texts(runner.folder))
-    assert found == ([] if message is None else [message])
-
-
-def test_arms_that_read_something_else_are_alike(plan_of, runner_of) -> None:
-    arms = {"base": {}, "other": {"task.reward": "mine:score"}}
-    other = {"record": RECORD | {"reward": {"mine:score": "b"}}}
-    runner = runner_of(plan_of(arms=arms), {"*": {"record": RECORD}} | {f"other-seed{n}": other for n in range(3)})
-    run_experiment(runner)
-    assert "not alike" not in texts(runner.folder)
 
 
 def test_a_half_written_evaluation(plan_of, runner_of) -> None:

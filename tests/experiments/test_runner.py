@@ -11,9 +11,7 @@ import pytest
 
 from burnish.errors import UserError
 from burnish.experiments.outcomes import read_outcomes
-from burnish.experiments.process import child_environment
-from burnish.experiments.runner import run_experiment
-from burnish.reproducibility.run_folder import RunFolder
+from burnish.experiments.runner import child_environment, run_experiment
 
 
 def states(runner) -> dict[str, str]:
@@ -185,21 +183,6 @@ def test_two_folders_of_one_planned_run_are_refused(plan_of, runner_of) -> None:
     (copy / "run.json").write_text((run / "run.json").read_text())
     with pytest.raises(UserError, match="are one planned run"):
         read_outcomes(runner.folder, runner.plan)
-
-
-def test_a_run_that_begins_while_runs_are_listed_is_not_damaged(plan_of, runner_of, monkeypatch) -> None:
-    runner = runner_of(plan_of(), {})
-    run_experiment(runner)
-    (run,) = runner.folder.runs.glob("base-seed0-*")
-    aside, listed = run.rename(runner.folder.path / run.name), RunFolder.all
-
-    def slowly(folder: Path) -> list[RunFolder]:
-        found = listed(folder)
-        aside.rename(run)
-        return found
-
-    monkeypatch.setattr(RunFolder, "all", slowly)
-    assert len(runner.folder.run_folders()) == 5
 
 
 def test_a_sequential_experiment_stops_a_decided_arm(plan_of, runner_of) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from burnish.errors import MachineError
-from burnish.reproducibility.files import append_lines, json_tree, replace_folder, require_free_space, write_text
+from burnish.reproducibility.files import json_tree, replace_folder, require_free_space, write_text
 
 
 @pytest.fixture
@@ -33,15 +33,6 @@ def test_write_text_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     write_text(path, "two")
     assert path.read_text() == "two"
     assert os.listdir(tmp_path) == ["a.json"]
-
-
-@pytest.mark.parametrize("torn", ["", "{", '{"step": "é', "x" * 10_000])
-@pytest.mark.parametrize("whole", ["", '{"step": 1}\n', '{"step": "' + "é" * 5_000 + '"}\n'])
-def test_lines_are_appended_in_the_place_of_half_a_line(tmp_path: Path, whole: str, torn: str) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text(whole + torn, encoding="utf-8")
-    append_lines(path, {"step": 2}, {"step": 3})
-    assert path.read_text(encoding="utf-8") == whole + '{"step": 2}\n{"step": 3}\n'
 
 
 def test_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:

@@ -66,14 +66,15 @@ class ExperimentFolder:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether a run was started."""
-        return self._frozen_since() is not None
+        """Whether a run was started, also if the plan does not say so any more."""
+        return self._content().get("frozen") is not None or any(self._begun_under())
 
     def versions(self) -> list[Version]:
         """The plan in all its versions, oldest first; none where nothing is planned yet.
 
         Raises:
-            UserError: the file was changed by hand, is of another version of burnish, or is not what runs began under.
+            UserError: the file was changed by hand, is of another version of burnish, or is not the plan that runs were
+                begun under.
         """
         content = self._content()
         if content and content.get("format") != FORMAT:
@@ -84,13 +85,12 @@ class ExperimentFolder:
                     f"{self._file}: the plan of {version['time']} is not the one that was frozen (its hash differs); "
                     "restore the file"
                 )
-        hashes = {version["sha256"] for version in content.get("versions", ())}
-        for event in self._starts():
-            if event["plan"] not in hashes:
-                raise UserError(
-                    f"{self._file}: runs were begun under another plan ({event['run']} at {event['time']}, sha256 "
-                    f"{event['plan'][:12]}); restore the file, or give the experiment another name"
-                )
+        known = {version["sha256"] for version in content.get("versions", ())}
+        if other := next((sha256 for sha256 in self._begun_under() if sha256 not in known), None):
+            raise UserError(
+                f"{self.path}: runs were begun under another plan ({other[:12]}) than plan.json has; restore it, "
+                "or begin an experiment of another name"
+            )
         try:
             return [Version.model_validate(version) for version in content.get("versions", ())]
         except ValidationError as error:
@@ -121,7 +121,7 @@ class ExperimentFolder:
         if reason is None:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise UserError(
-                f"experiment {plan.name} is frozen since {self._frozen_since()}, and its plan would change: "
+                f"experiment {plan.name} is frozen since {self._since()}, and its plan would change: "
                 f'{changes[0]}{more}; undo the change, or say why: --amend "reason"'
             )
         self._check_arms(plan, [version.plan for version in versions])
@@ -129,15 +129,8 @@ class ExperimentFolder:
 
     def freeze(self) -> None:
         """From now on the plan changes by amendments only."""
-        self.versions()
-        content = self._content()
-        if content.get("frozen") is None:
-            self._write(content["versions"], self._frozen_since() or utc_now())
-
-    def config_of(self, plan: Plan, arm: str) -> dict[str, Any]:
-        """What the runs of an arm train with; what a search found stands in the arm's file alone."""
-        planned = next((each.config for each in plan.arms if each.name == arm), {})
-        return planned or read_file(self._arm_file(arm))
+        if not self.is_frozen:
+            self._write(self._content()["versions"], utc_now())
 
     def run_folders(self) -> dict[str, RunFolder]:
         """The runs by the name that the plan gives them.
@@ -146,9 +139,8 @@ class ExperimentFolder:
             UserError: there are several of one name, or a record cannot be read.
         """
         found: dict[str, RunFolder] = {}
-        records = set(self.runs.glob("*/run.json"))  # first: a run may begin meanwhile
         runs = RunFolder.all(self.runs)
-        for path in records - {run.path / "run.json" for run in runs}:
+        for path in set(self.runs.glob("*/run.json")) - {run.path / "run.json" for run in runs}:
             raise UserError(f"{path} is damaged: restore it, or move the run away, and it is trained anew")
         for run in runs:
             name = run.path.name.rpartition("-")[0]
@@ -161,7 +153,7 @@ class ExperimentFolder:
 
     def write_arm(self, name: str, config: Mapping[str, Any]) -> Path:
         """The recipe of an arm, as a file; returns its path."""
-        path = self._arm_file(name)
+        path = self.path / "arms" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return path
@@ -184,20 +176,17 @@ class ExperimentFolder:
         with locked(self.path, f"experiment {self.path.name} is being run by another process"):
             yield
 
+    def _begun_under(self) -> Iterator[str]:
+        """The hash of the plan under which each run was started."""
+        return (event["plan"] for event in self.events() if event["event"] == "started" and "plan" in event)
+
+    def _since(self) -> str:
+        started = (event["time"] for event in self.events() if event["event"] == "started")
+        return str(self._content()["frozen"] or next(started))
+
     @property
     def _file(self) -> Path:
         return self.path / "plan.json"
-
-    def _arm_file(self, name: str) -> Path:
-        return self.path / "arms" / f"{name}.yaml"
-
-    def _starts(self) -> Iterator[dict[str, Any]]:
-        return (event for event in self.events() if event["event"] == "started")
-
-    def _frozen_since(self) -> str | None:
-        """None where no run was started."""
-        since = self._content().get("frozen")
-        return next((event["time"] for event in self._starts()), None) if since is None else since
 
     def _content(self) -> dict[str, Any]:
         if not self._file.is_file():

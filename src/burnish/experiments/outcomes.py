@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from burnish.errors import UserError
 from burnish.experiments.folder import ExperimentFolder
-from burnish.experiments.plan import Plan, PlannedRun
-from burnish.reproducibility.differences import changed_from, configuration_of
+from burnish.experiments.plan import Plan, PlannedArm, PlannedRun
+from burnish.reproducibility.differences import configuration_of, method_of
 from burnish.reproducibility.environment import environment_differences
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.reproducibility.seeds import seed_for
@@ -23,24 +24,12 @@ LOST = ("diverged", "failed", "over budget")  # of such a run there is no value,
 
 Half = Literal["search", "fresh"]
 
-_READ = {
-    "model": ("model",),
-    "tokenizer": ("model",),
-    "tasks": ("task",),
-    "reward": ("task",),
-    "loss": ("loss",),
-    **dict.fromkeys(("prompts", "examples", "teachers", "critic"), ("arm",)),
-}
-"""What a run's record says of what it read, and the settings that decide what that is."""
-
 _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity|not finite)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One planned run as it stands. `values` are the metrics of a finished one, `items` the scores of its held-out
-    items by id; `reason` says why another is lost.
-    """
+    """One planned run as it stands. `values` are the metrics of a finished one, `reason` why another is lost."""
 
     run: PlannedRun
     state: str
@@ -49,7 +38,6 @@ class Outcome:
     step: int
     seconds: float
     values: Mapping[str, float]
-    items: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -61,11 +49,11 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
     """One for each run of the plan, in its order; `also` names metrics beside the planned ones.
 
     Raises:
-        UserError: runs are finished, and none has such a metric.
+        UserError: runs are finished, and none has such a metric, or one was trained with other settings than planned.
     """
     metrics = (plan.primary.name, *(metric.name for metric in plan.secondary), *also)
     runs, events = folder.run_folders(), folder.events()
-    outcomes = [read_outcome(run, folder, plan, metrics, runs=runs, events=events) for run in plan.runs]
+    outcomes = [read_outcome(run, runs.get(run.name), events, metrics, plan) for run in plan.runs]
     finished = [each.folder for each in outcomes if each.state == "finished" and each.folder is not None]
     for name in metrics:
         require_metric(name, finished)
@@ -73,22 +61,9 @@ def read_outcomes(folder: ExperimentFolder, plan: Plan, *, also: tuple[str, ...]
 
 
 def read_outcome(
-    planned: PlannedRun,
-    folder: ExperimentFolder,
-    plan: Plan,
-    metrics: tuple[str, ...],
-    *,
-    runs: Mapping[str, RunFolder],
-    events: Sequence[Mapping[str, Any]],
+    planned: PlannedRun, run: RunFolder | None, events: list[dict[str, Any]], metrics: tuple[str, ...], plan: Plan
 ) -> Outcome:
-    """What became of one run; `runs` and `events` are the folder's.
-
-    Raises:
-        UserError: it was trained with other settings than the plan has.
-    """
-    run = runs.get(planned.name)
-    if run is not None:
-        _require_planned(run, {**folder.config_of(plan, planned.arm), "seed": planned.seed})
+    """What became of one run; `events` are the experiment's."""
     own = [event for event in events if event.get("run") == planned.name]
     ends = [event for event in own if event["event"] == "ended"]
     seconds = sum(event["seconds"] for event in ends)
@@ -102,6 +77,9 @@ def read_outcome(
     else:
         status, record = run.status(), run.record()
         if status == "finished":
+            arm = next((each for each in plan.arms if each.name == planned.arm), None)
+            if arm is not None and arm.config:  # a sweep finds the settings of its trials and its winner later
+                _require_planned(run, arm)
             found = {name: metric_at_end(run, name, half_of(planned, plan)) for name in metrics}
             values = {name: value for name, value in found.items() if value is not None}
             bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -123,20 +101,7 @@ def read_outcome(
         step=int(lines[-1]["step"]) if lines else 0,
         seconds=seconds,
         values=values if state == "finished" else {},
-        items=_scores(run, half_of(planned, plan)) if run is not None and HELD_OUT in values else {},
     )
-
-
-def _require_planned(run: RunFolder, config: Mapping[str, Any]) -> None:
-    """A name alone makes no run one of the plan's. What is planned as auto, each run finds for itself."""
-    if not (run.path / "config.yaml").is_file():
-        raise UserError(f"{run.path} is damaged, it has no config.yaml: restore it, or move the run away")
-    for key, (planned, trained) in changed_from(config, run).items():
-        if planned != "auto":
-            raise UserError(
-                f"{run.path} was trained with {key}={trained}, and the plan has {planned}: it is no run of this plan; "
-                "move it away, and the planned one is trained"
-            )
 
 
 def half_of(planned: PlannedRun, plan: Plan) -> Half | None:
@@ -183,29 +148,31 @@ def curve(run: RunFolder, name: str, half: Half | None = None) -> dict[int, floa
 
 
 def unlike(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """In what the runs differ that should be the same for all, in words."""
-    runs = [(outcome.run.arm, outcome.folder) for outcome in outcomes if outcome.folder is not None]
-    records = [run.record() for _, run in runs]
-    configs = [{**configuration_of(run), "arm": arm} for arm, run in runs]
-    codes = {record["code"]["package"]["sha256"] for record in records if "code" in record}
+    """In what the runs differ that should be the same for all, or for all of one arm, in words."""
+    records = {each.run: each.folder.record() for each in outcomes if each.folder is not None}
+    codes = {str(record.get("code", {}).get("package", {}).get("sha256")) for record in records.values()}
     if len(codes) > 1:
         yield f"the runs are not alike: {len(codes)} versions of burnish's code"
-    environments = [record["environment"] for record in records if "environment" in record]
-    keys = dict.fromkeys(
-        each.key
-        for environment in environments[1:]
-        for each in environment_differences(environments[0], environment)
-        if each.breaks_exactness
-    )
-    if keys:
+    environments = [record.get("environment", {}) for record in records.values()]
+    others = [each for other in environments[1:] for each in environment_differences(environments[0], other)]
+    if keys := sorted({each.key for each in others if each.breaks_exactness}):
         yield f"the runs are not alike: machine or packages differ in {', '.join(keys)}"
-    for name, sections in _READ.items():
-        found: dict[str, set[str]] = {}
-        for config, record in zip(configs, records, strict=True):
-            by = [(key, value) for key, value in config.items() if key.partition(".")[0] in sections]
-            found.setdefault(repr(by), set()).add(repr(record.get(name)))
-        if most := max((len(versions) for versions in found.values() if len(versions) > 1), default=0):
-            yield f"the runs are not alike: {most} versions of what the same settings read as {name}"
+    for arm in dict.fromkeys(run.arm for run in records):
+        of_arm = [record for run, record in records.items() if run.arm == arm]
+        for what in ("model", "tokenizer", "reward", "loss"):
+            if len(found := {json.dumps(record.get(what), sort_keys=True) for record in of_arm}) > 1:
+                yield f"the runs of arm {arm} are not alike: {len(found)} versions of its {what}"
+
+
+def _require_planned(run: RunFolder, arm: PlannedArm) -> None:
+    """Raise a UserError for a run that was trained with other settings than the arm that it is counted for."""
+    planned, trained = method_of(arm.config), method_of(configuration_of(run))
+    if changed := sorted(key for key in planned | trained if planned.get(key) != trained.get(key)):
+        key = changed[0]
+        raise UserError(
+            f"{run.path}: was trained with {key}={trained.get(key)}, but arm {arm.name} is planned with "
+            f"{planned.get(key)}; move the run away, and it is trained anew"
+        )
 
 
 def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:
@@ -215,12 +182,6 @@ def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:
     if not items:
         raise UserError(f"{run.path.name}: no held-out item falls into the half of the {half} runs: hold out more")
     return mean_score(items)
-
-
-def _scores(run: RunFolder, half: Half | None) -> dict[str, float]:
-    """Of each held-out item after training; none where the run keeps none."""
-    steps = run.steps("evaluations")
-    return {str(item["id"]): float(item["score"]) for item in _items(run, steps[-1], half)} if steps else {}
 
 
 def _items(run: RunFolder, step: int, half: Half | None) -> list[dict[str, Any]]:

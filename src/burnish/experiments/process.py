@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,22 +19,14 @@ _START_SECONDS = 1800.0
 _STOP_SECONDS = 120.0
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the settings of burnish: a recorded configuration is complete."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_ENVIRONMENT
-    }
-
-
 @contextmanager
 def burnish_process(arguments: Sequence[str], place: Place, *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`burnish ARGUMENTS` in a place, ended with the context if it has not ended by itself. It writes to `log`.
 
-    See child_environment.
+    Settings of the environment do not reach it: a recorded configuration is complete.
     """
-    environment = child_environment(os.environ)
+    is_setting = [name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT for name in os.environ]
+    environment = {name: value for (name, value), drop in zip(os.environ.items(), is_setting, strict=True) if not drop}
     paths = [*map(str, place.python_path), *filter(None, [environment.get("PYTHONPATH")])]
     if paths:
         environment["PYTHONPATH"] = os.pathsep.join(paths)

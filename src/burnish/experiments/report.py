@@ -160,7 +160,7 @@ def _blocks(
     primary = [claim for claim in analysis.claims if claim.kind == "primary"]
     lines = [verdict_line(claim, analysis.level) for claim in primary] or ["nothing planned can be judged"]
     yield Lines([*lines, *(found.lines(analysis.level) if found is not None else ())])
-    cautions = [*analysis.cautions, *unlike(outcomes)]
+    cautions = [*analysis.cautions, *unlike(list(outcomes))]
     if cautions:
         yield "To keep in mind:"
         yield Lines(cautions)

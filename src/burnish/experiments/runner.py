@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from burnish.config.loading import ENVIRONMENT_PREFIX, RESERVED_ENVIRONMENT
 from burnish.errors import UserError
 from burnish.experiments.analysis import decided_arms
 from burnish.experiments.folder import ExperimentFolder
 from burnish.experiments.outcomes import Outcome, read_outcome
 from burnish.experiments.plan import Plan, PlannedRun
-from burnish.experiments.process import child_environment
 from burnish.experiments.sweep import search
 
 PROGRAM = (sys.executable, "-m", "burnish")
@@ -116,8 +116,7 @@ class Runner:
     def outcome(self, run: PlannedRun) -> Outcome:
         """What became of a run so far."""
         metrics = (self.plan.primary.name, *(metric.name for metric in self.plan.secondary))
-        runs, events = self.folder.run_folders(), self.folder.events()
-        return read_outcome(run, self.folder, self.plan, metrics, runs=runs, events=events)
+        return read_outcome(run, self.folder.run_folders().get(run.name), self.folder.events(), metrics, self.plan)
 
     def _is_wanted(self, outcome: Outcome) -> bool:
         if outcome.state == "running":
@@ -236,6 +235,15 @@ def run_experiment(runner: Runner) -> bool:
             return run.arm in decided or (run.arm == plan.baseline and set(plan.others) <= decided)
 
         return runner.run(plan.runs, is_decided) if plan.stopping == "sequential" else runner.run(plan.runs)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the settings of burnish: those that held when the experiment was planned are in the arms' files."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_ENVIRONMENT
+    }
 
 
 def _last_line(log: Path) -> str:

@@ -88,7 +88,7 @@ def read_trials(folder: ExperimentFolder, plan: Plan) -> list[Trial]:
     trials = []
     for number, line in enumerate(read_jsonl(folder.path / "trials.jsonl")):
         run = PlannedRun(arm=f"{TRIAL}{number:03d}", seed=plan.sweep.seed)
-        outcome = read_outcome(run, folder, plan, metrics, runs=runs, events=events)
+        outcome = read_outcome(run, runs.get(run.name), events, metrics, plan)
         trials.append(Trial(settings=line["settings"], refused=line["refused"], outcome=outcome))
     return trials
 

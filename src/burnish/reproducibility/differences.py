@@ -32,16 +32,7 @@ def configuration_of(run: RunFolder) -> dict[str, Any]:
 
 def changed_configuration(first: RunFolder, second: RunFolder) -> dict[str, tuple[Any, Any]]:
     """The settings in which two runs differ, but for where they are kept and on what they ran."""
-    return _changed_settings(configuration_of(first), configuration_of(second))
-
-
-def changed_from(config: Mapping[str, Any], run: RunFolder) -> dict[str, tuple[Any, Any]]:
-    """The settings in which a run differs from a whole configuration, but for where it is kept and on what it ran."""
-    return _changed_settings(_flat(config), configuration_of(run))
-
-
-def _changed_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    found = _changed(first, second)
+    found = _changed(configuration_of(first), configuration_of(second))
     return {key: pair for key, pair in found.items() if key not in _PLACES and not key.startswith("cluster.")}
 
 

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from burnish.errors import MachineError, UserError
-
-_BLOCK_BYTES = 4096
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,29 +37,16 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def append_lines(path: Path, *lines: Mapping[str, Any]) -> None:
-    """Add lines of JSON to a file that no other process writes, in the place of what a crash left of a last line, and
-    flush it to disk.
-    """
+    """Add lines of JSON to a file, and flush it to disk. A line that an earlier process wrote by half is dropped."""
     with full_disk_is_a_machine_error(path), path.open("ab+") as file:
-        _cut_half_line(file)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _cut_half_line(file: BinaryIO) -> None:
-    """Cut a file back to its last newline."""
-    end = file.seek(0, os.SEEK_END)
-    whole = end
-    while whole:
-        start = max(0, whole - _BLOCK_BYTES)
-        file.seek(start)
-        found = file.read(whole - start).rfind(b"\n")
-        whole = start + found + 1
-        if found >= 0:
-            break
-    if whole < end:
-        file.truncate(whole)
 
 
 def json_tree(content: Any) -> Any:

@@ -20,7 +20,7 @@ class Coefficient:
     high: float
     p_value: float
     standard_error: float
-    degrees: float
+    degrees: int
 
 
 def mean_with_t(values: ArrayLike, *, level: float) -> Coefficient:
