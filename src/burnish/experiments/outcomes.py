@@ -167,7 +167,8 @@ def unlike(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _require_planned(run: RunFolder, arm: PlannedArm) -> None:
     """Raise a UserError for a run that was trained with other settings than the arm that it is counted for."""
     planned, trained = method_of(arm.config), method_of(configuration_of(run))
-    if changed := sorted(key for key in planned | trained if planned.get(key) != trained.get(key)):
+    fixed = [key for key in planned | trained if planned.get(key) != "auto"]  # a run says what `auto` became
+    if changed := sorted(key for key in fixed if planned.get(key) != trained.get(key)):
         key = changed[0]
         raise UserError(
             f"{run.path}: was trained with {key}={trained.get(key)}, but arm {arm.name} is planned with "
