@@ -26,7 +26,7 @@ from burnish.models.tiny import make_tiny_model
 from burnish.reproducibility.files import sha256_of_file
 
 LIMIT_SECONDS, GONE_SECONDS = 60.0, 30.0
-MARK = "BURNISH_KILL_RUN"  # in the environment of every process of a run
+MARK = "KILL_CLUSTER_RUN"  # in the environment of every process of a run
 VICTIMS = {
     "learner": r"^ray::LearnerWorker",
     "generator": r"^ray::GeneratorWorker",

@@ -208,7 +208,7 @@ def _without_place(settings: tuple[str, ...]) -> list[str]:
             key = word.partition("=")[0]
             if key in ("--cluster.kind", "--cluster.address"):
                 raise ConfigError(f"{key}: the file that starts the cluster sets it; leave it out")
-            is_kept = not key.startswith("--cluster.") and key != "--runs_folder"
+            is_kept = not key.startswith("--cluster.") and key not in ("--runs_folder", "--runs-folder")
         if is_kept:
             kept.append(word)
     return kept
