@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 
@@ -55,6 +55,7 @@ def test_unit_and_direction_do_not_matter(x: list[float], unit: float) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(BLOCKS)
+@example([-0.0, -0.0, -7e-303, 3.3])
 def test_what_was_shown_stays_and_the_interval_agrees(x: list[float]) -> None:
     p_values = [look_at_blocks(x[:n], num_planned=6).p_value for n in range(2, len(x) + 1)]
     known = [p for p in p_values if not math.isnan(p)]
@@ -63,7 +64,7 @@ def test_what_was_shown_stays_and_the_interval_agrees(x: list[float]) -> None:
     assert any(look.low > 0 or look.high < 0 for look in looks) == (known[-1] <= 0.2)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [0.5, 0.5, 0.5]])
+@pytest.mark.parametrize("values", [[], [1.0], [0.5, 0.5, 0.5], [0.0, 0.0, -7e-303]])
 def test_without_spread_nothing_is_said(values: list[float]) -> None:
     look = look_at_blocks(values, num_planned=5)
     assert all(math.isnan(each) for each in (look.p_value, look.low, look.high))

@@ -39,12 +39,12 @@ def look_at_blocks(differences_N: ArrayLike, *, num_planned: int, alpha: float =
     if not np.isfinite(x).all():
         raise ValueError("a difference is not a finite number")
     nan = math.nan
-    if len(x) < 2 or np.ptp(x) == 0:
+    if len(x) < 2 or not _has_spread(x):
         return BlockLook(p_value=nan, low=nan, high=nan)
     largest = 0.0
     for n in range(2, len(x) + 1):
         error = float(x[:n].std(ddof=1)) / math.sqrt(n)
-        if np.ptp(x[:n]) > 0:
+        if _has_spread(x[:n]):
             score = float(_scores(np.array(abs(x[:n].mean()) / error), n))
             largest = max(largest, score * math.sqrt(n / num_planned))
     maxima = _null_maxima(num_planned)
@@ -62,6 +62,11 @@ def alpha_of_look(n: int, *, num_planned: int, alpha: float) -> float:
         raise ValueError(f"alpha must lie between {1 / (1 + len(maxima)):.1g} and 1, not {alpha:g}")
     border = float(maxima[len(maxima) - 1 - allowed])
     return 2 * float(_normal_tail(border / math.sqrt(n / num_planned)))
+
+
+def _has_spread(x: NDArray[np.float64]) -> bool:
+    """Whether there is a deviation to judge by: that of equal numbers is rounding, and tiny ones underflow to 0."""
+    return bool(np.ptp(x) > 0 and x.std() > 0)
 
 
 def _normal_tail(score: float) -> float:
