@@ -123,7 +123,7 @@ def start(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
             [sys.executable, "-m", "burnish", *words],
             stdout=output,
             stderr=output,
-            env={**os.environ, MARK: str(folder)},
+            env={**os.environ, MARK: str(folder), "SPT_NOENV": "1"},  # or Ray writes its titles over it
         )
     atexit.register(process.kill)
     return process

@@ -110,7 +110,7 @@ def test_public_names_are_sorted_and_there() -> None:
 
 
 def test_help_loads_nothing_slow() -> None:
-    """It must answer in half a second; a third of a second is what cyclopts and rich take."""
+    """It must answer in half a second, of which cyclopts and rich take most."""
     slow = {"torch", "transformers", "pydantic", "numpy", "scipy", "yaml", "matplotlib", "ray"}
     code = f"import sys; from burnish.cli.app import run; run(['--help']); print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,12 @@ class RayRoles(Group):
         began = time.time()
         clocks = self._actors.wait([each.clock.remote() for each in workers], "the time of every process")
         check_clocks([each.host for each in told], clocks, began, time.time())
-        check_facts(told, facts(None, (self._config.model.path, *self._needs.other_models)), probe)
+        check_facts(told, self._here, probe)
         return told
+
+    @cached_property
+    def _here(self) -> Facts:
+        return facts(None, (self._config.model.path, *self._needs.other_models))
 
     # ---- the verbs ----
 

@@ -16,6 +16,7 @@ from burnish.errors import DataError
 from burnish.evaluation.comparable import require_same_items, require_same_settings
 from burnish.evaluation.sealed import read_eval_record, require_unchanged
 from burnish.evaluation.table import run_and_step, table_of_run
+from burnish.reproducibility.run_folder import json_object
 
 
 @dataclass(slots=True, kw_only=True)
@@ -218,14 +219,4 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
-                yield number, _as_object(line, f"{file}, line {number}")
-
-
-def _as_object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{where}: not a JSON object")
-    return content
+                yield number, json_object(line, f"{file}, line {number}")

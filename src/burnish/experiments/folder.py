@@ -139,8 +139,9 @@ class ExperimentFolder:
             UserError: there are several of one name, or a record cannot be read.
         """
         found: dict[str, RunFolder] = {}
+        records = set(self.runs.glob("*/run.json"))  # looked for first: a run may begin meanwhile
         runs = RunFolder.all(self.runs)
-        for path in set(self.runs.glob("*/run.json")) - {run.path / "run.json" for run in runs}:
+        for path in records - {run.path / "run.json" for run in runs}:
             raise UserError(f"{path} is damaged: restore it, or move the run away, and it is trained anew")
         for run in runs:
             name = run.path.name.rpartition("-")[0]

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import MachineError, UserError
+
+_APPENDING = threading.Lock()  # what another thread is writing is no half line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +41,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 def append_lines(path: Path, *lines: Mapping[str, Any]) -> None:
     """Add lines of JSON to a file, and flush it to disk. A line that an earlier process wrote by half is dropped."""
-    with full_disk_is_a_machine_error(path), path.open("ab+") as file:
+    with full_disk_is_a_machine_error(path), _APPENDING, path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":

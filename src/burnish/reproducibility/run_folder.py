@@ -280,16 +280,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    objects = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object")
-        objects.append(found)
-    return objects
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json_object(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def json_object(text: bytes, where: str) -> dict[str, Any]:
+    """The object that a text says; `where` it stands is for the message.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: not a JSON object")
+    return content
 
 
 def _folders(runs_folder: Path) -> list[Path]:

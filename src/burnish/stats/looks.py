@@ -39,12 +39,12 @@ def look_at_blocks(differences_N: ArrayLike, *, num_planned: int, alpha: float =
     if not np.isfinite(x).all():
         raise ValueError("a difference is not a finite number")
     nan = math.nan
-    if len(x) < 2 or not _has_spread(x):
+    if len(x) < 2 or _error(x) == 0:
         return BlockLook(p_value=nan, low=nan, high=nan)
     largest = 0.0
     for n in range(2, len(x) + 1):
-        error = float(x[:n].std(ddof=1)) / math.sqrt(n)
-        if _has_spread(x[:n]):
+        error = _error(x[:n])
+        if error > 0:
             score = float(_scores(np.array(abs(x[:n].mean()) / error), n))
             largest = max(largest, score * math.sqrt(n / num_planned))
     maxima = _null_maxima(num_planned)
@@ -64,9 +64,9 @@ def alpha_of_look(n: int, *, num_planned: int, alpha: float) -> float:
     return 2 * float(_normal_tail(border / math.sqrt(n / num_planned)))
 
 
-def _has_spread(x: NDArray[np.float64]) -> bool:
-    """Whether there is a deviation to judge by: that of equal numbers is rounding, and tiny ones underflow to 0."""
-    return bool(np.ptp(x) > 0 and x.std() > 0)
+def _error(x: NDArray[np.float64]) -> float:
+    """Standard error of the mean: 0 for equal numbers, whatever rounding says, and where tiny ones underflow."""
+    return float(x.std(ddof=1)) / math.sqrt(len(x)) if np.ptp(x) > 0 else 0.0
 
 
 def _normal_tail(score: float) -> float:
