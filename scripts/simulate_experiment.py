@@ -10,7 +10,8 @@ that is equal to the baseline must be at most alpha = 0.05, over both arms toget
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import ttest_1samp
@@ -35,7 +36,7 @@ class Result:
     num_planned: int
 
 
-def plan_of(num_seeds: int, stopping: str) -> Plan:
+def plan_of(num_seeds: int, stopping: str, metric: str = "score") -> Plan:
     seeds = tuple(range(num_seeds))
     return Plan(
         name="simulated",
@@ -47,7 +48,7 @@ def plan_of(num_seeds: int, stopping: str) -> Plan:
         generators={},
         seeds=seeds,
         runs=tuple(PlannedRun(arm=arm, seed=seed) for seed in seeds for arm in ARMS),
-        primary=Metric(name="score"),
+        primary=Metric(name=metric),
         secondary=(),
         alpha=ALPHA,
         power=0.8,
@@ -128,6 +129,22 @@ def beside_an_effect(rng: np.random.Generator, num_seeds: int = 6) -> bool:
     return "two" in experiment(blocks(rng, num_seeds, (0, 2.5, 0)), "sequential").claimed
 
 
+def tastes(rng: np.random.Generator, num_seeds: int = 5, num_items: int = 100, *, has_items: bool = True) -> bool:
+    """Held-out items that take to one arm more than to another, with every seed alike; over all items that could have
+    been held out no arm is better. Without `has_items` the report knows the means alone.
+    """
+    plan = plan_of(num_seeds, "fixed", "held_out")
+    chances_IA = np.clip(rng.beta(2, 2, size=(num_items, 1)) + rng.normal(0, 0.3, size=(num_items, 3)), 0, 1)
+    outcomes = []
+    for run in plan.runs:
+        scores_I = (rng.random(num_items) < chances_IA[:, ARMS.index(run.arm)]).astype(float)
+        items = {str(item): float(score) for item, score in enumerate(scores_I)} if has_items else {}
+        one = outcome_of(run, "finished", 0.0)
+        outcomes.append(replace(one, values={"held_out": float(scores_I.mean())}, items=items))
+    claims = judged_claims([Version(sha256="-", time="-", reason=None, plan=plan)], outcomes)
+    return any(claim.verdict in ("better", "worse") for claim in claims)
+
+
 def peeking(rng: np.random.Generator, num_seeds: int = 10) -> bool:
     """What goes wrong: a t test after every seed from the third, each at alpha / 2."""
     values = blocks(rng, num_seeds)
@@ -146,7 +163,10 @@ def cases() -> dict[str, Callable[[np.random.Generator], bool]]:
     def case(draw: Draw, num_seeds: int, stopping: str) -> Callable[[np.random.Generator], bool]:
         return lambda rng: false_alarm(draw, num_seeds, stopping, rng)
 
-    return {name: case(*what) for name, what in NULL.items()} | {"6 seeds, one arm is better": beside_an_effect}
+    return {name: case(*what) for name, what in NULL.items()} | {
+        "6 seeds, one arm is better": beside_an_effect,
+        "5 seeds, items with a taste for an arm": tastes,
+    }
 
 
 def print_price(runs: int, seed: int) -> None:
@@ -170,7 +190,11 @@ def main() -> None:
     began = time.perf_counter()
     print(f"{arguments.runs} experiments each, alpha {ALPHA}\n\n| case | false alarms | 95% CI | at most nominal |")
     print("|---|---|---|---|")
-    for name, case in (cases() | {"(control) t tests after every seed of 10": peeking}).items():
+    controls = {
+        "(control) t tests after every seed of 10": peeking,
+        "(control) items with a taste for an arm, over seeds alone": partial(tastes, has_items=False),
+    }
+    for name, case in (cases() | controls).items():
         found = count(case, arguments.runs, arguments.seed)
         low, high = wilson_interval(found, arguments.runs)
         word = "yes" if low <= ALPHA else "NO"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from burnish.cli.app import run
+from burnish.config.schema import ClusterConfig, RunConfig
 
 DEMO = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import reasoning_gym"], capture_output=True, timeout=60).returncode != 0,
@@ -254,3 +255,27 @@ def test_the_quickstart_is_valid(capsys, tiny_folder: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert run(["train", "quickstart", "--model.path", str(tiny_folder), "--dry-run"]) == 0
     assert "100 questions to train on, 100 held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--cluster.learners", "4"], {"kind": "ray", "learners": 4, "timeout_seconds": 99.0}),
+        (["--cluster.kind=ray", "--cluster.generators=3"], {"kind": "ray", "generators": 3, "learners": 2}),
+        (["--cluster.kind", "local"], {"kind": "local", "learners": 1, "timeout_seconds": None}),
+    ],
+)
+def test_a_resumed_run_stays_where_it_was_but_for_what_is_named(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: dict[str, object]
+) -> None:
+    run_folder = tmp_path / "runs" / "moved-abc123"
+    run_folder.mkdir(parents=True)
+    (run_folder / "run.json").write_text(json.dumps({"status": "finished", "created": "2026-01-01T00:00:00Z"}))
+    where = {"kind": "ray", "learners": 2, "timeout_seconds": 99.0}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "cluster": where}))
+    resumed: list[RunConfig] = []
+    monkeypatch.setattr("burnish.cli.train.resume", lambda run, config, *_, **__: resumed.append(config) or run)
+    assert run(["resume", "moved-abc123", *flags]) == 0
+    default = ClusterConfig.model_fields["timeout_seconds"].default
+    wanted = {key: default if value is None else value for key, value in expected.items()}
+    assert {key: getattr(resumed[0].cluster, key) for key in wanted} == wanted

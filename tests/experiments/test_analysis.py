@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 
+from burnish.evaluation.comparable import Arm
+from burnish.evaluation.comparison import compare_arms
+from burnish.evaluation.table import ScoreTable
 from burnish.experiments.analysis import Analysis, analyse, decided_arms, detectable, profile
 from burnish.experiments.folder import Version
 from burnish.experiments.outcomes import Outcome
@@ -59,6 +63,96 @@ def test_a_paired_difference_by_hand(plan_of) -> None:
     )
 
 
+def with_items(plan: Plan, scores: Mapping[str, np.ndarray]) -> list[Outcome]:
+    """`scores[arm]` is of shape seeds x items."""
+    means = outcomes_of(plan, "held_out", {arm: of_arm.mean(axis=1).tolist() for arm, of_arm in scores.items()})
+    found = []
+    for each in means:
+        items = scores[each.run.arm][plan.seeds.index(each.run.seed)]
+        found.append(replace(each, items={f"item-{n}": float(score) for n, score in enumerate(items)}))
+    return found
+
+
+def drawn(seed: int = 0, gain: float = 0.1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    chances = {"base": rng.uniform(0, 1, 60)}
+    chances["fast"] = chances["base"] + rng.normal(gain, 0.2, 60)
+    return {arm: (rng.random((4, 60)) < chance).astype(float) for arm, chance in chances.items()}
+
+
+def analysed(plan: Plan, outcomes: list[Outcome]) -> Analysis:
+    return analyse([Version(sha256="", time="", reason=None, plan=plan)], outcomes)
+
+
+def test_held_out_is_judged_over_seeds_and_items_as_compare_does(plan_of) -> None:
+    scores = drawn()
+    arms = [
+        Arm(
+            label=label,
+            tables=tuple(
+                ScoreTable(
+                    label=f"{label} {seed}",
+                    ids=tuple(map(str, range(60))),
+                    scores_IK=items[:, None],
+                    clusters=None,
+                    slices={},
+                    settings={},
+                    origin={"seed": seed},
+                )
+                for seed, items in enumerate(of_arm)
+            ),
+        )
+        for label, of_arm in scores.items()
+    ]
+    peer = compare_arms(arms, margin=0.1).claims[0]
+    (claim,) = analysed(plan_of(seeds=4, margin=0.1), with_items(plan_of(seeds=4), scores)).claims
+    found, both = claim.estimate, peer.evidence[0]
+    assert both.unit == "both"
+    assert (found.value, found.low, found.high) == pytest.approx((both.difference, both.low, both.high))
+    assert (claim.adjusted_p, claim.equivalent_p) == pytest.approx((peer.p_adjusted, peer.p_equivalent))
+    assert claim.verdict == peer.verdict and "over seeds and 60 items" in claim.note
+
+
+def test_an_item_is_no_more_sure_for_being_asked_with_every_seed(plan_of) -> None:
+    """Two items of ten take to the arm, with every seed alike: sure on these items, and unknown on others."""
+    base = np.zeros((4, 10))
+    base[[0, 1], [9, 8]] = 1.0
+    fast = base.copy()
+    fast[:, :2] = 1.0
+    fast[3, 2] = 1.0
+    plan = plan_of(seeds=4)
+    (known,) = judge(plan, {arm: each.mean(axis=1).tolist() for arm, each in (("base", base), ("fast", fast))}).claims
+    (claim,) = analysed(plan, with_items(plan, {"base": base, "fast": fast})).claims
+    assert known.verdict == "better" and claim.verdict == "undecided"
+    assert claim.estimate.value == pytest.approx(known.estimate.value)
+    assert claim.estimate.standard_error > 3 * known.estimate.standard_error
+
+
+def test_arms_of_other_items_are_judged_over_seeds(plan_of) -> None:
+    plan, scores = plan_of(seeds=4), drawn()
+    table = {arm: of_arm.mean(axis=1).tolist() for arm, of_arm in scores.items()}
+    outcomes = with_items(plan, scores)
+    outcomes[-1] = replace(outcomes[-1], items={"another": 1.0, **dict(list(outcomes[-1].items.items())[1:])})
+    (claim,) = analysed(plan, outcomes).claims
+    assert claim.estimate == judge(plan, table).claims[0].estimate and "over seeds alone" in claim.note
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [
+        ({}, False),
+        ({"stopping": "sequential"}, True),
+        ({"arms": None, "baseline": None, "factors": {"a": FOUR["a"]}}, True),
+        ({"primary": "kl", "stopping": "sequential"}, False),
+    ],
+)
+def test_where_the_items_are_taken_as_given_it_is_said(plan_of, changes: dict, is_said: bool) -> None:
+    plan = plan_of(**changes)
+    table = {arm.name: [0.1, 0.2, 0.4] for arm in plan.arms}
+    cautions = judge(plan, table, plan.primary.name).cautions
+    assert any("held-out items as given: over other items the error is larger" in each for each in cautions) == is_said
+
+
 def test_better_and_worse_follow_the_metric(plan_of) -> None:
     table = {"base": [0.1, 0.2, 0.3], "fast": [0.5, 0.61, 0.7]}
     assert judge(plan_of(), table).claims[0].verdict == "better"
@@ -94,6 +188,16 @@ def test_one_seed_claims_nothing(plan_of) -> None:
     analysis = judge(plan_of(seeds=1, margin=0.5), {"base": [0.1], "fast": [0.9]})
     assert analysis.claims[0].verdict == "undecided" and "one seed" in analysis.claims[0].note
     assert any("no claim about a method" in caution for caution in analysis.cautions)
+
+
+def test_one_seed_of_factors_claims_nothing(plan_of) -> None:
+    factors = {name: FOUR[name] for name in "abc"}
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=1, margin=0.9)
+    rng = np.random.default_rng(0)
+    table = {arm.name: [0.5 * int(arm.levels["a"]) + rng.normal(0, 0.01)] for arm in plan.arms}
+    claims = judge(plan, table).claims
+    assert claims[0].adjusted_p < 0.001 and {claim.verdict for claim in claims} == {"undecided"}
+    assert "one seed shows no spread" in claims[0].note
 
 
 def test_equal_differences_claim_nothing(plan_of) -> None:

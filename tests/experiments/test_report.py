@@ -45,11 +45,13 @@ def test_the_numbers_by_hand(ran) -> None:
     assert (base["values"], fast["values"]) == ({"0": 0.25, "1": 0.5, "2": 0.25}, {"0": 0.5, "1": 1.0, "2": 0.75})
     assert base["mean"]["value"] == pytest.approx(1 / 3) and fast["mean"]["value"] == pytest.approx(0.75)
     (claim,) = report["analysis"]["claims"]
-    # mean 5/12, sd sqrt(1/48), t = 5, p = 1 - t / sqrt(t^2 + 2) = 0.0377
-    half = 4.302653 * (1 / 48) ** 0.5 / 3**0.5
+    # squared error over items 11/432 on 3 degrees, which holds all of the error over seeds: 1/144 on 2
+    error = (11 / 432) ** 0.5
     assert claim["estimate"]["value"] == pytest.approx(5 / 12)
-    assert claim["estimate"]["low"] == pytest.approx(5 / 12 - half, abs=1e-6)
-    assert claim["adjusted_p"] == pytest.approx(1 - 5 / 27**0.5) and claim["verdict"] == "better"
+    assert claim["estimate"]["standard_error"] == pytest.approx(error)
+    assert claim["estimate"]["low"] == pytest.approx(5 / 12 - 3.182446 * error, abs=1e-6)
+    assert claim["verdict"] == "equivalent"  # 5/12 + 2.353363 * error, the one-sided bound, is 0.792 and below 0.9
+    assert claim["note"] == "over seeds and 4 items"
     assert report["plan_sha256"] == folder.versions()[-1].sha256
 
 
@@ -57,7 +59,7 @@ def test_markdown_and_html_say_the_same(ran) -> None:
     folder = ran().folder
     path = write_report(folder)
     text, html = (folder.path / "report.md").read_text(), path.read_text()
-    line = "fast: held_out +0.4167, 95% CI [+0.05811, +0.7752], adjusted p = 0.038, 3 seeds: better"
+    line = "fast: held_out +0.4167, 95% CI [-0.09116, +0.9245], adjusted p = 0.08, 3 seeds: undecided"
     assert line in text and line in html
     assert "| fast-seed1 | finished | 4 |" in text and "<td>fast-seed1</td><td>finished</td>" in html
     for linked in re.findall(r"\((figures/\w+\.svg)\)", text):
@@ -94,7 +96,8 @@ def test_an_amendment_is_shown_with_its_difference(ran, plan_of) -> None:
     text = (folder.path / "report.md").read_text()
     assert "the loss is of interest too" in text and '- secondary: [] -> [{"name": "loss"' in text
     assert "| fast | loss |" in text.partition("## Exploratory comparisons")[2]
-    assert "better" in text.partition("## Result")[2].partition("##")[0]  # what was planned is judged as before
+    planned = text.partition("## Result")[2].partition("##")[0]
+    assert "adjusted p = 0.08" in planned  # what was planned is judged as before
 
 
 def test_runs_beside_the_plan_are_named(ran) -> None:

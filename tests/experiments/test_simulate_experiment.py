@@ -25,6 +25,12 @@ def test_the_simulation_sees_what_goes_wrong() -> None:
 
 
 @pytest.mark.slow
+def test_seeds_alone_are_misled_by_items() -> None:
+    found = SCRIPT["count"](lambda rng: SCRIPT["tastes"](rng, has_items=False), 400, 1)
+    assert wilson_interval(found, 400)[0] > SCRIPT["ALPHA"]
+
+
+@pytest.mark.slow
 def test_a_large_effect_is_found_with_fewer_runs() -> None:
     rng = np.random.default_rng(0)
     results = [SCRIPT["experiment"](SCRIPT["blocks"](rng, 6, (0, 6, 6)), "sequential") for _ in range(20)]

@@ -38,7 +38,7 @@ def _job(recipe: str, settings: Sequence[str], job: dict[str, int]) -> Job:
     config: RunConfig = resolve(
         schema_for(recipe, settings), recipe, flags=[*settings, "--cluster.kind=ray"], environment=os.environ
     ).config
-    cluster = config.cluster.model_dump(mode="json", exclude={"kind", "address"}, exclude_defaults=True)
+    cluster = config.cluster.model_dump(mode="json", exclude={"kind", "address"})
     typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in cluster.items()}
     rest = config.model_dump_json(exclude={"cluster", "runs_folder"})
     return Job(

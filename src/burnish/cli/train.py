@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from burnish.algorithms.session import prepare, resume, schema_for, train
-from burnish.config.loading import resolve
+from burnish.config.loading import read_flags, read_recipe, resolve
 from burnish.config.schema import ClusterConfig, RunConfig
 from burnish.errors import ConfigError
 from burnish.reproducibility.run_folder import RunFolder
@@ -47,7 +47,8 @@ def resume_run(
         if setting.startswith("--") and not setting.startswith("--cluster."):
             raise ConfigError(f"{setting}: a run is resumed with its own settings; only those of --cluster may change")
     folder = RunFolder.find(run, runs_folder)
-    if settings:  # they say all of where it runs: what the run began with does not linger
+    own = read_recipe(str(folder.path / "config.yaml")).get("cluster", {}).get("kind", "local")
+    if read_flags(settings).get("cluster.kind", own) != own:  # what was meant for another kind does not linger
         defaults = {key: field.default for key, field in ClusterConfig.model_fields.items()}
         typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in defaults.items()}
         settings = [*(f"--cluster.{key}={value}" for key, value in typed.items()), *settings]

@@ -68,7 +68,7 @@ def resolve_layers(
     Raises:
         ConfigError: as `resolve`.
     """
-    layers = [*given, ("environment", dict(_from_environment(environment))), ("flag", _from_flags(flags))]
+    layers = [*given, ("environment", dict(_from_environment(environment))), ("flag", read_flags(flags))]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     keys = dict(leaf_fields(schema))
@@ -125,10 +125,31 @@ def read_algorithm(recipe: str, flags: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: it names none.
     """
-    algorithm = _from_flags(flags).get("algorithm", read_recipe(recipe).get("algorithm"))
+    algorithm = read_flags(flags).get("algorithm", read_recipe(recipe).get("algorithm"))
     if not isinstance(algorithm, str):
         raise ConfigError(f"recipe {recipe}: names no algorithm; add a line such as `algorithm: grpo`")
     return algorithm
+
+
+def read_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Settings by their keys, as `--section.key VALUE` or `--section.key=VALUE` gives them.
+
+    Raises:
+        ConfigError: a word is no flag, or a flag has no value.
+    """
+    tree: dict[str, Any] = {}
+    remaining = list(flags)
+    while remaining:
+        flag = remaining.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}: settings are given as --section.key VALUE")
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"--{key} needs a value")
+            value = remaining.pop(0)
+        tree[key.replace("-", "_")] = _parse_text(value)
+    return tree
 
 
 def shipped_recipes() -> dict[str, Traversable]:
@@ -216,22 +237,6 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in RESERVED_ENVIRONMENT:
             yield name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), _parse_text(environment[name])
-
-
-def _from_flags(flags: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    remaining = list(flags)
-    while remaining:
-        flag = remaining.pop(0)
-        if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag!r}: settings are given as --section.key VALUE")
-        key, equals, value = flag.removeprefix("--").partition("=")
-        if not equals:
-            if not remaining:
-                raise ConfigError(f"--{key} needs a value")
-            value = remaining.pop(0)
-        tree[key.replace("-", "_")] = _parse_text(value)
-    return tree
 
 
 def _parse_text(text: str) -> Any:

@@ -1,6 +1,7 @@
 """What the runs of a plan say. Every number of the report comes from `analyse`, and the plan alone says what is judged.
 
-Seeds are blocks: arms are compared seed by seed, and the seed is what is counted.
+Seeds are blocks: arms are compared seed by seed. Of the held-out figure the items are drawn at random too: all arms
+share them, so what an item has for or against an arm stays however many seeds there are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from burnish.stats.difference import t_equivalence
 from burnish.stats.linear import Coefficient, least_squares, mean_with_t
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.power import smallest_shift
+from burnish.stats.seeds import compare_seeds_and_items
+from burnish.stats.variance import split_error
 
+_NO_ITEMS = "the runs have not the same two or more held-out items"
 _ROUNDING = 1e-12  # differences below this share of the values are rounding
 
 
@@ -95,6 +99,8 @@ def judged_claims(versions: Sequence[Version], outcomes: Sequence[Outcome], *, a
     for metric in (plan.primary, *plan.secondary, *(Metric(name=name) for name in also)):
         table = _by_arm(plan, outcomes, metric.name)
         found = _factor_claims(plan, table, metric) if plan.factors else _arm_claims(plan, table, metric, pending)
+        if plan.baseline is not None and metric.name == HELD_OUT and not _is_sequential(plan, metric):
+            found = [_over_items(plan, claim, metric, outcomes) for claim in found]
         is_late = all_late or metric not in (first.primary, *first.secondary)
         kind = "primary" if metric == plan.primary else "secondary"
         claims += [replace(claim, kind="exploratory" if is_late or claim.name in late else kind) for claim in found]
@@ -154,7 +160,7 @@ def _arm_claims(
     from burnish.stats.looks import look_at_blocks  # brings scipy
 
     base = plan.baseline or ""
-    is_sequential = plan.stopping == "sequential" and metric == plan.primary and len(plan.seeds) > 1
+    is_sequential = _is_sequential(plan, metric)
     claims = []
     for arm in plan.others:
         shared = []
@@ -171,6 +177,41 @@ def _arm_claims(
             claim = replace(claim, estimate=estimate, note=f"looked at after every seed of {len(plan.seeds)}")
         claims.append(claim)
     return claims
+
+
+def _is_sequential(plan: Plan, metric: Metric) -> bool:
+    return plan.stopping == "sequential" and metric == plan.primary and len(plan.seeds) > 1
+
+
+def _over_items(plan: Plan, claim: Claim, metric: Metric, outcomes: Sequence[Outcome]) -> Claim:
+    """The claim over seeds and items at once, as `burnish compare` judges two methods; over seeds alone where the runs
+    have not the same items.
+    """
+    items = {(each.run.arm, each.run.seed): each.items for each in outcomes if each.state == "finished"}
+    seeds = [seed for seed in plan.seeds if {(claim.name, seed), (plan.baseline, seed)} <= items.keys()]
+    sides = [[items[arm, seed] for seed in seeds] for arm in (plan.baseline or "", claim.name)]
+    if len(seeds) < 2:
+        return claim
+    ids = list(sides[0][0])
+    if len(ids) < 2 or any(each.keys() != set(ids) for side in sides for each in side):
+        return replace(claim, note=f"over seeds alone: {_NO_ITEMS}")
+    base_SIK, arm_SIK = (np.array([[[each[item]] for item in ids] for each in side]) for side in sides)
+    errors = split_error(base_SIK, arm_SIK, is_paired=True)
+    means = float(base_SIK.mean()), float(arm_SIK.mean())
+    margin = plan.margin if metric == plan.primary else None
+    found = compare_seeds_and_items(*means, errors, num_seeds=len(seeds), alpha=plan.alpha, margin=margin)
+    has_spread = not math.isnan(found.low)
+    estimate = Coefficient(
+        value=found.difference,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value if has_spread else math.nan,
+        standard_error=math.sqrt(errors.squared_error) if has_spread else math.nan,
+        degrees=errors.freedom,
+    )
+    judged = _claim(claim.name, metric, len(seeds), estimate, plan)
+    equivalent_p = math.nan if found.p_equivalent is None or not has_spread else found.p_equivalent
+    return replace(judged, equivalent_p=equivalent_p, note=f"over seeds and {len(ids)} items")
 
 
 def _differences(arm_S: Sequence[float], base_S: Sequence[float]) -> list[float]:
@@ -322,10 +363,11 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
             "stopped when decided: primary p-values and intervals hold at every look, but the mean of an arm that was "
             "stopped early overstates its difference; secondary metrics are judged as at a fixed number of seeds"
         )
-    if any(claim.metric == HELD_OUT for claim in claims):
+    if plan.primary.name == HELD_OUT and (plan.factors or plan.stopping == "sequential"):
+        num_items = max((len(each.items) for each in outcomes), default=0)
         said.append(
-            "held_out is judged over seeds, on these held-out items as given; over other items too the intervals are "
-            "wider: `burnish compare` with the runs of each arm as one arm"
+            f"on these {num_items} held-out items as given: over other items the error is larger, and "
+            "`burnish compare` judges two arms over both"
         )
     if plan.generators:
         said.append("a fraction: each effect stands for its aliases too")

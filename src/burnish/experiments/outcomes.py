@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from burnish.errors import UserError
@@ -29,7 +29,9 @@ _NOT_FINITE = re.compile(r"(?<![a-z])(nan|inf|infinity|not finite)(?![a-z])", re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One planned run as it stands. `values` are the metrics of a finished one, `reason` why another is lost."""
+    """One planned run as it stands. `values` are the metrics of a finished one, `items` the scores of its held-out
+    items by id; `reason` says why another is lost.
+    """
 
     run: PlannedRun
     state: str
@@ -38,6 +40,7 @@ class Outcome:
     step: int
     seconds: float
     values: Mapping[str, float]
+    items: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -101,6 +104,7 @@ def read_outcome(
         step=int(lines[-1]["step"]) if lines else 0,
         seconds=seconds,
         values=values if state == "finished" else {},
+        items=_scores(run, half_of(planned, plan)) if run is not None and HELD_OUT in values else {},
     )
 
 
@@ -183,6 +187,12 @@ def _mean_score(run: RunFolder, step: int, half: Half | None = None) -> float:
     if not items:
         raise UserError(f"{run.path.name}: no held-out item falls into the half of the {half} runs: hold out more")
     return mean_score(items)
+
+
+def _scores(run: RunFolder, half: Half | None) -> dict[str, float]:
+    """Of each held-out item after training; none where the run keeps none."""
+    steps = run.steps("evaluations")
+    return {str(item["id"]): float(item["score"]) for item in _items(run, steps[-1], half)} if steps else {}
 
 
 def _items(run: RunFolder, step: int, half: Half | None) -> list[dict[str, Any]]:

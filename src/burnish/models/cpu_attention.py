@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK_SCORES = 4_000_000  # scores computed at once in the backward pass: 16 MB in float32
+_BLOCK_SCORES = 4_000_000  # computed at once in the backward pass: 8 MB in bfloat16
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
@@ -26,49 +26,62 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None,
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
     if query.device.type == "meta":  # what would be chosen there keeps every score
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return cast(Tensor, flash(query, key, value, is_causal=mask_RK is None, attn_mask=mask_RK, scale=scaling)[0])
+        return _flash(query, key, value, mask_RK, scaling)[0]
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask_RK, is_causal=mask_RK is None, scale=scaling
     )
 
 
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """What torch chooses on a CPU, with the logarithm of each row's sum of exponentials [N, heads, R], float32."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found = flash(query, key, value, is_causal=mask_RK is None, attn_mask=mask_RK, scale=scaling)
+    return cast(tuple[Tensor, Tensor], found)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
-        output = _forward(query, key, value, mask_RK, scaling)
-        ctx.save_for_backward(query, key, value, mask_RK, output)
+        output, log_sum = _flash(query, key, value, mask_RK, scaling)
+        ctx.save_for_backward(query, key, value, mask_RK, output, log_sum)
         ctx.scaling = scaling
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Dao et al. 2022 (arXiv 2205.14135), appendix B.2. Scores and shares are float32, as in the forward pass."""
-        query, key, value, mask_RK, output = ctx.saved_tensors
+        """Dao et al. 2022 (arXiv 2205.14135), appendix B.2.
+
+        Both products that a sum of the row is subtracted from subtract it as one more dimension. In bfloat16 they are
+        rounded after that and not before: a logarithm of a share near 0 and a gradient of a score keep their eight bits.
+        """
+        query, key, value, mask_RK, output, log_sum = ctx.saved_tensors
         rows, num_keys = query.shape[2], key.shape[2]
         # sum over keys of share x gradient of the share
-        expected = (grad.float() * output.float()).sum(-1, keepdim=True)
+        expected = (grad.float() * output.float()).sum(-1)
+        query_less, grad_less = _less(query, log_sum / ctx.scaling), _less(grad, expected)
+        key_one, value_one = (F.pad(part, (0, 2), value=1.0) for part in (key, value))
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
         height = max(1, _BLOCK_SCORES // (query.shape[0] * query.shape[1] * num_keys))
         for start in range(0, rows, height):
             block = slice(start, min(start + height, rows))
-            seen = num_keys if mask_RK is not None else block.stop
-            query_b, grad_b, key_b, value_b = (
-                query[:, :, block],
-                grad[:, :, block],
-                key[:, :, :seen],
-                value[:, :, :seen],
-            )
-            scores = (query_b.float() @ key_b.float().mT).mul_(ctx.scaling)
+            seen = slice(num_keys if mask_RK is not None else block.stop)
+            shares = (query_less[:, :, block] @ key_one[:, :, seen].mT).mul_(ctx.scaling)
             if mask_RK is not None:
-                scores += mask_RK[block]
-            else:
-                scores += scores.new_full(scores.shape[2:], float("-inf")).triu(start + 1)
-            shares = scores.softmax(-1)
-            grad_scores = (grad_b.float() @ value_b.float().mT).sub_(expected[:, :, block])
-            grad_scores = grad_scores.mul_(shares).mul_(ctx.scaling).to(query.dtype)
-            grad_query[:, :, block] = grad_scores @ key_b
-            grad_key[:, :, :seen] += grad_scores.mT @ query_b
-            grad_value[:, :, :seen] += shares.to(value.dtype).mT @ grad_b
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+                shares += mask_RK[block]
+            shares.exp_()
+            if mask_RK is None:
+                shares[..., start:].tril_()
+            grad_scores = (grad_less[:, :, block] @ value_one[:, :, seen].mT).mul_(shares)
+            grad_query[:, :, block] = (grad_scores @ key[:, :, seen]).mul_(ctx.scaling)
+            grad_key[:, :, seen] += grad_scores.mT @ query[:, :, block]
+            grad_value[:, :, seen] += shares.mT @ grad[:, :, block]
+        return grad_query, grad_key.mul_(ctx.scaling).to(key.dtype), grad_value.to(value.dtype), None, None
+
+
+def _less(part: Tensor, total_R: Tensor) -> Tensor:
+    """Two more dimensions, whose product with ones is -total_R: it in the type of `part`, and what that rounds away."""
+    coarse = total_R.to(part.dtype)
+    return torch.cat([part, -coarse[..., None], (coarse - total_R).to(part.dtype)[..., None]], dim=-1)

@@ -20,7 +20,7 @@ class Coefficient:
     high: float
     p_value: float
     standard_error: float
-    degrees: int
+    degrees: float
 
 
 def mean_with_t(values: ArrayLike, *, level: float) -> Coefficient:
