@@ -51,7 +51,10 @@ def test_the_numbers_by_hand(ran) -> None:
     assert claim["estimate"]["standard_error"] == pytest.approx(error)
     assert claim["estimate"]["low"] == pytest.approx(5 / 12 - 3.182446 * error, abs=1e-6)
     assert claim["verdict"] == "equivalent"  # 5/12 + 2.353363 * error, the one-sided bound, is 0.792 and below 0.9
-    assert claim["note"] == "over seeds and 4 items"
+    # nothing of the error is the seeds' alone, so twice the items halve its square
+    assert re.fullmatch(
+        r"over seeds and 4 items; twice the seeds leave \d+% of the error, twice the items 71%", claim["note"]
+    )
     assert report["plan_sha256"] == folder.versions()[-1].sha256
 
 

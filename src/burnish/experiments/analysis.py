@@ -211,7 +211,12 @@ def _over_items(plan: Plan, claim: Claim, metric: Metric, outcomes: Sequence[Out
     )
     judged = _claim(claim.name, metric, len(seeds), estimate, plan)
     equivalent_p = math.nan if found.p_equivalent is None or not has_spread else found.p_equivalent
-    return replace(judged, equivalent_p=equivalent_p, note=f"over seeds and {len(ids)} items")
+    note = f"over seeds and {len(ids)} items"
+    if has_spread:
+        note += (
+            f"; twice the seeds leave {errors.factor_seeds:.0%} of the error, twice the items {errors.factor_items:.0%}"
+        )
+    return replace(judged, equivalent_p=equivalent_p, note=note)
 
 
 def _differences(arm_S: Sequence[float], base_S: Sequence[float]) -> list[float]:

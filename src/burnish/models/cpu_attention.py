@@ -32,9 +32,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, 
     )
 
 
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor]:
+def _flash(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
     """What torch chooses on a CPU, with the logarithm of each row's sum of exponentials [N, heads, R], float32."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     found = flash(query, key, value, is_causal=mask_RK is None, attn_mask=mask_RK, scale=scaling)
