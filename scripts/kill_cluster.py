@@ -48,8 +48,8 @@ def main() -> None:
         model = make_tiny_model(folder / "model")
         expected = outcome(run_through(folder / "unhurt", model, arguments, victim=None, draw=draw).run)
         print(
-            "| victim | killed after step | healed or stopped after, s | resumed | same bits | left over |\n"
-            "|---|---|---|---|---|---|"
+            "| victim | killed after step | healed or stopped after, s | resumed | same bits | left over | said |\n"
+            "|---|---|---|---|---|---|---|"
         )
         failures = 0
         for number in range(arguments.kills):
@@ -59,7 +59,7 @@ def main() -> None:
             failures += not is_same or end.seconds > LIMIT_SECONDS or end.left_over > 0
             print(
                 f"| {victim} | {end.step} | {end.seconds:.1f} | {end.resumed} | {'yes' if is_same else 'NO'} | "
-                f"{end.left_over} |",
+                f"{end.left_over} | {end.said} |",
                 flush=True,
             )
         good = arguments.kills - failures
@@ -69,8 +69,8 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The run's folder, the step of the kill, seconds until it healed or stopped, how often it was resumed, and how
-    many processes outlived it.
+    """The run's folder, the step of the kill, seconds until it healed or stopped, how often it was resumed, how
+    many processes outlived it, and what a command that stopped said last.
     """
 
     run: Path
@@ -78,6 +78,7 @@ class End:
     seconds: float
     resumed: int
     left_over: int
+    said: str
 
 
 def run_through(
@@ -108,13 +109,14 @@ def run_through(
             if time.monotonic() - killed > 300:
                 raise SystemExit(f"{victim} killed after step {step}: nothing happened for 300 s")
         seconds = time.monotonic() - killed
-    left_over = 0
+    left_over, said = 0, ""
     while process.wait(timeout=600) != 0 and resumed < 3:
+        said = (folder / "output").read_text(errors="replace").strip().rpartition("\n")[2]
         left_over += count_left_over(folder)
         resumed += 1
         process = start(folder, ["resume", "last", "--runs-folder", str(folder)])
     (run,) = folder.glob("*/run.json")
-    return End(run.parent, step, seconds, resumed, left_over + count_left_over(folder))
+    return End(run.parent, step, seconds, resumed, left_over + count_left_over(folder), said)
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:

@@ -150,7 +150,14 @@ def test_where_the_items_are_taken_as_given_it_is_said(plan_of, changes: dict, i
     plan = plan_of(**changes)
     table = {arm.name: [0.1, 0.2, 0.4] for arm in plan.arms}
     cautions = judge(plan, table, plan.primary.name).cautions
-    assert any("held-out items as given: over other items the error is larger" in each for each in cautions) == is_said
+    assert any("held_out is judged on these items as given" in each for each in cautions) == is_said
+
+
+def test_a_secondary_held_out_of_factors_takes_the_items_as_given_too(plan_of) -> None:
+    plan = plan_of(primary="kl", secondary=["held_out"], arms=None, baseline=None, factors={"a": FOUR["a"]})
+    table = {arm.name: [0.1, 0.2, 0.4] for arm in plan.arms}
+    outcomes = [replace(each, values={**each.values, "kl": 0.1}) for each in outcomes_of(plan, "held_out", table)]
+    assert any("held_out is judged on these items as given" in each for each in analysed(plan, outcomes).cautions)
 
 
 def test_better_and_worse_follow_the_metric(plan_of) -> None:

@@ -82,7 +82,7 @@ exit $status
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What both kinds of file need. `settings` are flags of `burnish train`; those of cluster.* are dropped, for
-    `cluster` are all of them, the recipe's own too, as a resumed run takes them from nowhere else. `digest` tells
+    `cluster` are all of them, the recipe's own too: a resumed run keeps what is not named. `digest` tells
     this configuration from others of the same name.
     """
 

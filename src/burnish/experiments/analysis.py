@@ -368,12 +368,14 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
             "stopped when decided: primary p-values and intervals hold at every look, but the mean of an arm that was "
             "stopped early overstates its difference; secondary metrics are judged as at a fixed number of seeds"
         )
-    if plan.primary.name == HELD_OUT and (plan.factors or plan.stopping == "sequential"):
-        num_items = max((len(each.items) for each in outcomes), default=0)
+    given = plan.factors or (plan.stopping == "sequential" and plan.primary.name == HELD_OUT)
+    if given and any(claim.metric == HELD_OUT for claim in claims):
         said.append(
-            f"on these {num_items} held-out items as given: over other items the error is larger, and "
+            "held_out is judged on these items as given: over other items the error is larger, and "
             "`burnish compare` judges two arms over both"
         )
+    elif any(_NO_ITEMS in claim.note for claim in claims):
+        said.append(f"held_out is judged on its items as given, for {_NO_ITEMS}: over other items the error is larger")
     if plan.generators:
         said.append("a fraction: each effect stands for its aliases too")
     return said

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK_SCORES = 4_000_000  # computed at once in the backward pass: 8 MB in bfloat16
+_BLOCK_SCORES = 4_000_000  # computed at once in the backward pass: 16 MB in float32
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
@@ -18,10 +18,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None,
     `mask_RK` is added to the scores; None is causal, with R = K. On the CPU torch's own backward pass takes two to
     five times as long as the scores computed once more, a block of rows at a time; its forward pass is used as it is.
     """
-    if query.device.type not in ("cpu", "meta") or not torch.is_grad_enabled():  # a plan of the memory runs on meta
+    on_cpu = query.device.type in ("cpu", "meta")  # a plan of the memory runs on meta
+    if not on_cpu or not torch.is_grad_enabled() or query.shape[2] == 0:
         return _forward(query, key, value, mask_RK, scaling)
     apply: Callable[..., Tensor] = _Attention.apply  # which torch leaves untyped
-    return apply(query, key, value, mask_RK, scaling)
+    return apply(*(_dense(part) for part in (query, key, value)), mask_RK, scaling)
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> Tensor:
@@ -30,6 +31,11 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, 
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask_RK, is_causal=mask_RK is None, scale=scaling
     )
+
+
+def _dense(part: Tensor) -> Tensor:
+    """The kernel takes the numbers of a head to lie side by side, and does not look."""
+    return part if part.stride(-1) == 1 else part.contiguous()
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
@@ -49,27 +55,27 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Dao et al. 2022 (arXiv 2205.14135), appendix B.2.
+        """Dao et al. 2022 (arXiv 2205.14135), appendix B.2. Scores and shares are float32, as in the forward pass.
 
-        Both products that a sum of the row is subtracted from subtract it as one more dimension. In bfloat16 they are
-        rounded after that and not before: a logarithm of a share near 0 and a gradient of a score keep their eight bits.
+        Both products that a sum of the row is subtracted from subtract it as further dimensions. So the other one may
+        be made in bfloat16: it is rounded after the subtraction, and a gradient of a score keeps its eight bits.
         """
         query, key, value, mask_RK, output, log_sum = ctx.saved_tensors
         rows, num_keys = query.shape[2], key.shape[2]
         # sum over keys of share x gradient of the share
         expected = (grad.float() * output.float()).sum(-1)
-        query_less, grad_less = _less(query, log_sum / ctx.scaling), _less(grad, expected)
-        key_one, value_one = (F.pad(part, (0, 2), value=1.0) for part in (key, value))
+        query_less, key_one = _less(query.float() * ctx.scaling, log_sum), F.pad(key.float(), (0, 2), value=1.0)
+        grad_less, value_one = _less(grad, expected), F.pad(value, (0, 2), value=1.0)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
         height = max(1, _BLOCK_SCORES // (query.shape[0] * query.shape[1] * num_keys))
         for start in range(0, rows, height):
             block = slice(start, min(start + height, rows))
             seen = slice(num_keys if mask_RK is not None else block.stop)
-            shares = (query_less[:, :, block] @ key_one[:, :, seen].mT).mul_(ctx.scaling)
+            logs = query_less[:, :, block] @ key_one[:, :, seen].mT
             if mask_RK is not None:
-                shares += mask_RK[block]
-            shares.exp_()
+                logs += mask_RK[block]
+            shares = logs.exp_().to(query.dtype)
             if mask_RK is None:
                 shares[..., start:].tril_()
             grad_scores = (grad_less[:, :, block] @ value_one[:, :, seen].mT).mul_(shares)
