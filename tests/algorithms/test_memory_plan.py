@@ -179,13 +179,14 @@ def test_auto_takes_the_largest_micro_batch_then_the_fewest_layers(make_config: 
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("24GiB", 24 * 2**30), ("1.5GB", 1_500_000_000), ("h100", 80 * 2**30), ("512", 512)]
+    ("text", "expected"),
+    [("24GiB", 24 * 2**30), ("1.5GB", 1_500_000_000), ("h100", 80 * 2**30), ("2000000", 2_000_000)],
 )
 def test_sizes_of_devices(text: str, expected: int, make_config: MakeConfig) -> None:
     assert budget_of(text, make_config("sft")) == expected
 
 
-@pytest.mark.parametrize("text", ["tpu", "1.2.3GiB", "GiB", "24XB"])
+@pytest.mark.parametrize("text", ["tpu", "1.2.3GiB", "GiB", "24XB", "24", "4090"])
 def test_an_unknown_device_is_one_line(text: str, make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=f"--device {text}: give this, a size such as 24GiB, or one of h100"):
         budget_of(text, make_config("sft"))

@@ -135,6 +135,13 @@ def test_sections_can_be_switched_on_set_and_switched_off(recipe: str, tmp_path:
     }
 
 
+def test_a_choice_among_numbers_is_read_from_a_flag(recipe: str) -> None:
+    lora = load(recipe, "--model.lora.base_bits", "8").config.model.lora
+    assert lora is not None and lora.base_bits == 8
+    with pytest.raises(ConfigError, match="input should be 16, 8 or 4"):
+        load(recipe, "--model.lora.base_bits", "5")
+
+
 def test_the_resolved_file_gives_the_same_configuration(recipe: str, tmp_path: Path) -> None:
     first = load(recipe, "--loss.kl_coefficient", "0.1", "--loss.kl_estimator", "k2").config
     again = tmp_path / "config.yaml"

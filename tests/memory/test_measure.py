@@ -27,7 +27,12 @@ def test_torchs_own_failure_to_allocate_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(torch.OutOfMemoryError("CUDA"), True), (MemoryError(), True), (RuntimeError("shapes differ"), False)],
+    [
+        (torch.OutOfMemoryError("CUDA"), True),
+        (MemoryError(), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
 )
 def test_other_errors_are_not(error: RuntimeError, expected: bool) -> None:
     assert is_out_of_memory(error) is expected

@@ -64,6 +64,9 @@ def free_bytes(config: RunConfig) -> int:
     return available_bytes(device) + held_bytes(device)
 
 
+_LEAST_BYTES = 2**20  # a number without a unit that is lower was not meant to be one of bytes
+
+
 def budget_of(device: str, config: RunConfig) -> int:
     """Bytes of a device: what `this` machine lets a process hold, a size such as 24GiB, or a known GPU's name.
 
@@ -75,7 +78,7 @@ def budget_of(device: str, config: RunConfig) -> int:
     if device.lower() in _DEVICES:
         return _DEVICES[device.lower()]
     size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)", device)
-    if size is None or size[2].upper() not in _UNITS:
+    if size is None or size[2].upper() not in _UNITS or (not size[2] and float(size[1]) < _LEAST_BYTES):
         raise ConfigError(f"--device {device}: give this, a size such as 24GiB, or one of {', '.join(_DEVICES)}")
     return int(float(size[1]) * _UNITS[size[2].upper()])
 

@@ -47,6 +47,11 @@ class LoRAConfig(Section):
     base_bits: Literal[16, 8, 4] = 16
     """Bits of a weight under the adapters: 16 is model.compute_dtype as it is; 8 and 4 are whole numbers and scales."""
 
+    @field_validator("base_bits", mode="before")
+    @classmethod
+    def _read_number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value  # a flag is text
+
 
 class ModelConfig(Section):
     """The model to improve."""

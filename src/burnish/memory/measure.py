@@ -87,5 +87,8 @@ def explained(doing: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that memory did not suffice. On the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory did not suffice. On the CPU torch raises a plain RuntimeError, and oneDNN one
+    that does not name the cause: here it makes a primitive of kinds that it made before.
+    """
+    said = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in said)
