@@ -71,6 +71,8 @@ def test_precedence_and_origins(recipe: str, tmp_path: Path) -> None:
         (["--name", "a" * 65], r"name=.* at most 64"),
         (["--rollout.stop", '[""]'], r"rollout.stop.0=''.*at least 1"),
         (["--name", "a/b"], r"name='a/b' .* match pattern"),
+        (["--train.recompute", "yes"], r"^train.recompute='yes' \(from flag\): .*integer, or 'auto'$"),
+        (["--train.micro_batch_tokens", "0"], r"^train.micro_batch_tokens='0' \(from flag\): .*equal to 1, or 'auto'$"),
         # impossible together
         (["--train.minibatches_per_step", "9"], "train.minibatches_per_step=9 exceeds rollout.num_prompts=8"),
         (["--rollout.max_rows", "4"], "rollout.max_rows=4 is less than rollout.group_size=8"),

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,16 +95,24 @@ def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[s
         return schema.model_validate(tree)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+        key = _key_of(fault["loc"])
         if fault["type"] == "missing":
             raise ConfigError(f"{key}: is not set and has no default; add --{key} VALUE") from error
         if fault["type"] == "extra_forbidden":
             _check_known(key, dict(leaf_fields(schema)), origins.get(key, "the configuration"))
         message = fault["msg"].removeprefix("Value error, ")
+        for other in error.errors()[1:]:  # what else a union takes
+            if other["type"] == "literal_error" and _key_of(other["loc"]) == key:
+                message += f", or {other['ctx']['expected']}"
         if fault["type"] == "tuple_type":
             message = f"needs a list: --{key} '[...]' as JSON"
         place = f" (from {origins[key]})" if key in origins else ""
         raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error
+
+
+def _key_of(place: tuple[int | str, ...]) -> str:
+    """The setting at a fault's place, without what pydantic adds of its own: members of a union, validators."""
+    return ".".join(str(part) for part in place if not re.match(r"(function|constrained)-|literal\[", str(part)))
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

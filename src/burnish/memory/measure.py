@@ -27,8 +27,8 @@ def resident_bytes() -> int:
     """What this process holds now; where the system does not say it, the most that it held."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
         return torch.cuda.memory_allocated()
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else peak_memory_bytes()
+    sizes = _sizes()
+    return sizes[1] if sizes else peak_memory_bytes()
 
 
 def available_bytes(device: torch.device) -> int:
@@ -44,8 +44,15 @@ def available_bytes(device: torch.device) -> int:
         left.append(int(values["MemAvailable"].split()[0]) * 1024)
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if address_space != resource.RLIM_INFINITY:
-        left.append(address_space)
+        sizes = _sizes()
+        left.append(max(0, address_space - (sizes[0] if sizes else peak_memory_bytes())))
     return min(left, default=2**63)
+
+
+def _sizes() -> list[int]:
+    """Bytes of this process's address space that are mapped, and that are in memory; empty where nobody says."""
+    statm = Path("/proc/self/statm")
+    return [int(pages) * resource.getpagesize() for pages in statm.read_text().split()[:2]] if statm.is_file() else []
 
 
 def held_bytes(device: torch.device) -> int:
