@@ -58,9 +58,8 @@ def test_golden_curve(make_config, quiet, tmp_path, monkeypatch, algorithm: str)
         assert set(wanted) <= set(line)
         assert line.get("mismatch_mean", 0.0) < 1e-5
         for name in set(wanted) - {"step", "tokens", "mismatch_mean"}:
-            # Other processors and kernels add in another order: 1e-7 until AdamW divides a gradient near 0 by its own
-            # size, and 2e-5 some steps later, of losses that are differences. The tokens above are equal all the same.
-            assert line[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-4), (line["step"], name)
+            # other processors add in another order; the tokens above are equal all the same
+            assert line[name] == pytest.approx(wanted[name], rel=2e-3, abs=2e-5), (line["step"], name)
     if "reward_mean" in curve[0]:
         first, last = (sum(line["reward_mean"] for line in part) / 5 for part in (curve[:5], curve[-5:]))
         if algorithm != "distillation":  # whose reward is not what it learns

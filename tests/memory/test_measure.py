@@ -17,7 +17,6 @@ try:
     torch.empty(limit, dtype=torch.uint8)
 except RuntimeError as error:
     print(is_out_of_memory(error))
-before = available_bytes(torch.device("cpu"))
 kept = torch.empty(limit // 8, dtype=torch.uint8)  # mapped, and not yet in memory
 assert available_bytes(torch.device("cpu")) <= limit - limit // 8
 """

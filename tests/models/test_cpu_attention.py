@@ -37,8 +37,11 @@ def test_value_and_gradient_are_those_of_exact_attention(
         assert torch.allclose(ours.double(), theirs, atol=tolerance * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize(("head_dim", "prompt", "width"), [(64, 0, 128), (64, 128, 128), (128, 1024, 32)])
-def test_in_bfloat16_it_errs_as_much_as_torch(head_dim: int, prompt: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("head_dim", "prompt", "width", "most"),
+    [(32, 0, 64, 1.5), (64, 0, 128, 1.5), (64, 128, 128, 1.5), (128, 1024, 32, 1.8)],
+)
+def test_in_bfloat16_it_errs_as_much_as_torch(head_dim: int, prompt: int, width: int, most: float) -> None:
     generator = torch.Generator().manual_seed(1)
     keys, scaling = prompt + width, head_dim**-0.5
     query, key, value, grad = (
@@ -56,7 +59,7 @@ def test_in_bfloat16_it_errs_as_much_as_torch(head_dim: int, prompt: int, width:
     ours, theirs = (gradients(each, torch.bfloat16) for each in (ours_of, theirs_of))
     for mine, peers, wanted in zip(ours, theirs, exact, strict=True):
         mine_error, peers_error = (float((each.double() - wanted).norm()) for each in (mine, peers))
-        assert mine_error < 1.8 * peers_error  # more of the query, less of the value
+        assert mine_error < most * peers_error  # more of the query, less of the value
 
 
 def test_numbers_that_do_not_lie_side_by_side() -> None:

@@ -94,9 +94,7 @@ def _gumbel_max(logprobs_RV: Tensor, noise: Noise) -> Tensor:
         logprobs_RV = torch.nn.functional.pad(logprobs_RV, (0, padding), value=float("-inf"))
     blocks = logprobs_RV.view(rows, -1, _BLOCK)
     gumbel = torch.from_numpy(-np.log(-np.log(noise(blocks.shape[1] + _BLOCK)))).to(logprobs_RV.device)
-    masses = blocks.exp().sum(
-        2
-    )  # in float32: 128 numbers lose nothing, and a copy in float64 takes as long as all else
+    masses = blocks.exp().sum(2)  # float32 loses nothing of 128 numbers; float64 would copy them all
     block_R = (masses.double().log() + gumbel[:, : blocks.shape[1]]).argmax(1)
     inside = blocks[torch.arange(rows, device=blocks.device), block_R].double()
     return block_R * _BLOCK + (inside + gumbel[:, blocks.shape[1] :]).argmax(1)
