@@ -1,6 +1,7 @@
 """Steps of a learner, alone or not: `sharded_steps.py MODEL OUT DTYPE ADAPTERS [RANK WORLD TENSOR COPIES PORT]`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def main() -> None:
         Path(out).with_suffix(".json").write_text(json.dumps(norms))
     if group:
         dist.destroy_process_group()
+        # gloo's threads may still let go of tensors, for which they take Python's lock: fatal while the interpreter ends
+        os._exit(0)
 
 
 if __name__ == "__main__":

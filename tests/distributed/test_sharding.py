@@ -54,6 +54,7 @@ def steps(
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     return load_file(out), json.loads(out.with_suffix(".json").read_text())
 
 
