@@ -2,8 +2,10 @@
 
     python benchmarks/scaling.py [--steps 4] [--model smollm2-135m] [--threads 1] [LAYOUT ...]
 
-A layout is `local`, or learners x tensor-parallel x generators such as `2x1x2`. Prints a table of medians over the
-steps after the first: seconds, tokens a second of both sides, what was sent, how long the sides had nothing to do.
+A layout is `local`, or learners x tensor-parallel x generators such as `2x1x2`, x lag where it is not 0. Prints a
+table of medians over the steps after the first: seconds, tokens a second of both sides, what was sent, how long the
+sides had nothing to do. Where `local` came before, what `simulate.py` makes of its times stands beside it: each side's
+divided by the number of its processes, and this layout's own seconds of publishing.
 """
 
 import argparse
@@ -18,9 +20,13 @@ import tempfile
 from pathlib import Path
 
 from compare import processor
+from simulate import Schedule, schedule
 
-HEADER = """| layout | step s | sampling tok/s | learning tok/s | publish s | MB | learners idle | generators idle |
-|---|---|---|---|---|---|---|---|"""
+HEADER = """| layout | step s | predicted | sampling tok/s | learning tok/s | publish s | MB | learners idle \
+| predicted | generators idle | predicted |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+Line = dict[str, float]
+
 RECIPE = {
     "task.source": "reasoning-gym:chain_sum",
     "task.options": '{"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 2, "size": 200}',
@@ -44,20 +50,23 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{platform.platform()}, {processor()}, {os.cpu_count()} cores, {arguments.threads} threads a process\n")
     print(HEADER, flush=True)
+    local: list[Line] = []
     for layout in arguments.layouts:
         with tempfile.TemporaryDirectory() as folder:
             lines = run(layout, arguments, Path(folder))
-        print(row(layout, lines), flush=True)
+        if layout == "local":
+            local = lines
+        print(row(layout, lines, predicted(layout, local, lines) if local else None), flush=True)
 
 
-def run(layout: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+def run(layout: str, arguments: argparse.Namespace, folder: Path) -> list[Line]:
     """The metrics of each step after the first."""
     settings = RECIPE | {"model.path": arguments.model, "model.num_threads": str(arguments.threads)}
     settings |= {"train.num_steps": str(arguments.steps + 1), "runs_folder": str(folder)}
     if layout != "local":
-        learners, tensor_parallel, generators = layout.split("x")
+        learners, tensor_parallel, generators, lag = (*layout.split("x"), "0")[:4]
         settings |= {"cluster.kind": "ray", "cluster.learners": learners, "cluster.generators": generators}
-        settings |= {"cluster.tensor_parallel": tensor_parallel}
+        settings |= {"cluster.tensor_parallel": tensor_parallel, "rollout.lag": lag}
     flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "burnish", "train", "grpo", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
@@ -68,18 +77,36 @@ def run(layout: str, arguments: argparse.Namespace, folder: Path) -> list[dict[s
     return [json.loads(line) for line in metrics][1:]
 
 
-def row(layout: str, lines: list[dict[str, float]]) -> str:
+def median(lines: list[Line], key: str) -> float:
+    """Of the steps of a run."""
+    return statistics.median(line.get(key, 0.0) for line in lines)
+
+
+def predicted(layout: str, local: list[Line], lines: list[Line]) -> Schedule:
+    """What the times of one process say about a layout."""
+    learners, _, generators, lag = map(int, (*layout.split("x"), "0")[:4]) if layout != "local" else (1, 1, 1, 0)
+    sample, learn = median(local, "seconds_sample") / generators, median(local, "seconds_learn") / learners
+    return schedule(sample, learn, median(lines, "seconds_publish"), lag)
+
+
+def row(layout: str, lines: list[Line], expected: Schedule | None) -> str:
     """A line of the table."""
-
-    def median(key: str) -> float:
-        return statistics.median(line.get(key, 0.0) for line in lines)
-
     rates = [
         statistics.median(line["tokens"] / line[key] for line in lines) for key in ("seconds_sample", "seconds_learn")
     ]
-    sent = f"{median('seconds_publish'):.2f} | {median('bytes_published') / 1e6:.0f}"
-    idle = f"{median('idle_learners'):.0%} | {median('idle_generators'):.0%}"
-    return f"| {layout} | {median('seconds'):.2f} | {rates[0]:.0f} | {rates[1]:.0f} | {sent} | {idle} |"
+    seconds, learners, generators = (
+        ("", "", "")
+        if expected is None
+        else (
+            f"{expected.step_seconds:.2f}",
+            f"{expected.idle_learners:.0%}",
+            f"{expected.idle_generators:.0%}",
+        )
+    )
+    cells = [layout, f"{median(lines, 'seconds'):.2f}", seconds, *(f"{rate:.0f}" for rate in rates)]
+    cells += [f"{median(lines, 'seconds_publish'):.2f}", f"{median(lines, 'bytes_published') / 1e6:.0f}"]
+    cells += [f"{median(lines, 'idle_learners'):.0%}", learners, f"{median(lines, 'idle_generators'):.0%}", generators]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

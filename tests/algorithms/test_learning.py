@@ -1,5 +1,8 @@
 """What only an algorithm on a dataset can show."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -256,3 +259,22 @@ def test_a_run_is_a_model(make_config, quiet) -> None:
     for path in (run.path, run.path.parent / "first"):
         again = train(make_config("sft", name="again", model__path=str(path), train__num_steps=1), quiet)
         assert again.record()["model"]["source"].endswith("checkpoints/step-000006")
+
+
+def test_a_record_says_what_was_read_and_which_run_it_goes_back_to(make_config, quiet) -> None:
+    config = make_config("sft", train__num_steps=1)
+    first = train(config, quiet)
+    source = Path(config.data.source)
+    found = first.record()
+    assert found["files"] == {
+        "data.source": {
+            "path": config.data.source,
+            "bytes": source.stat().st_size,
+            "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "fields": ["completion", "prompt"],
+        }
+    }
+    assert found["parents"] == []
+    (checkpoint,) = first.checkpoints.glob("step-*")
+    second = train(make_config("sft", train__num_steps=1, model__path=str(checkpoint)), quiet)
+    assert second.record()["parents"] == [{"run": first.path.name, "folder": f"checkpoints/{checkpoint.name}"}]

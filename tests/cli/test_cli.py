@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,15 @@ def test_dry_run_loads_no_weights_and_writes_nothing(capsys, recipe: Path, tmp_p
         assert run(arguments) == 0
         assert "ok: 6 questions to train on, 4 held out" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_reader_that_has_enough_is_no_fault() -> None:
+    command = [sys.executable, "-m", "burnish", "config", "schema", "grpo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_train_runs_show(capsys, recipe: Path, tmp_path: Path) -> None:

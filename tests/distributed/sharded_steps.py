@@ -63,7 +63,7 @@ def main() -> None:
         Path(out).with_suffix(".json").write_text(json.dumps(norms))
     if group:
         dist.destroy_process_group()
-        # gloo's threads may still let go of tensors, for which they take Python's lock: fatal while the interpreter ends
+        # gloo's threads may still let go of tensors, for which they take Python's lock: fatal while Python ends
         os._exit(0)
 
 

@@ -35,6 +35,17 @@ def test_sees_what_autograd_keeps_and_frees() -> None:
     assert kept == 50 * 100 * 4 * 2 + total.nbytes
 
 
+def test_says_what_was_there_at_the_peak() -> None:
+    with LiveBytes() as live:
+        early = torch.empty(100, device="meta")
+        large = torch.empty(1000, device="meta")
+        del large
+        late = torch.empty(200, device="meta")
+        assert live.bytes_at_peak([early, early[:5], late]) == early.nbytes
+        live.reset_peak()
+        assert live.bytes_at_peak([early, late]) == early.nbytes + late.nbytes
+
+
 def test_counts_real_tensors_too() -> None:
     with LiveBytes() as live:
         x = torch.ones(256, 256)

@@ -17,7 +17,21 @@ from burnish.memory.measure import available_bytes, held_bytes
 from burnish.models.load import find_device
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_DEVICES = {"h100": 80 * 2**30, "h200": 141 * 2**30, "a100": 80 * 2**30, "l40s": 48 * 2**30, "rtx4090": 24 * 2**30}
+# MiB, as nvidia-smi shows them: error correction takes its share of what is sold
+_DEVICES = {
+    "b200": 183359,
+    "h200": 143771,
+    "h100": 81559,
+    "a100": 81920,
+    "a100-40gb": 40960,
+    "l40s": 46068,
+    "l4": 23034,
+    "a10": 23028,
+    "t4": 15360,
+    "rtx5090": 32607,
+    "rtx4090": 24564,
+    "rtx3090": 24576,
+}
 
 _ENOUGH_ON_A_CPU, _LARGEST_MICRO_BATCH = 4096, 65536  # tokens: on a CPU more gain nothing
 _SAVED_ON_A_CPU = (("step_in_backward",), ("return_memory",), ("step_in_backward", "return_memory"))
@@ -76,7 +90,7 @@ def budget_of(device: str, config: RunConfig) -> int:
     if device == "this":
         return free_bytes(config)
     if device.lower() in _DEVICES:
-        return _DEVICES[device.lower()]
+        return _DEVICES[device.lower()] * 2**20
     size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)", device)
     if size is None or size[2].upper() not in _UNITS or (not size[2] and float(size[1]) < _LEAST_BYTES):
         raise ConfigError(f"--device {device}: give this, a size such as 24GiB, or one of {', '.join(_DEVICES)}")

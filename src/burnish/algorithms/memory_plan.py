@@ -92,9 +92,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The phases of a run."""
+    """The phases of a run, and how many weights are there to train."""
 
     phases: tuple[Phase, ...]
+    num_trained: int
 
     @property
     def peak_bytes(self) -> int:
@@ -122,6 +123,9 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
         # show in the process's size, and the system takes them back when it needs them
         phases = [Phase("load", loaded | {"while loading": live.peak_bytes - live.live_bytes})]
         loaded["moments"] = sum(_moments(learner.optimizer) for learner in roles.learners.values())
+        num_trained = sum(
+            master.numel() for learner in roles.learners.values() for master in learner.optimizer.masters.values()
+        )
         policy = roles.learner.policy
         packed = 0 if is_on_gpu(config) or not multiplies_bfloat16() else packed_bytes(policy)
         for generation in step.generations:
@@ -146,7 +150,7 @@ def plan_memory(config: RunConfig, needs: RoleNeeds, step: LargestStep) -> Memor
             each if each.name in ("load", "score") else Phase(each.name, each.parts | {"other models": 0})
             for each in phases
         ]
-    return MemoryPlan(tuple(phases))
+    return MemoryPlan(tuple(phases), num_trained)
 
 
 def _moments(optimizer: MasterOptimizer) -> int:
@@ -253,7 +257,6 @@ def _learning(
 ) -> Iterator[Phase]:
     micros, loss = _micro_batches(learner, step, needs)
     largest = max(micros, key=_num_tokens)
-    gradients = 0 if steps_in_backward else _gradient_bytes(learner)
     before = live.live_bytes
     live.reset_peak()
     with torch.no_grad():
@@ -264,13 +267,14 @@ def _learning(
     for _ in micros[:2]:  # the second time there are gradients already
         learner.forward_backward(largest, loss)
     beside = live.peak_bytes - before
-    held = min(gradients, beside)
-    weights = {master.shape: each for each, master in learner.optimizer.masters.items()}
+    masters = learner.optimizer.masters
+    held = live.bytes_at_peak(master.grad for master in masters.values() if master.grad is not None)
+    weights = {master.shape: each for each, master in masters.items()}
     stepping = max(step_bytes(learner.optimizer.config, each, shape) for shape, each in weights.items())
     among = {_STEP: stepping} if steps_in_backward else {}
     yield Phase(f"{name}learn", loaded | {"gradients": held, _ACTIVATIONS: beside - held} | among)
-    if stepping and not steps_in_backward:
-        yield Phase(f"{name}step", loaded | {"gradients": gradients, _STEP: stepping})
+    if not steps_in_backward:
+        yield Phase(f"{name}step", loaded | {"gradients": _gradient_bytes(learner), _STEP: stepping})
     learner.forget()
 
 

@@ -113,13 +113,14 @@ class Profile:
 
     def _table(self, rate: float, folder: Path) -> str:
         lines = [f"step {TIMED_STEP} took {self._seconds:.2f} s; a large matrix product does {rate / 1e9:.0f} GFLOP/s"]
-        lines.append(f"{'':<24}{'seconds':>9}{'tokens/s':>10}{'MFU':>7}{'peak GB':>9}")
+        lines.append(f"{'':<24}{'seconds':>9}{'tokens/s':>10}{'MFU':>7}{'held GB':>9}")
         for name, verb in self.verbs.items():
             per_second = f"{verb.tokens / verb.seconds:.0f}" if verb.tokens else ""
             share = f"{verb.mfu:.0%}" if verb.flops else ""
             lines.append(f"{name:<24}{verb.seconds:>9.2f}{per_second:>10}{share:>7}{verb.peak_bytes / 1e9:>9.2f}")
         other = self._seconds - sum(verb.seconds for verb in self.verbs.values())
         lines.append(f"{'everything else':<24}{other:>9.2f}")
+        lines.append("held: tensors alive at the fullest moment, counted in the next step")
         lines.append(f"{folder / 'trace.json.gz'} opens in ui.perfetto.dev or chrome://tracing")
         return "\n".join(lines)
 

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 
 from burnish.config.loading import changed_settings, config_hash
 from burnish.config.schema import ClusterConfig, RunConfig
+from burnish.data.rows import read_rows
 from burnish.models.load import ModelFacts
 from burnish.reproducibility.code_state import CodeState, package_sha256
 from burnish.reproducibility.environment import environment_differences, environment_record
+from burnish.reproducibility.files import sha256_of_file
 from burnish.reproducibility.record import model_record, source_hash, tokenizer_record
 from burnish.reproducibility.run_folder import RECORD_FORMAT, utc_now
 
@@ -52,6 +54,8 @@ def new_record(config: RunConfig, inputs: Recorded, code: CodeState, *, measure:
         "environment": environment_record(config.model.num_threads),
         "determinism": DETERMINISM,
         "settings": changed_settings(config),
+        "files": _files_read(config),
+        "parents": _runs_that_made(inputs.model),
         **fingerprints(config, inputs),
     }
 
@@ -93,6 +97,29 @@ def own_code(config: RunConfig) -> dict[str, str | None]:
     section: BaseModel | None = getattr(config, "loss", None)
     paths = [] if section is None else sorted(set(_import_paths(section.model_dump())))
     return {path: source_hash(path, "loss") for path in paths}
+
+
+def _files_read(config: RunConfig) -> dict[str, Any]:
+    """Size, hash and the first row's fields of each file of data, by the setting that names it."""
+    found = {}
+    for section in ("data", "task"):
+        for name in ("source", "held_out_source"):
+            key, source = f"{section}.{name}", getattr(getattr(config, section, None), name, None)
+            if source is not None and (path := Path(source)).is_file():
+                fields = sorted(next((row for _, row in read_rows(key, source)), {}))
+                size = path.stat().st_size
+                found[key] = {"path": source, "bytes": size, "sha256": sha256_of_file(path), "fields": fields}
+    return found
+
+
+def _runs_that_made(model: ModelFacts) -> list[dict[str, str]]:
+    """The runs whose checkpoints or exports the model and its base lie in."""
+    found = []
+    for folder in (Path(each).resolve() for each in (model.source, model.base) if each is not None):
+        run = next((each for each in folder.parents if (each / "run.json").is_file()), None)
+        if run is not None:
+            found.append({"run": run.name, "folder": folder.relative_to(run).as_posix()})
+    return found
 
 
 def _named(name: str, before: Any, now: Any) -> str:

@@ -1,5 +1,8 @@
 """The commands and their arguments; what they do is imported when they are called."""
 
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ from burnish.cli.experiment_app import experiment_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
+
+_READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that this ended
 
 Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
@@ -411,6 +416,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, call, and turn errors into one line and an exit status."""
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # or a fault of writing comes when Python ends
         return int(result or 0)
     except CycloptsError as error:
         message = " ".join(str(error).split())
@@ -418,10 +424,19 @@ def run(arguments: Sequence[str]) -> int:
     except BurnishError as error:
         return _fail(str(error), error.exit_status)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # `burnish show last | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            return _READER_GONE
         is_the_users = isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError))
         return _fail(f"{error.filename}: {error.strerror}", 2 if is_the_users else 3)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _fail(message: str, status: int) -> int:

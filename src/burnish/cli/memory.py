@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from burnish.algorithms.memory_advice import budget_of, changes_that_fit, on_gpu, settled
-from burnish.algorithms.memory_plan import MemoryPlan, device_of, plan_memory
+from burnish.algorithms.memory_plan import MemoryPlan, device_of, is_on_gpu, plan_memory, with_settings
 from burnish.algorithms.session import algorithm_of, prepare, schema_for
 from burnish.cli.columns import print_columns
 from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig
+from burnish.models.load import find_dtype
 
 
 def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, device: str) -> int:
@@ -18,6 +19,7 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
         schema_for(recipe, settings), recipe, file=file, flags=settings, environment=os.environ
     ).config
     config = on_gpu(config, device)
+    config = with_settings(config, {"model.compute_dtype": find_dtype(config.model)})
     inputs = prepare(config, device=None if device == "this" else device_of(config))
     budget = budget_of(device, config)
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
@@ -26,7 +28,13 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
         return plan_memory(tried, needs, step).peak_bytes
 
     asked, (config, peak_bytes) = config, settled(config, budget, peak_of, step)
-    _print_phases(plan_memory(config, needs, step))
+    plan = plan_memory(config, needs, step)
+    longest, micro = step.batch_tokens(config), config.train.micro_batch_tokens
+    print(
+        f"{config.model.path} in {config.model.compute_dtype} on a {'GPU' if is_on_gpu(config) else 'CPU'}, "
+        f"{plan.num_trained / 1e6:.1f} million weights to train; a batch of up to {longest:,} tokens, in micro-batches of {micro:,}"
+    )
+    _print_phases(plan)
     for key in ("micro_batch_tokens", "recompute"):
         if getattr(asked.train, key) == "auto":
             print(f"train.{key}: auto is {getattr(config.train, key)} here")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from burnish.algorithms.session import prepare, resume, schema_for, train
+from burnish.algorithms.memory_advice import free_bytes
+from burnish.algorithms.session import fitted, prepare, resume, schema_for, train
 from burnish.config.loading import read_flags, read_recipe, resolve
 from burnish.config.schema import ClusterConfig, RunConfig
 from burnish.errors import ConfigError
@@ -29,7 +30,9 @@ def train_recipe(
     schema = schema_for(recipe, settings)
     config = resolve(schema, recipe, file=file, flags=settings, environment=os.environ).config
     if is_dry_run:
-        print(f"ok: {prepare(config).summary()}")
+        inputs = prepare(config)
+        fitted(config, inputs, free_bytes(config))
+        print(f"ok: {inputs.summary()}")
         return 0
     return _exit_status(train(config, Console(), with_profile=with_profile, stop_after=stop_after))
 

@@ -106,6 +106,8 @@ def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[s
                 message += f", or {other['ctx']['expected']}"
         if fault["type"] == "tuple_type":
             message = f"needs a list: --{key} '[...]' as JSON"
+        if fault["type"] == "model_type":
+            message = f"is a section: --{key} '{{...}}' as JSON, see `burnish config schema ALGORITHM`"
         place = f" (from {origins[key]})" if key in origins else ""
         raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error
 

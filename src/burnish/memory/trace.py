@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,11 +24,19 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._seen: set[int] = set()
+        self._seen: dict[int, int] = {}  # each memory's place in the order in which they were counted
+        self._num_counted = 0
+        self._counted_at_peak = 0
 
     def reset_peak(self) -> None:
         """Count the peak anew from what is alive now."""
         self.peak_bytes = self.live_bytes
+        self._counted_at_peak = self._num_counted
+
+    def bytes_at_peak(self, tensors: Iterable[Tensor]) -> int:
+        """Of tensors that are alive now, the bytes of those that were there at the peak."""
+        storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}
+        return sum(size for key, size in storages.items() if self._seen.get(key, sys.maxsize) <= self._counted_at_peak)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -50,11 +60,13 @@ class LiveBytes(TorchDispatchMode):
         if key in self._seen:
             return
         num_bytes = storage.nbytes()
-        self._seen.add(key)
+        self._num_counted += 1
+        self._seen[key] = self._num_counted
         self.live_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes, self._counted_at_peak = self.live_bytes, self._num_counted
         weakref.finalize(storage, self._forget, key, num_bytes)
 
     def _forget(self, key: int, num_bytes: int) -> None:
-        self._seen.discard(key)
+        del self._seen[key]
         self.live_bytes -= num_bytes

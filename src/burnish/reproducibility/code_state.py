@@ -98,6 +98,7 @@ def _repository(folder: Path, name: str, runs_folder: Path, files: dict[str, byt
         "diff": diff,
         "diff_left_out": left_out,
         "untracked": untracked,
+        "submodules": (ask_git(root, "submodule", "status") or b"").decode(errors="replace").splitlines(),
     }
 
 
