@@ -32,7 +32,8 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
     longest, micro = step.batch_tokens(config), config.train.micro_batch_tokens
     print(
         f"{config.model.path} in {config.model.compute_dtype} on a {'GPU' if is_on_gpu(config) else 'CPU'}, "
-        f"{plan.num_trained / 1e6:.1f} million weights to train; a batch of up to {longest:,} tokens, in micro-batches of {micro:,}"
+        f"{plan.num_trained / 1e6:.1f} million weights to train; a batch of up to {longest:,} tokens, "
+        f"in micro-batches of {micro:,}"
     )
     _print_phases(plan)
     for key in ("micro_batch_tokens", "recompute"):
