@@ -296,6 +296,25 @@ def test_main_effects_agree_with_statsmodels_where_runs_are_lost(plan_of) -> Non
         assert (claim.estimate.low, claim.estimate.high) == pytest.approx(tuple(peer.conf_int().loc[name]))
 
 
+@pytest.mark.parametrize("interaction", [0.0, 5.0])
+def test_effects_that_do_not_add_up_are_said(plan_of, interaction: float) -> None:
+    factors = {"a": FOUR["a"], "b": {"key": "task.options.b", "levels": [0, 1, 2]}}
+    plan = plan_of(arms=None, baseline=None, factors=factors, seeds=3)
+    rng = np.random.default_rng(3)
+    table, rows = {}, {"y": [], "a": [], "b": [], "seed": []}
+    for arm in plan.arms:
+        table[arm.name] = list(rng.normal(size=3) + interaction * (arm.levels == {"a": "1", "b": "2"}))
+        for seed, value in enumerate(table[arm.name]):
+            for key, each in (("y", value), ("a", arm.levels["a"]), ("b", arm.levels["b"]), ("seed", str(seed))):
+                rows[key].append(each)
+    frame = pd.DataFrame(rows)
+    whole, additive = (smf.ols(f"y ~ C(a) {sign} C(b) + C(seed)", frame).fit() for sign in "*+")
+    p = whole.compare_f_test(additive)[1]
+    assert (p < 0.05) == (interaction > 0)
+    said = [each for each in judge(plan, table).cautions if "do not add up" in each]
+    assert len(said) == (interaction > 0) and all(f"p = {p:.2g})" in each for each in said)
+
+
 def test_a_nested_factor_has_its_effect_within_its_parent(plan_of) -> None:
     factors = {
         "method": {"key": "rollout.curriculum", "levels": ["uniform", "middle"]},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from burnish.experiments.schema import Metric
 from burnish.reproducibility.seeds import seed_for
 from burnish.stats.aggregate import interquartile_mean, performance_profile, stratified_interval
 from burnish.stats.difference import t_equivalence
-from burnish.stats.linear import Coefficient, least_squares, mean_with_t
+from burnish.stats.linear import Coefficient, added_columns_p, least_squares, mean_with_t
 from burnish.stats.multiple import benjamini_hochberg, holm
 from burnish.stats.power import smallest_shift
 from burnish.stats.seeds import compare_seeds_and_items
@@ -266,6 +266,17 @@ def _design(plan: Plan, rows: Sequence[tuple[Mapping[str, str], int]]) -> tuple[
     return names, columns + [np.array([float(seed == block) for _, seed in rows]) for block in seeds]
 
 
+def _interaction_p(plan: Plan, table: Mapping[str, Mapping[int, float]]) -> float:
+    """Of the F test that no factor's effect depends on another's: all products of two factors' columns together."""
+    rows = [(arm.levels, seed, value) for arm in plan.arms for seed, value in table[arm.name].items()]
+    if not rows:
+        return math.nan
+    names, columns = _design(plan, [row[:2] for row in rows])
+    factors = [name.partition(": ")[0] for name in names]
+    products = [columns[a] * columns[b] for a, b in combinations(range(len(names)), 2) if factors[a] != factors[b]]
+    return added_columns_p(columns, products, np.array([row[2] for row in rows]))
+
+
 def detectable(plan: Plan) -> list[tuple[str, float]]:
     """The smallest difference that each claim about the primary metric will find with the planned power.
 
@@ -376,6 +387,12 @@ def _cautions(plan: Plan, outcomes: Sequence[Outcome], claims: Sequence[Claim], 
         )
     elif any(_NO_ITEMS in claim.note for claim in claims):
         said.append(f"held_out is judged on its items as given, for {_NO_ITEMS}: over other items the error is larger")
+    p = _interaction_p(plan, _by_arm(plan, outcomes, plan.primary.name)) if plan.factors else math.nan
+    if p < plan.alpha:
+        said.append(
+            f"the effects of the factors on {plan.primary.name} do not add up (F test of all interactions of two, "
+            f"p = {p:.2g}): what a level brings depends on the others; compare the arms' means"
+        )
     if plan.generators:
         said.append("a fraction: each effect stands for its aliases too")
     return said

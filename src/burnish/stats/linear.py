@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t
+from scipy.stats import f, t
 
 _ROUNDING = 1e-24  # squares of residuals this small beside the response are rounding, not spread
 
@@ -52,6 +52,26 @@ def least_squares(
         error = math.sqrt(variance * inverse[index, index]) if has_spread else math.nan
         estimates.append(_with_t(float(value) if is_determined else math.nan, error, degrees, level=level))
     return estimates
+
+
+def added_columns_p(
+    columns: Sequence[NDArray[np.float64]], added: Sequence[NDArray[np.float64]], response: NDArray[np.float64]
+) -> float:
+    """p-value of the F test that a fit needs none of the added columns; NaN where they add nothing, or nothing is left
+    to judge them by.
+    """
+    left, degrees = zip(*(_residual(each, response) for each in (columns, [*columns, *added])), strict=True)
+    num_added = degrees[0] - degrees[1]
+    if num_added < 1 or degrees[1] < 1 or left[1] <= _ROUNDING * float(response @ response):
+        return math.nan
+    return float(f.sf((left[0] - left[1]) / num_added / (left[1] / degrees[1]), num_added, degrees[1]))
+
+
+def _residual(columns: Sequence[NDArray[np.float64]], response: NDArray[np.float64]) -> tuple[float, int]:
+    """Sum of squares that a fit leaves, and its degrees of freedom."""
+    matrix = np.column_stack(columns)
+    residual = response - matrix @ (np.linalg.pinv(matrix) @ response)
+    return float(residual @ residual), len(response) - int(np.linalg.matrix_rank(matrix))
 
 
 def _with_t(value: float, standard_error: float, degrees: int, *, level: float) -> Coefficient:
