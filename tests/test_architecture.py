@@ -34,6 +34,7 @@ RANKS = {
     "distributed": 7,
     "algorithms": 8,
     "experiments": 9,
+    "serving": 9,
     "cli": 10,
     "recipes": 10,
     "__main__": 11,

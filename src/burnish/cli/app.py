@@ -395,6 +395,25 @@ def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> 
     return diff_configs(recipe, other, runs_folder)
 
 
+@app.command
+def serve(model: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")) -> int:
+    """Serve a model, a run or a checkpoint to OpenAI's clients, until Ctrl-C.
+
+    Any setting can follow: --port 8080, --engine.KEY, --limits.KEY VALUE; all of them are listed by:
+    burnish config schema serve
+
+    Example: burnish serve smollm2-135m
+
+    Parameters
+    ----------
+    model
+        A model's folder or name, a checkpoint, a run, or `last`.
+    """
+    from burnish.cli.serve import serve_model
+
+    return serve_model(model, settings, runs_folder)
+
+
 @config_app.command
 def schema(
     algorithm: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False
@@ -405,7 +424,7 @@ def schema(
     ----------
     algorithm
         grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
-        or eval.
+        or eval, or serve.
     """
     from burnish.cli.config import print_schema
 

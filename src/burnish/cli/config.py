@@ -15,8 +15,11 @@ from burnish.algorithms.session import schema_for, schema_of
 from burnish.cli.columns import print_columns
 from burnish.config.evaluation import EvalConfig
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes, visible_settings
+from burnish.config.serving import ServeConfig
 from burnish.errors import ConfigError, UserError
 from burnish.reproducibility.run_folder import RunFolder
+
+_OTHERS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "serve": ServeConfig}
 
 
 def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
@@ -46,8 +49,8 @@ def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
 
 
 def print_schema(algorithm: str, as_json: bool) -> int:
-    """Print the settings of an algorithm, or of `eval`, as text or as JSON schema."""
-    schema: type[BaseModel] = EvalConfig if algorithm == "eval" else schema_of(algorithm)
+    """Print the settings of an algorithm, of `eval` or of `serve`, as text or as JSON schema."""
+    schema: type[BaseModel] = _OTHERS.get(algorithm) or schema_of(algorithm)
     if as_json:
         print(json.dumps(schema.model_json_schema(), indent=1))
         return 0

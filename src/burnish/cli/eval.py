@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ import numpy as np
 
 from burnish.cli.columns import print_columns
 from burnish.cli.eval_show import Reading, counted, interval_text, print_store
+from burnish.cli.models import environment_for, model_path
 from burnish.config.evaluation import EvalConfig, EvalTaskConfig
-from burnish.config.loading import ENVIRONMENT_PREFIX, read_recipe, resolve_layers, shipped_recipes
-from burnish.config.schema import RunConfig
+from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
 from burnish.errors import ConfigError, UserError
 from burnish.evaluation.contamination import find_contamination, store_items, train_texts
 from burnish.evaluation.figures import mean_figure
@@ -32,7 +31,7 @@ def evaluate_model(
     model: str, settings: Sequence[str], asked: Mapping[str, str | None], runs_folder: Path, *, as_json: bool
 ) -> int:
     """Resolve the settings, answer what is left, print the figures."""
-    flags = [f"--model.path={_model_path(model, runs_folder)}"]
+    flags = [f"--model.path={model_path(model, runs_folder)}"]
     layers = []
     if (task := asked["task"]) is not None and _is_source(task):
         flags.append(f"--task.source={task}")
@@ -40,7 +39,9 @@ def evaluate_model(
         layers.append((f"task {task}", _task_layer(task, runs_folder)))
     if (slices := asked["slices"]) is not None:
         flags.append(f"--task.slice_fields={json.dumps([name for name in slices.split(',') if name])}")
-    config = resolve_layers(EvalConfig, layers, flags=[*flags, *settings], environment=_environment()).config
+    config = resolve_layers(
+        EvalConfig, layers, flags=[*flags, *settings], environment=environment_for(EvalConfig)
+    ).config
     inputs = prepare_eval(config)
     store = find_or_make_store(inputs)
     train = asked["contamination_with"]
@@ -72,28 +73,6 @@ def import_results(file: Path, kind: str, evals_folder: Path) -> int:
         rows.append((str(store.path), str(figure.n), answers, f"{figure.value:.3f}", interval_text(figure)))
     print_columns(rows)
     return 0
-
-
-def _model_path(model: str, runs_folder: Path) -> str:
-    """A run by its name as its path; anything else as it is."""
-    if (Path(model) / "run.json").is_file():
-        path = Path(model)
-    elif Path(model).exists():
-        return model
-    elif model == "last" or any(run.path.name.startswith(model) for run in RunFolder.all(runs_folder)):
-        path = RunFolder.find(model, runs_folder).path
-    else:
-        return model
-    if not any((path / "checkpoints").glob("step-*")):
-        raise UserError(f"run {path.name} has no checkpoint yet: there is no model to evaluate")
-    return str(path)
-
-
-def _environment() -> dict[str, str]:
-    """Without what is set for training alone, whose sections an evaluation does not have."""
-    of_training = {*RunConfig.model_fields, "rollout", "data", "loss"} - set(EvalConfig.model_fields)
-    sections = tuple(f"{ENVIRONMENT_PREFIX}{name.upper()}__" for name in of_training)
-    return {name: value for name, value in os.environ.items() if not name.startswith(sections)}
 
 
 def _is_source(task: str) -> bool:

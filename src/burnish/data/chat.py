@@ -130,7 +130,7 @@ class Chat:
         Raises:
             DataError: the template refuses the messages.
         """
-        heard = [{**message, "content": self._defused(message["content"])} for message in messages]
+        heard = [{**message, "content": self.defused(message["content"])} for message in messages]
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACE_HOLDER}, *heard]
         _, found, text = self.render(turns, asks=True).partition(_PLACE_HOLDER)
         if not found:
@@ -143,8 +143,8 @@ class Chat:
         after = self._piece(end + text)
         return text, after[1:] if after[:1] == [said.token_ids[-1]] else self._piece(text)
 
-    def _defused(self, text: str) -> str:
-        """The text with its special tokens broken: what a tool says must not open or close a turn."""
+    def defused(self, text: str) -> str:
+        """The text with its special tokens broken: what a tool or a stranger says must not open or close a turn."""
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

@@ -92,8 +92,8 @@ class SegmentAttention:
             return attention(query, key, value, None, rule.scaling)
         if window not in self._masks:
             longest = max(sum(segment.branch_lengths[:1], segment.prompt_length) for segment in self.segments)
-            self._masks[window] = _causal_mask(0, longest, window, query)
-        return _weigh(query, key, value, self._masks[window][:length, :length], rule)
+            self._masks[window] = causal_mask(0, longest, window, query)
+        return weigh(query, key, value, self._masks[window][:length, :length], rule)
 
 
 class _Fan:
@@ -116,7 +116,7 @@ class _Fan:
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
         rows = self._own(query).view(self.num_branches, kv_heads, -1, head_dim)
         keys, values = (self._with_prompt(part) for part in (key, value))
-        output = _weigh(rows, keys, values, self._mask(rule.window, query), rule)
+        output = weigh(rows, keys, values, self._mask(rule.window, query), rule)
         output = output.view(self.num_branches, heads, self.width, head_dim).transpose(0, 1)
         output = output.reshape(1, heads, self.num_branches * self.width, head_dim)
         return output if self.is_even else output.index_select(2, self.kept)
@@ -126,7 +126,7 @@ class _Fan:
         window = _effective(window, length)
         if window not in self._masks:
             # the query heads of a key head are further rows: nothing is repeated but this
-            self._masks[window] = _causal_mask(self.prompt, length, window, like).repeat(self.per_kv, 1)
+            self._masks[window] = causal_mask(self.prompt, length, window, like).repeat(self.per_kv, 1)
         return self._masks[window]
 
     def _own(self, part: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def _effective(window: int | None, length: int) -> int | None:
     return None if window is None or length <= window else window
 
 
-def _causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
+def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
     """Added to the scores of the queries at `first` to `length` for all keys, [length - first, length]."""
     visible = torch.ones(length - first, length, dtype=torch.bool, device=like.device).tril(first)
     if window is not None:
@@ -153,7 +153,8 @@ def _causal_mask(first: int, length: int, window: int | None, like: Tensor) -> T
     return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill(~visible, float("-inf"))
 
 
-def _weigh(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor, rule: ScoreRule) -> Tensor:
+def weigh(query: Tensor, key: Tensor, value: Tensor, mask_RK: Tensor, rule: ScoreRule) -> Tensor:
+    """Output [N, heads, R, head_dim] for queries of that shape, and as many heads of K keys; see causal_mask."""
     if rule.softcap is None:
         return attention(query, key, value, mask_RK, rule.scaling)
     scores = soft_cap((query @ key.mT).float() * rule.scaling, rule.softcap) + mask_RK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,19 @@ def save_checkpoint(
     return final
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a whole checkpoint."""
+    return (folder / _MANIFEST).is_file()
+
+
 def is_saved(folder: Path, step: int) -> bool:
     """Whether there is a whole checkpoint of a step."""
-    return (folder / f"step-{step:06d}" / _MANIFEST).is_file()
+    return is_checkpoint(folder / f"step-{step:06d}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / _MANIFEST).is_file())
+    return sorted(path for path in folder.glob("step-*") if is_checkpoint(path))
 
 
 def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainState:
@@ -112,17 +117,23 @@ def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainS
     Raises:
         BurnishError: a file is missing or was changed.
     """
-    manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-    for name, expected in manifest["sha256"].items():
-        path = checkpoint / name
-        if not path.is_file() or sha256_of_file(path) != expected:
-            raise BurnishError(
-                f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one"
-            )
+    for path in changed_files(checkpoint):
+        raise BurnishError(
+            f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one"
+        )
     for name, learner in learners.items():
         weights = _read_weights(checkpoint / name, learner.policy)
         learner.optimizer.load(weights, load_file(checkpoint / name / _OPTIMIZER))
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+
+
+def changed_files(checkpoint: Path, *, with_optimizer: bool = True) -> Iterator[Path]:
+    """The files of a checkpoint that are missing, or not what they were when it was saved."""
+    manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+    for name, expected in manifest["sha256"].items():
+        path = checkpoint / name
+        if (with_optimizer or path.name != _OPTIMIZER) and not (path.is_file() and sha256_of_file(path) == expected):
+            yield path
 
 
 def _tensors(learner: Learner, *, is_writer: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,0 +1,24 @@
+"""`burnish serve`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from burnish.cli.models import environment_for, model_path
+from burnish.config.loading import resolve_layers
+from burnish.config.serving import ServeConfig
+from burnish.errors import UserError
+
+
+def serve_model(model: str, settings: Sequence[str], runs_folder: Path) -> int:
+    """Resolve the settings and serve until it is told to stop."""
+    path = model_path(model, runs_folder)
+    config = resolve_layers(
+        ServeConfig, [], flags=[f"--model.path={path}", *settings], environment=environment_for(ServeConfig)
+    ).config
+    try:
+        from burnish.serving.server import serve
+    except ImportError as error:
+        raise UserError("burnish serve needs a package that is missing: pip install 'burnish[serve]'") from error
+    serve(config, config.name or Path(path).name, lambda text: print(text, file=sys.stderr, flush=True))
+    return 0

@@ -1,0 +1,88 @@
+"""The settings of a server. Each field's description is its only documentation."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from burnish.config.schema import ModelConfig, Section
+from burnish.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class EngineConfig(Section):
+    """How answers are made."""
+
+    max_rows: int = Field(32, ge=1)
+    """Answers that are made at once."""
+    max_waiting: int = Field(256, ge=0)
+    """Answers that may wait for their turn; what comes then is refused with 503."""
+    prefill_tokens: int = Field(256, ge=16)
+    """Tokens of prompts that are read in one step: more make prompts quicker and the answers of others slower."""
+    prefix_bytes: int = Field(256_000_000, ge=0)
+    """Keys and values of prompts that are kept for prompts that begin alike; 0 keeps none."""
+
+
+class LimitsConfig(Section):
+    """What a request may ask for. More is refused with 400, or 413 for a body that is too large."""
+
+    body_bytes: int = Field(2_000_000, ge=1)
+    """Size of a request."""
+    completions: int = Field(16, ge=1)
+    """`n`, times the prompts of a request."""
+    logprobs: int = Field(20, ge=0)
+    """`top_logprobs`, or `logprobs` of a completion."""
+    stops: int = Field(8, ge=0)
+    """Stop strings."""
+    stop_characters: int = Field(256, ge=1)
+    """Characters of a stop string."""
+    biases: int = Field(1024, ge=0)
+    """Entries of `logit_bias`."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Of each who may ask, with bursts of as many; more are refused with 429. Null is no limit."""
+    seconds: float = Field(600.0, gt=0)
+    """Time for an answer, from when it is asked for."""
+
+
+class AdminConfig(Section):
+    """The routes that change what is served, on a port of their own."""
+
+    port: int | None = Field(None, ge=0, le=65535)
+    """Port on the same host; null is off. It needs a key of the role admin."""
+    weights_folder: Path | None = None
+    """Weights are taken from here alone, and from folders below."""
+
+    @model_validator(mode="after")
+    def _needs_a_folder(self) -> "AdminConfig":
+        if (self.port is None) != (self.weights_folder is None):
+            raise ConfigError("admin.port and admin.weights_folder belong together: give both, or neither")
+        return self
+
+
+class ServeConfig(Section):
+    """A server of one model."""
+
+    model: ModelConfig
+    name: str | None = Field(None, min_length=1, max_length=128)
+    """What requests call the model; null is the name of its folder or run."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Elsewhere than on 127.0.0.1 give keys_file, too."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port; 0 takes a free one and says which."""
+    keys_file: Path | None = None
+    """A file with a line `ROLE NAME KEY` for each who may ask; the role is user or admin. Null asks for no key."""
+    drain_seconds: float = Field(60.0, ge=0)
+    """After SIGTERM, time for the answers that are under way."""
+    engine: EngineConfig = EngineConfig()
+    limits: LimitsConfig = LimitsConfig()
+    admin: AdminConfig = AdminConfig()
+
+    @model_validator(mode="after")
+    def _refuse_what_is_open(self) -> "ServeConfig":
+        if self.model.lora is not None:
+            raise ConfigError("model.lora is for training: serve a folder that holds the trained adapter")
+        if self.host not in _LOOPBACK and self.keys_file is None:
+            raise ConfigError(f"host={self.host} lets others ask: give keys_file, or listen on 127.0.0.1")
+        if self.admin.port is not None and self.keys_file is None:
+            raise ConfigError("admin.port needs keys_file, with a key of the role admin")
+        return self

@@ -1,0 +1,423 @@
+"""The engine: continuous batching of answers with settings of their own, over weights that can be exchanged.
+
+It runs in a thread of its own. An answer is bound to the weights that were current when it was asked for, and ends
+with them; those that have no answer left to give are let go. So no answer mixes two versions, and none is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.errors import MachineError
+from burnish.memory.measure import is_out_of_memory
+from burnish.models.layout import packed_linears
+from burnish.models.policy import Policy
+from burnish.records import SamplingSettings
+from burnish.reproducibility.seeds import uniforms
+from burnish.rollout.generators.sampling import draw
+from burnish.serving.cache import CacheRow, RowCache
+from burnish.serving.prefixes import PrefixStore
+from burnish.serving.streaming import TextStream
+
+_IDLE_SECONDS = 0.5  # a wait for work looks around this often
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A model under the name that it is asked for by. `version` counts the weights of a name, from 1."""
+
+    name: str
+    version: int
+    fingerprint: str
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A sampled token: the text that it makes certain, its log-probability under the model, and the likeliest ones."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The answer is over. `text` is what was still held back; `cached_tokens` of the prompt were known before."""
+
+    text: str
+    reason: FinishReason
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no answer."""
+
+    error: Exception
+
+
+Event = Token | Done | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One answer that is asked for. `on_event` is called from the engine's thread and must return at once.
+
+    The penalties are of OpenAI's kind: on what the answer itself said already. `num_top` likeliest tokens come with
+    each token. Whoever is the same `owner` shares a turn with the others. `deadline` is by time.monotonic().
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingSettings
+    seed: int
+    on_event: Callable[[Event], None]
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    num_top: int = 0
+    owner: str = ""
+    deadline: float = float("inf")
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether the model's own distribution is changed before a token is drawn."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
+
+class QueueFullError(MachineError):
+    """So many answers wait that another one would wait too long."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """An answer in the making."""
+
+    ask: Ask
+    served: _Served
+    text: TextStream
+    cache: CacheRow | None = None
+    read: int = 0
+    cached_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    is_over: bool = False
+
+    @property
+    def is_decoding(self) -> bool:
+        return bool(self.token_ids)
+
+
+class _Served:
+    """Weights with what was computed by them."""
+
+    def __init__(self, weights: Weights, *, max_rows: int, prefix_bytes: int) -> None:
+        self.weights = weights
+        self.cache = RowCache(weights.policy.device)
+        self.prefixes = PrefixStore(prefix_bytes)
+        self.rows: list[_Row] = []
+        self.num_bound = 0  # answers that wait or are in the making
+        self.held = ExitStack()
+        self.held.enter_context(packed_linears(weights.policy.model, num_rows=max_rows))
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        return str(self.weights.policy.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+class Engine:
+    """Answers up to `max_rows` asks at once; up to `max_waiting` more wait, one owner's after another's.
+
+    Each step feeds one token of every answer that is under way and `prefill_tokens` of prompts, so a long prompt does
+    not stop the others. `prefix_bytes` of keys and values of prompts are kept for prompts that begin alike.
+    """
+
+    def __init__(self, *, max_rows: int, max_waiting: int, prefill_tokens: int, prefix_bytes: int) -> None:
+        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self._prefill_tokens, self._prefix_bytes = prefill_tokens, prefix_bytes
+        self._changed = threading.Condition()
+        self._current: dict[str, _Served] = {}
+        self._served: list[_Served] = []
+        self._waiting: OrderedDict[str, deque[_Row]] = OrderedDict()
+        self._num_waiting = self._num_running = 0
+        self._cancelled: set[_Row] = set()
+        self._is_stopping = False
+        self.num_steps = 0
+        self.stepped_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="burnish-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_running(self) -> int:
+        """Answers in the making."""
+        return self._num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that wait for their turn."""
+        return self._num_waiting
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def models(self) -> dict[str, Weights]:
+        """What answers now, by name."""
+        with self._changed:
+            return {name: served.weights for name, served in self._current.items()}
+
+    def install(self, weights: Weights) -> None:
+        """From here on these weights answer for their name; answers that were asked for before keep theirs."""
+        served = _Served(weights, max_rows=self.max_rows, prefix_bytes=self._prefix_bytes)
+        with self._changed:
+            self._current[weights.name] = served
+            self._served.append(served)
+            self._changed.notify()
+
+    def submit(self, name: str, asks: Iterable[Ask]) -> tuple[Weights, Callable[[], None]]:
+        """Ask the weights of a name, all asks of one call the same ones. Returns them, and what cancels the asks.
+
+        Raises:
+            KeyError: there is no model of that name.
+            QueueFullError: too many wait already; none of the asks was taken.
+        """
+        with self._changed:
+            served = self._current[name]
+            rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop)) for ask in asks]
+            if self._num_waiting + len(rows) > self.max_waiting + self.max_rows - self._num_running:
+                raise QueueFullError(f"{self._num_waiting} answers wait already, and {self.max_waiting} may")
+            for row in rows:
+                self._waiting.setdefault(row.ask.owner, deque()).append(row)
+            self._num_waiting += len(rows)
+            served.num_bound += len(rows)
+            self._changed.notify()
+        return served.weights, lambda: self._cancel(rows)
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End the thread; what is in the making fails.
+
+        Raises:
+            MachineError: it did not end in time.
+        """
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            raise MachineError(f"the engine did not end within {timeout_seconds:g} s")
+
+    def _cancel(self, rows: Iterable[_Row]) -> None:
+        with self._changed:
+            self._cancelled.update(row for row in rows if not row.is_over)
+            self._changed.notify()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._is_stopping or self._cancelled or self._num_waiting or self._num_running):
+                    self._let_go()
+                    self._changed.wait(_IDLE_SECONDS)
+                    self.stepped_at = time.monotonic()
+                if self._is_stopping:
+                    break
+                self._end_cancelled()
+                self._admit()
+                busy = [served for served in self._served if served.rows]
+            for served in busy:
+                self._end_late(served)
+                try:
+                    self._step(served)
+                except Exception as error:  # whatever it was, the others must go on
+                    self._fail(served.rows, _explained(error))
+            self.num_steps += 1
+            self.stepped_at = time.monotonic()
+        for served in self._served:
+            self._fail(served.rows, MachineError("the server stops"))
+        for rows in self._waiting.values():
+            self._fail(rows, MachineError("the server stops"))
+
+    def _let_go(self) -> None:
+        for served in [each for each in self._served if not each.num_bound]:
+            if self._current.get(served.weights.name) is not served:
+                self._served.remove(served)
+                served.held.close()
+
+    def _end_cancelled(self) -> None:
+        for row in self._cancelled:
+            if row.is_over:
+                continue
+            if row.cache is None:
+                self._waiting[row.ask.owner].remove(row)
+                self._num_waiting -= 1
+            self._close(row)
+        self._cancelled.clear()
+
+    def _admit(self) -> None:
+        """Give free places to those that wait: to each owner in turn."""
+        while self._num_running < self.max_rows and self._num_waiting:
+            owner, rows = next(iter(self._waiting.items()))
+            self._waiting.move_to_end(owner)
+            if not rows:
+                del self._waiting[owner]
+                continue
+            row = rows.popleft()
+            row.cache = row.served.cache.open(len(row.ask.prompt_ids) + 1)
+            row.served.rows.append(row)
+            self._num_waiting -= 1
+            self._num_running += 1
+        self._let_go()
+
+    def _end_late(self, served: _Served) -> None:
+        now = time.monotonic()
+        if late := [row for row in served.rows if now > row.ask.deadline]:
+            self._fail(late, TimeoutError("the answer was not ready in time"))
+
+    def _step(self, served: _Served) -> None:
+        decoding = {row.cache: row for row in served.rows if row.is_decoding and row.cache is not None}
+        pieces = self._pieces(served)
+        if not decoding and not pieces:
+            return
+        cache = served.cache
+        order = cache.begin(list(decoding), [(row.cache, count) for row, count in pieces if row.cache is not None])
+        rows = [decoding[place] for place in order]
+        token_ids, positions = [row.token_ids[-1] for row in rows], [place.length for place in order]
+        wanted = list(range(len(rows)))
+        for row, count in pieces:
+            token_ids += row.ask.prompt_ids[row.read : row.read + count]
+            positions += range(row.read, row.read + count)
+            row.read += count
+            if row.read == len(row.ask.prompt_ids):
+                wanted.append(len(token_ids) - 1)
+                rows.append(row)
+        policy = served.weights.policy
+        hidden_TH = policy.hidden_states(
+            torch.tensor(token_ids, device=policy.device), torch.tensor(positions, device=policy.device), cache
+        )
+        cache.end()
+        for row in rows[len(order) :]:
+            self._remember(row)
+        if rows:
+            logits_RV = policy.head.from_layer(policy.model.get_output_embeddings()(hidden_TH[wanted]))
+            self._extend(rows, logits_RV)
+
+    def _pieces(self, served: _Served) -> list[tuple[_Row, int]]:
+        """What of which prompts is read in this step. Of equal prompts the first is read, and the others begin with
+        what it leaves.
+        """
+        left, found, reading = self._prefill_tokens, [], set[int]()
+        for row in served.rows:
+            prompt = row.ask.prompt_ids
+            if row.is_decoding or left == 0:
+                continue
+            if row.read == 0 and row.cache is not None:
+                if id(prompt) in reading:
+                    continue
+                if known := served.prefixes.find(prompt):
+                    served.cache.copy_in(row.cache, *known)
+                    row.read = row.cached_tokens = known[1]
+            reading.add(id(prompt))
+            count = min(left, len(prompt) - row.read)
+            left -= count
+            found.append((row, count))
+        return found
+
+    def _remember(self, row: _Row) -> None:
+        prompt, prefixes = row.ask.prompt_ids, row.served.prefixes
+        if row.cache is not None and (length := prefixes.wants(prompt)):
+            prefixes.keep(prompt[:length], row.served.cache.copy_out(row.cache, length))
+
+    def _extend(self, rows: list[_Row], logits_RV: Tensor) -> None:
+        """Draw the next token of every row and end those that end with it."""
+        shaped_RV = _shaped(logits_RV, rows)
+        seeds_R = np.array([row.ask.seed for row in rows], dtype=np.uint64)
+        positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
+        drawn = draw(shaped_RV, [row.ask.sampling for row in rows], lambda count: uniforms(seeds_R, positions_R, count))
+        logprobs_R = drawn.model_logprobs_R
+        if shaped_RV is not logits_RV:
+            logprobs_R = logits_RV.log_softmax(1).gather(1, drawn.ids_R[:, None])[:, 0]
+        tops = _tops(logits_RV, rows)
+        for index, (row, token, logprob) in enumerate(
+            zip(rows, drawn.ids_R.tolist(), logprobs_R.tolist(), strict=True)
+        ):
+            try:
+                self._add(row, token, logprob, tops.get(index, ()))
+            except Exception as error:  # a listener that is gone, a token that has no text: this answer's fault alone
+                self._fail([row], error)
+
+    def _add(self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
+        sampling = row.ask.sampling
+        row.token_ids.append(token)
+        row.counts[token] += 1
+        is_end = token in sampling.stop_token_ids
+        text = "" if is_end else row.text.add(token)
+        row.ask.on_event(Token(token, text, logprob, top))
+        if not (is_end or row.text.is_stopped or len(row.token_ids) == sampling.max_tokens):
+            return
+        tail = row.text.end()
+        reason: FinishReason = "stop" if is_end or row.text.is_stopped else "length"
+        self._close(row)
+        row.ask.on_event(Done(text=tail, reason=reason, cached_tokens=row.cached_tokens))
+
+    def _fail(self, rows: Iterable[_Row], error: Exception) -> None:
+        for row in list(rows):
+            if not row.is_over:
+                self._close(row)
+            try:
+                row.ask.on_event(Failed(error))
+            except RuntimeError:  # the listener's loop is closed: nobody is left to tell
+                continue
+
+    def _close(self, row: _Row) -> None:
+        with self._changed:
+            row.is_over = True
+            row.served.num_bound -= 1
+            if row.cache is not None:
+                row.served.rows.remove(row)
+                row.served.cache.close(row.cache)
+                self._num_running -= 1
+
+
+def _shaped(logits_RV: Tensor, rows: list[_Row]) -> Tensor:
+    """The logits with each row's bias and penalties; the same tensor where there are none."""
+    if not any(row.ask.shapes_logits for row in rows):
+        return logits_RV
+    shaped_RV = logits_RV.clone()
+    for index, row in enumerate(rows):
+        change = dict(row.ask.logit_bias)
+        for token, count in row.counts.items():
+            penalty = row.ask.presence_penalty + row.ask.frequency_penalty * count
+            change[token] = change.get(token, 0.0) - penalty
+        if change:
+            ids = torch.tensor(list(change), device=logits_RV.device)
+            shaped_RV[index, ids] += torch.tensor(list(change.values()), device=logits_RV.device)
+    return shaped_RV
+
+
+def _tops(logits_RV: Tensor, rows: list[_Row]) -> dict[int, tuple[tuple[int, float], ...]]:
+    """The likeliest tokens under the model, for the rows that ask for some."""
+    asking = [index for index, row in enumerate(rows) if row.ask.num_top]
+    if not asking:
+        return {}
+    top = logits_RV[asking].log_softmax(1).topk(max(rows[index].ask.num_top for index in asking))
+    pairs = zip(asking, top.indices.tolist(), top.values.tolist(), strict=True)
+    return {index: tuple(zip(ids, values, strict=True))[: rows[index].ask.num_top] for index, ids, values in pairs}
+
+
+def _explained(error: Exception) -> Exception:
+    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        return MachineError("out of memory: lower engine.max_rows, or the longest answer")
+    return error

@@ -1,0 +1,244 @@
+"""OpenAI's requests and answers: what a client may send, and what it gets."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from burnish.serving.engine import Done, Event, Token
+from burnish.serving.service import Answers, RefusedError, Wish
+
+_MAX_SEED = 2**63 - 1
+_DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's
+
+
+class _Body(BaseModel):
+    """No unknown key, no number as text, no number that is none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(_Body):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Body):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Body):
+    """What a stream carries beside the answers."""
+
+    include_usage: bool = False
+
+
+class _Request(_Body):
+    """What both kinds of request share. null stands for the default."""
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[int, Field(ge=-_MAX_SEED, le=_MAX_SEED)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    def wish(self, *, max_tokens: int | None, num_top: int | None) -> Wish:
+        """How answers are to be made."""
+        if self.stream_options is not None and not self.stream:
+            raise RefusedError("invalid", "stream_options needs stream: true", parameter="stream_options")
+        return Wish(
+            num_answers=self.n or 1,
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            min_p=self.min_p or 0.0,
+            stops=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            seed=self.seed,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()},
+            num_top=num_top,
+            ignores_end=bool(self.ignore_eos),
+        )
+
+    @property
+    def counts_usage(self) -> bool:
+        """Whether a stream ends with the number of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    def as_wish(self) -> Wish:
+        """How answers are to be made."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RefusedError("invalid", "top_logprobs needs logprobs: true", parameter="top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise RefusedError(
+                "invalid", "give max_completion_tokens or max_tokens, which it replaces", parameter="max_tokens"
+            )
+        return self.wish(
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            num_top=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    def as_wish(self) -> Wish:
+        """How answers are to be made."""
+        return self.wish(max_tokens=self.max_tokens or _DEFAULT_COMPLETION_TOKENS, num_top=self.logprobs)
+
+    def prompts(self, token_ids: Any) -> list[tuple[int, ...]]:
+        """The prompts as token ids; `token_ids(text)` makes them of a text."""
+        if isinstance(self.prompt, str):
+            return [tuple(token_ids(self.prompt))]
+        if self.prompt and all(isinstance(each, int) for each in self.prompt):
+            return [tuple(self.prompt)]  # type: ignore[arg-type]  # the line above says so
+        return [tuple(token_ids(each)) if isinstance(each, str) else tuple(each) for each in self.prompt]  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class _Choice:
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    reason: str | None = None
+
+
+class Writer:
+    """Writes the answers to one request, whole or piece by piece."""
+
+    def __init__(self, answers: Answers, wish: Wish, decode: Any, *, is_chat: bool) -> None:
+        """`decode(token id)` is the token as text."""
+        self._answers, self._wish, self._decode, self._is_chat = answers, wish, decode, is_chat
+        self._choices = [_Choice() for _ in range(len(answers.prompts) * answers.num_answers)]
+        self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def take(self, number: int, event: Event) -> str:
+        """Add what happened to an answer; returns the text that it makes certain."""
+        choice = self._choices[number]
+        if isinstance(event, Token):
+            choice.tokens.append(event)
+        if isinstance(event, Done):
+            choice.reason = event.reason
+        text = event.text if isinstance(event, Token | Done) else ""
+        choice.text += text
+        return text
+
+    def whole(self) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        choices = []
+        for number, choice in enumerate(self._choices):
+            logprobs = self._logprobs(choice.tokens)
+            content = (
+                {"message": {"role": "assistant", "content": choice.text}} if self._is_chat else {"text": choice.text}
+            )
+            choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": choice.reason})
+        return self._head("") | {"choices": choices, "usage": self.usage()}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """What a stream begins with."""
+        if not self._is_chat:
+            return []
+        return [
+            self._piece(number, {"delta": {"role": "assistant", "content": ""}}, None)
+            for number in range(len(self._choices))
+        ]
+
+    def piece(self, number: int, event: Event, text: str) -> dict[str, Any] | None:
+        """A piece of a stream; None where there is nothing to say."""
+        tokens = [event] if isinstance(event, Token) and self._wish.num_top is not None else []
+        reason = event.reason if isinstance(event, Done) else None
+        if not (text or tokens or reason):
+            return None
+        content: dict[str, Any] = {"delta": {"content": text} if text else {}} if self._is_chat else {"text": text}
+        return self._piece(number, content | {"logprobs": self._logprobs(tokens) if tokens else None}, reason)
+
+    def closing(self) -> dict[str, Any]:
+        """The piece with the number of tokens."""
+        return self._head(".chunk") | {"choices": [], "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens that were read and written."""
+        read = sum(map(len, self._answers.prompts))
+        written = sum(len(choice.tokens) for choice in self._choices)
+        found: dict[str, Any] = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return found | {"prompt_tokens_details": {"cached_tokens": self._answers.cached_tokens}}
+
+    def _head(self, suffix: str) -> dict[str, Any]:
+        kind = f"chat.completion{suffix}" if self._is_chat else "text_completion"
+        weights = self._answers.weights
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": weights.name,
+            "system_fingerprint": f"v{weights.version}-{weights.fingerprint[:16]}",
+        }
+
+    def _piece(self, number: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return self._head(".chunk") | {"choices": [{"index": number, **content, "finish_reason": reason}]}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if self._wish.num_top is None:
+            return None
+        if self._is_chat:
+            return {
+                "content": [
+                    self._named(token.id, token.logprob) | {"top_logprobs": [self._named(*each) for each in token.top]}
+                    for token in tokens
+                ]
+            }
+        offsets, offset = [], 0
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(self._decode(token.id))
+        return {
+            "tokens": [self._decode(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._decode(each): value for each, value in token.top} for token in tokens],
+            "text_offset": offsets,
+        }
+
+    def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = self._decode(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

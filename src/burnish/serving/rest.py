@@ -1,0 +1,261 @@
+"""The server's door for HTTP: OpenAI's routes, and whether the server lives, may be asked, and gets on."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
+
+from burnish.serving.keys import Key, owner_of
+from burnish.serving.openai import ChatRequest, CompletionRequest, Writer
+from burnish.serving.service import Answers, Kind, RefusedError, Service
+
+_BODY_SECONDS = 30.0  # for a request to arrive
+_LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
+_STALLED_SECONDS = 30.0  # without a step while there is work
+_STATUS: dict[Kind, tuple[int, str]] = {
+    "invalid": (400, "invalid_request_error"),
+    "not_found": (404, "invalid_request_error"),
+    "too_many": (429, "rate_limit_error"),
+    "busy": (503, "server_error"),
+    "too_slow": (504, "server_error"),
+    "failed": (500, "server_error"),
+}
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+class TokenizeRequest(BaseModel):
+    """POST /tokenize."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    prompt: str
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    tokens: list[int]
+
+
+def error_body(message: str, kind: str, *, parameter: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI tells it."""
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
+
+
+def refused(error: RefusedError) -> JSONResponse:
+    """An answer that is none."""
+    status, kind = _STATUS[error.kind]
+    headers = {"Retry-After": str(max(1, round(error.retry_seconds)))} if status in (429, 503) else {}
+    return JSONResponse(error_body(str(error), kind, parameter=error.parameter), status, headers)
+
+
+async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> BodyT:
+    """The body of a request, checked.
+
+    Raises:
+        HTTPException: it is too large, not JSON, or does not arrive.
+        RefusedError: it is not what was expected.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the body must be application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit_bytes:
+                    raise HTTPException(413, f"the body is larger than {limit_bytes:,} bytes")
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from error
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        message = f"unknown parameter: {place}" if fault["type"] == "extra_forbidden" else f"{place}: {fault['msg']}"
+        raise RefusedError("invalid", message, parameter=place or None) from error
+
+
+def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
+    """The routes. Without keys whoever reaches the port may ask."""
+    app = FastAPI(title="burnish", docs_url=None, redoc_url=None)
+    add_errors(app)
+    _add_health(app, service)
+    tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
+
+    async def owner(request: Request) -> str:
+        if not keys:
+            return "anyone"
+        key = owner_of(request.headers.get("authorization", ""), keys)
+        if key is None:
+            raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
+        return key.name
+
+    Owner = Annotated[str, Depends(owner)]
+
+    async def in_thread(call: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(tokenizing, call, *arguments)
+
+    @app.get("/v1/models")
+    async def models(owner: Owner) -> dict[str, Any]:
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "owned_by": "burnish",
+                "version": each.version,
+                "fingerprint": each.fingerprint,
+            }
+            for name, each in service.engine.models().items()
+        ]
+        return {"object": "list", "data": data}
+
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
+    async def chat_completions(request: Request, owner: Owner) -> Response:
+        body = await read_body(request, ChatRequest, service.limits.body_bytes)
+        wish = body.as_wish()
+        messages = [{"role": each.role, "content": each.text} for each in body.messages]
+        prompt = await in_thread(service.prompt_of_messages, body.model, messages)
+        answers = service.ask(body.model, [prompt], wish, owner=owner)
+        writer = Writer(answers, wish, _decoder(answers), is_chat=True)
+        return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
+
+    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
+    async def completions(request: Request, owner: Owner) -> Response:
+        body = await read_body(request, CompletionRequest, service.limits.body_bytes)
+        wish = body.as_wish()
+        tokenizer = service.weights(body.model).policy.tokenizer
+        prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
+        answers = service.ask(body.model, prompts, wish, owner=owner)
+        writer = Writer(answers, wish, _decoder(answers), is_chat=False)
+        return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
+
+    @app.post("/tokenize", openapi_extra=_body_of(TokenizeRequest))
+    async def tokenize(request: Request, owner: Owner) -> dict[str, Any]:
+        body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
+        policy = service.weights(body.model).policy
+        tokens = await in_thread(lambda: policy.tokenizer(body.prompt)["input_ids"])
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
+
+    @app.post("/detokenize", openapi_extra=_body_of(DetokenizeRequest))
+    async def detokenize(request: Request, owner: Owner) -> dict[str, Any]:
+        body = await read_body(request, DetokenizeRequest, service.limits.body_bytes)
+        policy = service.weights(body.model).policy
+        if any(not 0 <= token < policy.head.weight_VH.shape[0] for token in body.tokens):
+            raise RefusedError("invalid", "tokens: one is not the model's", parameter="tokens")
+        return {"prompt": await in_thread(policy.tokenizer.decode, body.tokens)}
+
+    return app
+
+
+async def _answer(request: Request, answers: Answers, writer: Writer, *, streams: bool, usage: bool) -> Response:
+    weights = answers.weights
+    headers = {"X-Weight-Version": str(weights.version), "X-Weight-Fingerprint": weights.fingerprint}
+    if streams:
+        pieces = _pieces(answers, writer, usage=usage)
+        return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
+
+    async def collect() -> None:
+        async for number, event in answers.events():
+            writer.take(number, event)
+
+    collecting = asyncio.ensure_future(collect())
+    try:
+        while not (await asyncio.wait({collecting}, timeout=_LOOK_SECONDS))[0]:
+            if await request.is_disconnected():
+                return Response(status_code=499)  # nobody reads it
+        collecting.result()
+    finally:
+        collecting.cancel()
+    return JSONResponse(writer.whole(), headers=headers)
+
+
+async def _pieces(answers: Answers, writer: Writer, *, usage: bool) -> AsyncIterator[str]:
+    for piece in writer.opening():
+        yield _event(piece)
+    try:
+        async for number, event in answers.events():
+            if (said := writer.piece(number, event, writer.take(number, event))) is not None:
+                yield _event(said)
+    except RefusedError as error:
+        yield _event(error_body(str(error), _STATUS[error.kind][1]))
+        return
+    if usage:
+        yield _event(writer.closing())
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _decoder(answers: Answers) -> Any:
+    tokenizer = answers.weights.policy.tokenizer
+    return lambda token_id: str(tokenizer.decode([token_id]))
+
+
+def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `read_body` reads."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(kind)}}}}
+
+
+def _inlined(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body, with its definitions where they are used."""
+    schema = kind.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(parts[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(each) for key, each in node.items()}
+        return [resolve(each) for each in node] if isinstance(node, list) else node
+
+    found: dict[str, Any] = resolve(schema)
+    return found
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    engine = service.engine
+
+    @app.get("/livez")
+    async def live() -> Response:
+        return Response("ok" if engine.is_alive else "the engine is gone", 200 if engine.is_alive else 503)
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        is_ready = engine.is_alive and bool(engine.models()) and not service.is_draining
+        return Response("ok" if is_ready else "not now", 200 if is_ready else 503)
+
+    @app.get("/progress")
+    async def progress() -> JSONResponse:
+        since = time.monotonic() - engine.stepped_at
+        content = {"steps": engine.num_steps, "running": engine.num_running, "waiting": engine.num_waiting}
+        return JSONResponse(content | {"seconds_since_step": round(since, 3)}, 503 if since > _STALLED_SECONDS else 200)
+
+
+def add_errors(app: FastAPI) -> None:
+    """Whatever goes wrong is told as OpenAI tells it."""
+
+    @app.exception_handler(RefusedError)
+    async def on_refused(request: Request, error: RefusedError) -> JSONResponse:
+        return refused(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
+        return JSONResponse(error_body(str(error.detail), kind), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(error_body("the server made a mistake; its log says which", "server_error"), 500)

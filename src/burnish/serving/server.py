@@ -1,0 +1,130 @@
+"""The server: load the weights, open the doors, and leave when it is told to, with every answer given."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from burnish.config.serving import ServeConfig
+from burnish.errors import MachineError
+from burnish.models.load import compute_repeatably
+from burnish.serving.admin import create_admin_app
+from burnish.serving.engine import Engine
+from burnish.serving.keys import read_keys
+from burnish.serving.rest import create_app
+from burnish.serving.service import Service
+from burnish.serving.weights import load_weights
+
+_KEEP_ALIVE_SECONDS = 5
+_MAX_HEADER_BYTES = 65_536
+_STOP_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+
+
+class _Door(uvicorn.Server):
+    """One of several servers of a process, which itself looks after signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
+
+
+def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: the model, a key or a folder cannot be used.
+        MachineError: a port is taken.
+    """
+    keys = () if config.keys_file is None else read_keys(config.keys_file)
+    compute_repeatably(config.model.num_threads)
+    say(f"loading {config.model.path}")
+    weights = load_weights(config.model, name, 1)
+    options = config.engine
+    engine = Engine(
+        max_rows=options.max_rows,
+        max_waiting=options.max_waiting,
+        prefill_tokens=options.prefill_tokens,
+        prefix_bytes=options.prefix_bytes,
+    )
+    engine.install(weights)
+    service = Service(engine, config.limits)
+    apps = [(create_app(service, keys), config.port)]
+    if config.admin.port is not None and config.admin.weights_folder is not None:
+        admin = create_admin_app(service, keys, config.model, config.admin.weights_folder)
+        apps.append((admin, config.admin.port))
+    try:
+        asyncio.run(_serve(service, config, apps, say))
+    finally:
+        engine.stop(_STOP_SECONDS)
+
+
+async def _serve(
+    service: Service, config: ServeConfig, apps: list[tuple[FastAPI, int]], say: Callable[[str], None]
+) -> None:
+    doors = [_Door(_options(app, config.host, port)) for app, port in apps]
+    tasks = [asyncio.create_task(_opened(door)) for door in doors]
+    while not all(door.started for door in doors):
+        if failed := next((task for task in tasks if task.done()), None):
+            for task in tasks:
+                task.cancel()
+            failed.result()
+        await asyncio.sleep(_LOOK_SECONDS)
+    say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
+    for door in doors[1:]:
+        say(f"admin on {door.address}/admin")
+    told = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, told.set)
+    await told.wait()
+    service.is_draining = True
+    say("stopping: no new requests; answers that are under way end")
+    await _drained(service, config.drain_seconds, say)
+    for door in doors:
+        door.should_exit = True
+    await asyncio.gather(*tasks)
+
+
+async def _drained(service: Service, seconds: float, say: Callable[[str], None]) -> None:
+    engine = service.engine
+    try:
+        async with asyncio.timeout(seconds):
+            while engine.num_running or engine.num_waiting:
+                await asyncio.sleep(_LOOK_SECONDS)
+    except TimeoutError:
+        say(f"{engine.num_running + engine.num_waiting} answers were not ready within {seconds:g} s and are cut off")
+
+
+async def _opened(door: _Door) -> None:
+    try:
+        await door.serve()
+    except SystemExit as error:  # uvicorn's word for a port that is taken
+        options = door.config
+        raise MachineError(f"cannot listen on {options.host}:{options.port}: is the port taken?") from error
+
+
+def _options(app: FastAPI, host: str, port: int) -> Any:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(_STOP_SECONDS),
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        http="h11",
+    )

@@ -1,0 +1,227 @@
+"""What every door of the server does with a request: check it, turn it into asks, hand on what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from burnish.config.serving import LimitsConfig
+from burnish.data.chat import Chat
+from burnish.errors import DataError
+from burnish.records import SamplingSettings
+from burnish.reproducibility.seeds import seed_for
+from burnish.serving.engine import Ask, Done, Engine, Event, Failed, QueueFullError, Weights
+
+Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
+
+_MOST_BIAS = 100.0  # as OpenAI's
+
+
+class RefusedError(Exception):
+    """A request that gets no answer: of what kind, why, and which parameter is at fault."""
+
+    def __init__(self, kind: Kind, message: str, *, parameter: str | None = None, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.kind, self.parameter, self.retry_seconds = kind, parameter, retry_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How answers are to be made. `max_tokens` None is what the context leaves; `num_top` None tells no
+    log-probabilities.
+    """
+
+    num_answers: int = 1
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stops: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    num_top: int | None = None
+    ignores_end: bool = False
+
+
+class Answers:
+    """The answers to a request, in the making: several to each prompt, numbered one after the other."""
+
+    def __init__(self, weights: Weights, prompts: Sequence[tuple[int, ...]], num_answers: int) -> None:
+        self.weights, self.prompts, self.num_answers = weights, prompts, num_answers
+        self.cached_tokens = 0
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._cancel: Callable[[], None] = lambda: None
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """(number of the answer, what happened to it) until all are over. Whoever stops listening cancels the rest.
+
+        Raises:
+            RefusedError: an answer cannot be finished.
+        """
+        left = len(self.prompts) * self.num_answers
+        try:
+            while left:
+                number, event = await self._queue.get()
+                if isinstance(event, Failed):
+                    kind: Kind = "too_slow" if isinstance(event.error, TimeoutError) else "failed"
+                    raise RefusedError(kind, str(event.error)) from event.error
+                if isinstance(event, Done):
+                    left -= 1
+                    self.cached_tokens += event.cached_tokens if number % self.num_answers == 0 else 0
+                yield number, event
+        finally:
+            self._cancel()
+
+
+class Service:
+    """Asks the engine. One for all doors; its methods are called from one event loop."""
+
+    def __init__(self, engine: Engine, limits: LimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engine, self.limits = engine, limits
+        self.is_draining = False
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}  # of an owner: requests, and when that was
+
+    def weights(self, model: str) -> Weights:
+        """The weights that answer for a name now.
+
+        Raises:
+            RefusedError: there are none.
+        """
+        found = self.engine.models().get(model)
+        if found is None:
+            known = ", ".join(self.engine.models())
+            raise RefusedError("not_found", f"the model {model!r} does not exist; there is {known}", parameter="model")
+        return found
+
+    def chat(self, model: str) -> Chat:
+        """The chat template of a model."""
+        policy = self.weights(model).policy
+        return Chat(tokenizer=policy.tokenizer, stop_token_ids=policy.stop_token_ids)
+
+    def prompt_of_messages(self, model: str, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
+
+        Raises:
+            RefusedError: the template refuses it.
+        """
+        chat = self.chat(model)
+        said = [{**message, "content": chat.defused(message["content"])} for message in messages]
+        try:
+            return tuple(chat.prompt_ids(chat.render(said, asks=True)))
+        except DataError as error:
+            raise RefusedError("invalid", str(error), parameter="messages") from error
+
+    def ask(self, model: str, prompts: Sequence[tuple[int, ...]], wish: Wish, *, owner: str) -> Answers:
+        """Ask for answers to prompts.
+
+        Raises:
+            RefusedError: the request is not taken.
+        """
+        if self.is_draining:
+            raise RefusedError("busy", "the server is about to stop", retry_seconds=5)
+        weights = self.weights(model)
+        self._check(weights, prompts, wish)
+        self._count(owner)
+        answers = Answers(weights, prompts, wish.num_answers)
+        loop = asyncio.get_running_loop()
+        root = int.from_bytes(os.urandom(8), "little") if wish.seed is None else wish.seed
+
+        def listener(number: int) -> Callable[[Event], None]:
+            def listen(event: Event) -> None:
+                loop.call_soon_threadsafe(answers._queue.put_nowait, (number, event))
+
+            return listen
+
+        asks = [
+            Ask(
+                prompt_ids=prompt,
+                sampling=self._sampling(weights, prompt, wish),
+                seed=seed_for(root, "served answer", number % wish.num_answers),
+                on_event=listener(number),
+                presence_penalty=wish.presence_penalty,
+                frequency_penalty=wish.frequency_penalty,
+                logit_bias=wish.logit_bias,
+                num_top=wish.num_top or 0,
+                owner=owner,
+                deadline=time.monotonic() + self.limits.seconds,
+            )
+            for number, prompt in enumerate(each for each in prompts for _ in range(wish.num_answers))
+        ]
+        try:
+            answers.weights, answers._cancel = self.engine.submit(model, asks)
+        except QueueFullError as error:
+            raise RefusedError("busy", str(error), retry_seconds=5) from error
+        return answers
+
+    def _sampling(self, weights: Weights, prompt: tuple[int, ...], wish: Wish) -> SamplingSettings:
+        room = weights.policy.context_length - len(prompt)
+        return SamplingSettings(
+            max_tokens=room if wish.max_tokens is None else wish.max_tokens,
+            temperature=wish.temperature,
+            top_k=wish.top_k,
+            top_p=wish.top_p,
+            min_p=wish.min_p,
+            stop=wish.stops,
+            stop_token_ids=() if wish.ignores_end else weights.policy.stop_token_ids,
+        )
+
+    def _check(self, weights: Weights, prompts: Sequence[tuple[int, ...]], wish: Wish) -> None:
+        """Refuse what no answer can be made of, or what is more than the limits."""
+        limits, context = self.limits, weights.policy.context_length
+        vocabulary = weights.policy.head.weight_VH.shape[0]
+        counted: list[tuple[str, float, str]] = [
+            ("n", len(prompts) * wish.num_answers - limits.completions, f"at most {limits.completions} answers"),
+            ("top_logprobs", (wish.num_top or 0) - limits.logprobs, f"at most {limits.logprobs}"),
+            ("stop", len(wish.stops) - limits.stops, f"at most {limits.stops} strings"),
+            (
+                "stop",
+                max(map(len, wish.stops), default=0) - limits.stop_characters,
+                f"at most {limits.stop_characters} characters each",
+            ),
+            ("logit_bias", len(wish.logit_bias) - limits.biases, f"at most {limits.biases} entries"),
+        ]
+        for parameter, excess, allowed in counted:
+            if excess > 0:
+                raise RefusedError("invalid", f"{parameter}: {allowed}", parameter=parameter)
+        if "" in wish.stops:
+            raise RefusedError("invalid", "stop: a stop string is empty", parameter="stop")
+        if bad := next((token for token in wish.logit_bias if not 0 <= token < vocabulary), None):
+            raise RefusedError("invalid", f"logit_bias: there is no token {bad}", parameter="logit_bias")
+        if any(abs(each) > _MOST_BIAS for each in wish.logit_bias.values()):
+            raise RefusedError("invalid", "logit_bias: values lie between -100 and 100", parameter="logit_bias")
+        if not prompts:
+            raise RefusedError("invalid", "there is no prompt", parameter="prompt")
+        for prompt in prompts:
+            if not prompt:
+                raise RefusedError("invalid", "a prompt is empty", parameter="prompt")
+            if any(not 0 <= token < vocabulary for token in prompt):
+                raise RefusedError("invalid", "a prompt has a token that is not the model's", parameter="prompt")
+            if len(prompt) + (wish.max_tokens or 1) > context:
+                raise RefusedError(
+                    "invalid",
+                    f"the prompt has {len(prompt)} tokens and the answer may have {wish.max_tokens or 1}: together "
+                    f"more than the model's context of {context}",
+                    parameter="max_tokens",
+                )
+
+    def _count(self, owner: str) -> None:
+        """Refuse whoever asks too often: a bucket that fills by so many requests a minute, and holds as many."""
+        limit = self.limits.requests_per_minute
+        if limit is None:
+            return
+        now = self._clock()
+        left, since = self._left.get(owner, (limit, now))
+        left = min(limit, left + (now - since) * limit / 60)
+        if left < 1:
+            raise RefusedError(
+                "too_many", f"more than {limit:g} requests a minute", retry_seconds=(1 - left) * 60 / limit
+            )
+        self._left[owner] = left - 1, now

@@ -1,0 +1,95 @@
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.config.schema import ModelConfig
+from burnish.records import SamplingSettings
+from burnish.serving.engine import Ask, Done, Engine, Event, Failed, Token, Weights
+from burnish.serving.weights import load_weights
+
+MakeEngine = Callable[..., Engine]
+
+
+class Heard:
+    """What an engine says of one ask, and whether it is over."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [event.id for event in self.events if isinstance(event, Token)]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Token | Done))
+
+    @property
+    def done(self) -> Done | None:
+        return next((event for event in self.events if isinstance(event, Done)), None)
+
+    @property
+    def failure(self) -> Exception | None:
+        return next((event.error for event in self.events if isinstance(event, Failed)), None)
+
+    @property
+    def is_over(self) -> bool:
+        return self.done is not None or self.failure is not None
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Until it is so.
+
+    Raises:
+        TimeoutError: it was not in time.
+    """
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(0.005)
+
+
+def ask(prompt_ids: tuple[int, ...], heard: Heard, *, max_tokens: int = 8, seed: int = 0, **settings: Any) -> Ask:
+    names = {"temperature", "top_k", "top_p", "min_p", "stop", "stop_token_ids"}
+    sampling = {"temperature": 0.0} | {key: settings.pop(key) for key in names & settings.keys()}
+    return Ask(
+        prompt_ids=prompt_ids,
+        sampling=SamplingSettings(max_tokens=max_tokens, **sampling),
+        seed=seed,
+        on_event=heard,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_folder: Path, tiny_teacher_folder: Path) -> Callable[..., Weights]:
+    """The tiny model, or another one, as version N of `tiny`."""
+
+    def load(version: int = 1, *, other: bool = False, dtype: str = "float32") -> Weights:
+        path = tiny_teacher_folder if other else tiny_folder
+        return load_weights(ModelConfig(path=str(path), compute_dtype=dtype), "tiny", version)
+
+    return load
+
+
+@pytest.fixture
+def make_engine(load_tiny: Callable[..., Weights]) -> Iterator[MakeEngine]:
+    made: list[Engine] = []
+
+    def make(**settings: Any) -> Engine:
+        defaults = {"max_rows": 8, "max_waiting": 64, "prefill_tokens": 64, "prefix_bytes": 10_000_000}
+        engine = Engine(**(defaults | settings))
+        engine.install(load_tiny())
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.stop(10)

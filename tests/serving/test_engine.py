@@ -1,0 +1,261 @@
+"""The engine against the native generator, and what must hold whatever is asked."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from burnish.models.policy import Policy
+from burnish.records import GenerationRequest, SamplingSettings
+from burnish.rollout.generators.native import NativeGenerator
+from burnish.serving.engine import Engine, QueueFullError, Token, Weights
+
+from .conftest import Heard, MakeEngine, ask, wait_for
+
+LENGTHS = (3, 40, 7, 130, 1, 25, 260, 12)
+
+
+def prompts(count: int = len(LENGTHS)) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(5)
+    return [tuple(torch.randint(3, 200, (length,), generator=generator).tolist()) for length in LENGTHS[:count]]
+
+
+def offline(policy: Policy, prompt: tuple[int, ...], seed: int, **sampling: object) -> list[int]:
+    settings = SamplingSettings(**({"temperature": 0.0} | sampling))  # type: ignore[arg-type]  # a test's own words
+    request = GenerationRequest(token_ids=prompt, sampling=settings, seeds=(seed,))
+    (((completion),),) = NativeGenerator(policy, max_rows=1).generate([request])
+    return list(completion.token_ids)
+
+
+def answers(engine: Engine, asked: list[tuple[tuple[int, ...], dict]]) -> list[Heard]:
+    """All asked at once, until all are over."""
+    heard = [Heard() for _ in asked]
+    for (prompt, settings), each in zip(asked, heard, strict=True):
+        engine.submit("tiny", [ask(prompt, each, **settings)])
+    wait_for(lambda: all(each.is_over for each in heard))
+    return heard
+
+
+@pytest.mark.parametrize("prefill_tokens", [16, 1000])
+def test_answers_are_those_of_the_native_generator(
+    make_engine: MakeEngine, load_tiny: Callable[..., Weights], prefill_tokens: int
+) -> None:
+    """Each with its own settings, in a batch of others that come and go, prompts read in pieces, rows that grow."""
+    engine, policy = make_engine(prefill_tokens=prefill_tokens, max_rows=3), load_tiny().policy
+    own = [
+        {"max_tokens": 5},
+        {"max_tokens": 20, "temperature": 1.0, "seed": 3},
+        {"max_tokens": 9, "temperature": 0.7, "top_k": 5, "seed": 4},
+        {"max_tokens": 140, "temperature": 1.3, "top_p": 0.8, "seed": 9},
+        {"max_tokens": 30},
+        {"max_tokens": 1, "temperature": 1.0, "min_p": 0.1, "seed": 1},
+        {"max_tokens": 12},
+        {"max_tokens": 300, "temperature": 1.0, "seed": 2},
+    ]
+    for heard, prompt, settings in zip(
+        answers(engine, list(zip(prompts(), own, strict=True))), prompts(), own, strict=True
+    ):
+        expected = offline(policy, prompt, **({"seed": 0} | settings))  # type: ignore[arg-type]  # as above
+        assert heard.token_ids == expected
+        assert heard.text == policy.tokenizer.decode(expected, skip_special_tokens=True)
+    assert engine.num_running == engine.num_waiting == 0
+
+
+def test_log_probabilities_are_the_models_own(make_engine: MakeEngine, load_tiny: Callable[..., Weights]) -> None:
+    """Also where what is drawn from is another distribution."""
+    policy, prompt = load_tiny().policy, prompts()[1]
+    settings = {"max_tokens": 6, "temperature": 0.5, "seed": 3, "num_top": 4, "logit_bias": {7: 3.0, 9: -100.0}}
+    (heard,) = answers(make_engine(), [(prompt, settings)])
+    ids = torch.tensor([[*prompt, *heard.token_ids]])
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(policy.source, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs_TV = plain(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    tokens = [event for event in heard.events if isinstance(event, Token)]
+    for row_V, token in zip(logprobs_TV, tokens, strict=True):
+        assert token.logprob == pytest.approx(float(row_V[token.id]), abs=1e-5)
+        top = row_V.topk(4)
+        assert [each for each, _ in token.top] == top.indices.tolist()
+        assert [value for _, value in token.top] == pytest.approx(top.values.tolist(), abs=1e-5)
+
+
+def test_a_bias_and_penalties_change_what_is_said(make_engine: MakeEngine) -> None:
+    """The tiny model's logits are within 2 of each other."""
+    bias = {42: 90.0, 43: 87.0}
+    biased, present, frequent = answers(
+        make_engine(),
+        [
+            (prompts()[0], {"max_tokens": 12, "logit_bias": bias}),
+            (prompts()[0], {"max_tokens": 12, "logit_bias": {42: 90.0, 43: 88.0}, "presence_penalty": 2.0}),
+            (prompts()[0], {"max_tokens": 12, "logit_bias": bias, "frequency_penalty": 1.0}),
+        ],
+    )
+    assert biased.token_ids == [42] * 12
+    assert present.token_ids[0] == 42 and set(present.token_ids) == {42, 43}
+    assert frequent.token_ids[0] == 42 and frequent.token_ids.count(43) >= 3
+
+
+def test_a_prompt_that_begins_alike_is_not_read_again(
+    make_engine: MakeEngine, load_tiny: Callable[..., Weights]
+) -> None:
+    engine, policy, shared = make_engine(), load_tiny().policy, prompts()[3]
+    first, second = (*shared, 5, 6, 7), (*shared, 9)
+    (before,) = answers(engine, [(first, {})])
+    after, same = answers(engine, [(second, {}), (first, {})])
+    assert (before.done.cached_tokens, after.done.cached_tokens, same.done.cached_tokens) == (0, 128, 128)
+    assert after.token_ids == offline(policy, second, 0, max_tokens=8)
+    assert same.token_ids == before.token_ids
+
+
+def test_several_answers_to_one_prompt_read_it_once(make_engine: MakeEngine) -> None:
+    engine, prompt = make_engine(), prompts()[3]
+    heard = [Heard() for _ in range(4)]
+    engine.submit("tiny", [ask(prompt, each, temperature=1.0, seed=n) for n, each in enumerate(heard)])
+    wait_for(lambda: all(each.is_over for each in heard))
+    assert sorted(each.done.cached_tokens for each in heard) == [0, 128, 128, 128]
+    assert len({tuple(each.token_ids) for each in heard}) == 4
+
+
+def test_prefixes_are_forgotten_when_there_is_no_room(make_engine: MakeEngine) -> None:
+    for num_bytes in (0, 1000):
+        engine = make_engine(prefix_bytes=num_bytes)
+        for _ in range(2):
+            (heard,) = answers(engine, [(prompts()[3], {})])
+            assert heard.done.cached_tokens == 0
+
+
+def test_new_weights_take_what_is_asked_from_then_on(
+    make_engine: MakeEngine, load_tiny: Callable[..., Weights]
+) -> None:
+    """While answers are under way: each is whole, and of the version that it was asked of; equal prompts too."""
+    engine, prompt = make_engine(max_rows=2), prompts()[3]
+    versions = {1: load_tiny(1), 2: load_tiny(2, other=True), 3: load_tiny(3)}
+    expected = {n: offline(each.policy, prompt, 0, max_tokens=25) for n, each in versions.items()}
+    assert expected[1] == expected[3] != expected[2]
+    heard: list[tuple[int, Heard]] = []
+    for version in (1, 2, 3):
+        if version > 1:
+            engine.install(versions[version])
+        for _ in range(3):
+            each = Heard()
+            weights, _ = engine.submit("tiny", [ask(prompt, each, max_tokens=25)])
+            heard.append((weights.version, each))
+    wait_for(lambda: all(each.is_over for _, each in heard))
+    assert [version for version, _ in heard] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for version, each in heard:
+        assert each.token_ids == expected[version]
+    wait_for(lambda: len(engine._served) == 1)  # the old ones are let go
+    assert engine.models()["tiny"].version == 3
+
+
+def test_an_answer_that_nobody_waits_for_ends(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_rows=1)
+    running, waiting, third = Heard(), Heard(), Heard()
+    _, stop_running = engine.submit("tiny", [ask(prompts()[0], running, max_tokens=900)])
+    _, stop_waiting = engine.submit("tiny", [ask(prompts()[0], waiting)])
+    wait_for(lambda: len(running.events) > 3)
+    stop_waiting()
+    stop_running()
+    engine.submit("tiny", [ask(prompts()[0], third)])
+    wait_for(lambda: third.is_over)
+    assert not running.is_over and not waiting.events
+    assert engine.num_running == engine.num_waiting == 0
+    stop_running()  # once more does no harm
+
+
+def test_nobody_takes_all_turns(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_rows=1)
+    many, one = [Heard() for _ in range(10)], Heard()
+    engine.submit("tiny", [ask(prompts()[0], each, owner="many") for each in many])
+    engine.submit("tiny", [ask(prompts()[0], one, owner="one")])
+    wait_for(lambda: one.is_over)
+    assert sum(each.is_over for each in many) <= 3
+    wait_for(lambda: all(each.is_over for each in many))
+
+
+def test_who_comes_when_all_places_are_taken_is_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_rows=1, max_waiting=1)
+    heard = [Heard() for _ in range(4)]
+    cancels = [engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900)])[1] for each in heard[:1]]
+    wait_for(lambda: engine.num_running == 1)
+    cancels += [engine.submit("tiny", [ask(prompts()[0], heard[1])])[1]]
+    with pytest.raises(QueueFullError, match="1 answers wait already, and 1 may"):
+        engine.submit("tiny", [ask(prompts()[0], each) for each in heard[2:]])
+    with pytest.raises(KeyError):
+        engine.submit("other", [ask(prompts()[0], heard[2])])
+    for cancel in cancels:
+        cancel()
+
+
+def test_an_answer_has_a_deadline(make_engine: MakeEngine) -> None:
+    engine, heard = make_engine(max_rows=1), [Heard(), Heard()]
+    for each in heard:
+        engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900, deadline=0.0)])
+    wait_for(lambda: all(each.is_over for each in heard))
+    assert all(isinstance(each.failure, TimeoutError) for each in heard)
+
+
+def test_a_fault_is_that_of_its_own_answer(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    good = Heard()
+
+    class Broken(Heard):
+        def __call__(self, event: object) -> None:
+            super().__call__(event)  # type: ignore[arg-type]  # whatever comes
+            if len(self.events) == 2:
+                raise ValueError("the listener is broken")
+
+    broken = Broken()
+    engine.submit("tiny", [ask(prompts()[0], broken), ask(prompts()[1], good)])
+    wait_for(lambda: good.is_over and broken.is_over)
+    assert isinstance(broken.failure, ValueError) and good.done is not None
+    step, failures = engine._step, iter([RuntimeError("the kernel is broken"), RuntimeError("can't allocate memory")])
+
+    def breaks(served: object) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        step(served)  # type: ignore[arg-type]  # as it is
+
+    monkeypatch.setattr(engine, "_step", breaks)
+    for expected in ("the kernel is broken", "out of memory: lower engine.max_rows", None):
+        (heard,) = answers(engine, [(prompts()[0], {})])
+        assert (expected is None) == (heard.failure is None)
+        assert expected is None or expected in str(heard.failure)
+    assert engine.is_alive
+
+
+def test_many_threads_ask_and_leave(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_rows=4, max_waiting=1000)
+    whole = offline(engine.models()["tiny"].policy, prompts()[2], 0, max_tokens=6)
+    kept: list[Heard] = []
+
+    def client(number: int) -> None:
+        for turn in range(12):
+            heard = Heard()
+            _, cancel = engine.submit("tiny", [ask(prompts()[2], heard, max_tokens=6, owner=str(number))])
+            if (turn + number) % 3 == 0:
+                cancel()
+            else:
+                kept.append(heard)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    wait_for(lambda: all(each.is_over for each in kept))
+    assert all(each.token_ids == whole for each in kept) and len(kept) == 48
+    wait_for(lambda: engine.num_running == engine.num_waiting == 0)
+    assert engine._served[0].num_bound == 0 and engine._served[0].cache.num_bytes == 0
+
+
+def test_what_is_in_the_making_fails_when_the_engine_stops(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_rows=1)
+    heard = [Heard(), Heard()]
+    for each in heard:
+        engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900)])
+    wait_for(lambda: bool(heard[0].events))
+    engine.stop(10)
+    assert all("the server stops" in str(each.failure) for each in heard)
