@@ -140,22 +140,25 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
-    @app.post("/tokenize", openapi_extra=_body_of(TokenizeRequest))
-    async def tokenize(request: Request, owner: Owner) -> dict[str, Any]:
+    _add_tokenizer(app, service, owner, in_thread)
+    return app
+
+
+def _add_tokenizer(app: FastAPI, service: Service, owner: Any, in_thread: Any) -> None:
+    @app.post("/tokenize", dependencies=[Depends(owner)], openapi_extra=_body_of(TokenizeRequest))
+    async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
         tokens = await in_thread(lambda: policy.tokenizer(body.prompt)["input_ids"])
         return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
 
-    @app.post("/detokenize", openapi_extra=_body_of(DetokenizeRequest))
-    async def detokenize(request: Request, owner: Owner) -> dict[str, Any]:
+    @app.post("/detokenize", dependencies=[Depends(owner)], openapi_extra=_body_of(DetokenizeRequest))
+    async def detokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, DetokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
         if any(not 0 <= token < policy.head.weight_VH.shape[0] for token in body.tokens):
             raise RefusedError("invalid", "tokens: one is not the model's", parameter="tokens")
         return {"prompt": await in_thread(policy.tokenizer.decode, body.tokens)}
-
-    return app
 
 
 async def _answer(request: Request, answers: Answers, writer: Writer, *, streams: bool, usage: bool) -> Response:
