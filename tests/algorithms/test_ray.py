@@ -147,6 +147,10 @@ def test_what_is_lost_is_made_anew_and_changes_no_bit(on_ray: Any, quiet: Any, m
     assert (mine.parameters, mine.optimizer, mine.tokens) == (theirs.parameters, theirs.optimizer, theirs.tokens)
     events = [event["event"] for event in run.events()]
     assert "lost" in events and "healed" in events
+    assert [event["message"] for event in run.events() if event["event"] == "noticed"] == [
+        "generator 0 is gone: another one is started, and samples what it was asked"
+    ]
+    assert all(line["peak_memory_bytes"] > 10**8 for line in run.metrics())  # a learner's, who has torch
 
 
 def test_weights_change_while_a_completion_is_sampled(on_ray: Any, make_config: Any, quiet: Any, monkeypatch) -> None:

@@ -31,10 +31,17 @@ def answered(ray: Any, error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("ActorDiedError", ()), ("OutOfMemoryError", ("no room",)), ("WorkerCrashedError", ())]
+    ("name", "words", "why"),
+    [
+        ("ActorDiedError", (), "it was killed, or it crashed"),
+        ("ActorDiedError", ("The actor died because its node has died.",), "its node is gone"),
+        ("NodeDiedError", ("Ray's words",), "its node is gone"),
+        ("OutOfMemoryError", ("no room",), "its node was almost out of memory, and Ray ended it"),
+        ("WorkerCrashedError", (), "it was killed, or it crashed"),
+    ],
 )
-def test_a_process_that_is_gone_is_lost(ray: Any, name: str, words: tuple[str, ...]) -> None:
-    with pytest.raises(LostError, match=r"^generator 0: a process is gone \("):
+def test_a_process_that_is_gone_is_lost(ray: Any, name: str, words: tuple[str, ...], why: str) -> None:
+    with pytest.raises(LostError, match=f"^generator 0: a process is gone: {why}$"):
         answered(ray, getattr(ray.exceptions, name)(*words))
 
 

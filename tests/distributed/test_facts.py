@@ -25,6 +25,7 @@ ELSEWHERE = replace(HERE, host="elsewhere", process_id=2)
     ("theirs", "message"),
     [
         ({"burnish": "c" * 64}, "elsewhere has another burnish"),
+        ({"burnish": "c" * 64, "host": "here"}, "burnish's own files changed while the run was going on"),
         ({"torch": "2.12"}, r"elsewhere has another torch \(2\.12, and here 2\.13\)"),
         ({"transformers": "5.1"}, r"elsewhere has another transformers \(5\.1, and here 5\.24\)"),
         ({"python": "3.13"}, "elsewhere has another python"),

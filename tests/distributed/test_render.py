@@ -102,6 +102,13 @@ def test_a_name_that_kubernetes_does_not_take(name: str) -> None:
         ray_job(job(name=name), image="i", claim="c", ray_version="2.60.0")
 
 
+def test_more_processes_than_places_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data.source", "rows.jsonl", "--cluster.learners", "9", "--data.batch_size", "9"]
+    for sizes, status in ((["--nodes", "2", "--cpus", "4"], 2), (["--nodes", "3", "--cpus", "4"], 0)):
+        assert run(["render", "slurm", "sft", *flags, *sizes]) == status
+    assert "learners and generators need 9 places, and 2 nodes have 8" in capsys.readouterr().err
+
+
 def test_a_resumed_job_runs_where_the_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     cluster = {"kind": "ray", "learners": 8, "tensor_parallel": 2, "timeout_seconds": 99.0}

@@ -77,7 +77,7 @@ class Hooks:
         learned = time.monotonic()
         if self.profile is not None and (table := self.profile.end(self.run.path / "profile")):
             self.progress.say(table)
-        seen = {**observed, **self.observe_roles()}
+        seen = {**observed, "peak_memory_bytes": peak_memory_bytes(), **self.observe_roles()}
         metrics: dict[str, Any] = {"step": state.step, **state.controllers, **seen, **reduce_metrics(parts)}
         for message in adjust(metrics) if adjust is not None else ():
             self.progress.say(f"step {state.step}: {message}")
@@ -91,7 +91,6 @@ class Hooks:
         metrics["seconds_learn"] = learned - self._sampled
         metrics["seconds"] = learned - self._step_began
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds"]
-        metrics["peak_memory_bytes"] = peak_memory_bytes()
         if rollouts:
             self.run.write_step("rollouts", state.step, rollouts)
             self.run.trim_rollouts(self.checkpoint.max_rollout_megabytes * 1e6)

@@ -29,6 +29,10 @@ DETERMINISM = {
 }
 
 
+# what decides in which order the sums of a step are added, as it is by default
+_ONE_PROCESS = {"kind": "local", "learners": 1, "tensor_parallel": 1, "replicas": 1}
+
+
 class Recorded(Protocol):
     """What a run reads, as far as its record is concerned."""
 
@@ -83,6 +87,11 @@ def inexact(record: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Why a run that goes on here may not give the same bits."""
     environment = environment_record(config.model.num_threads)
     found = [str(each) for each in environment_differences(record["environment"], environment) if each.breaks_exactness]
+    layout = {key: record["settings"].get(f"cluster.{key}", default) for key, default in _ONE_PROCESS.items()}
+    now = {key: getattr(config.cluster, key) for key in _ONE_PROCESS}
+    if layout != now:
+        words = (f"cluster.{key} {before} -> {now[key]}" for key, before in layout.items() if before != now[key])
+        found.append(f"{', '.join(words)}: sums are added in another order")
     if package_sha256() != record["code"]["package"]["sha256"]:
         found.append("burnish itself is not what the run began with")
     return found

@@ -284,7 +284,8 @@ def report(run: RunFolder) -> str:
     seconds = sum(line["seconds"] for line in lines)
     peak = max(line["peak_memory_bytes"] for line in lines)
     result = verdict(run.record()["measure"], compare_items(first, last))
-    return f"{result}; training wall time {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+    of = " of a learner" if "idle_learners" in lines[-1] else ""
+    return f"{result}; {len(lines)} steps took {seconds:.0f} s, peak memory{of} {peak / 1e9:.2f} GB"
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
@@ -334,6 +335,12 @@ class _Start:
 def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, console: Console, start: _Start) -> None:
     algorithm, num_steps = algorithm_of(config), config.train.num_steps
     progress = Progress(console, num_steps=num_steps, columns=algorithm.COLUMNS)
+
+    def notice(text: str) -> None:
+        progress.say(text)
+        run.add_event("noticed", message=text)
+
+    roles.notice = notice
     save_bytes = roles.checkpoint_bytes()
     require_free_space(run.checkpoints, save_bytes, "a checkpoint")  # better now than at the end
     inputs.start(roles, progress.say)

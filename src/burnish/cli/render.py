@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from burnish.algorithms.session import schema_for
+from burnish.algorithms.session import algorithm_of, schema_for
 from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig
 from burnish.distributed.render import Job, ray_job, slurm_script
@@ -38,6 +38,13 @@ def _job(recipe: str, settings: Sequence[str], job: dict[str, int]) -> Job:
     config: RunConfig = resolve(
         schema_for(recipe, settings), recipe, flags=[*settings, "--cluster.kind=ray"], environment=os.environ
     ).config
+    generators = config.cluster.generators if algorithm_of(config).needs(config).max_rows else 0
+    wanted, places = config.cluster.learners + generators, job["nodes"] * (job["gpus"] or job["cpus"])
+    if wanted > places:
+        raise ConfigError(
+            f"cluster: learners and generators need {wanted} places, and {job['nodes']} nodes have {places}: give more "
+            "nodes or --cpus, or lower cluster.learners or cluster.generators"
+        )
     cluster = config.cluster.model_dump(mode="json", exclude={"kind", "address"})
     typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in cluster.items()}
     rest = config.model_dump_json(exclude={"cluster", "runs_folder"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -217,10 +218,10 @@ class Actors:
             if isinstance(cause, BurnishError):
                 raise cause from None
             if isinstance(cause, gone):  # of an argument that another actor was to make
-                raise LostError(f"{what}: a process is gone ({_line(cause)})") from error
+                raise LostError(f"{what}: a process is gone: {_why_gone(cause)}") from error
             raise _FailedError(f"{what}: {type(cause).__name__}: {_line(cause)}") from error
         except gone as error:
-            raise LostError(f"{what}: a process is gone ({_line(error)})") from error
+            raise LostError(f"{what}: a process is gone: {_why_gone(error)}") from error
         except exceptions.GetTimeoutError as error:
             raise MachineError(f"{what}: the answer did not arrive in {self.cluster.timeout_seconds:.0f} s") from error
         except exceptions.RayError as error:  # a full store or disk, an environment that cannot be set up
@@ -268,6 +269,16 @@ def _line(error: Any) -> str:
     return " ".join(str(error).split())[:400]
 
 
+def _why_gone(error: Any) -> str:
+    """In a few words what Ray says in a paragraph."""
+    text, kind = str(error).lower(), type(error).__name__
+    if kind == "OutOfMemoryError" or "memory pressure" in text:
+        return "its node was almost out of memory, and Ray ended it"
+    if kind in ("NodeDiedError", "LocalRayletDiedError") or "node has died" in text or "node died" in text:
+        return "its node is gone"
+    return "it was killed, or it crashed"
+
+
 @contextmanager
 def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     """Ray, started here for this run or joined, and left when the context ends.
@@ -290,6 +301,8 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     }
     if cluster.address is None:
         options |= {"num_cpus": num_processes}
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # or what Ray itself says has colours in a file too
     if cluster.address is not None:
         _check_reachable(cluster.address)
     try:

@@ -113,7 +113,7 @@ def examine() -> Machine:
         available_bytes=available_bytes(torch.device("cpu")),
         disk_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=tuple(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus),
-        packages={"python": record["python"], **versions(EXACT_PACKAGES)},
+        packages={"python": record["python"], **versions((*EXACT_PACKAGES, "ray"))},
         code=package_sha256(),
         clock=time.time(),
         rates={name: _rate(getattr(torch, name)) for name in ("float32", "bfloat16")},

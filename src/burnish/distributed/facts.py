@@ -77,6 +77,11 @@ def check_facts(told: Sequence[Facts], here: Facts, probe: Probe | None) -> None
     for each in told:
         for name in ("burnish", "torch", "transformers", "python"):
             theirs, ours = getattr(each, name), getattr(here, name)
+            if theirs != ours and name == "burnish" and each.host == here.host:
+                raise ConfigError(
+                    "cluster: burnish's own files changed while the run was going on, and a process that is started "
+                    "now would have the new ones: `burnish resume last` goes on with them"
+                )
             if theirs != ours:
                 raise ConfigError(
                     f"cluster: {each.host} has another {name} ({theirs[:12]}, and here {ours[:12]}): "

@@ -59,6 +59,7 @@ class LocalRoles:
         self._critic = critic
         self.generator = generator
         self.weight_version = 0
+        self.notice: Callable[[str], None] = lambda text: None
         self._reference = None if reference is None else replace_policy(learner, reference)
         self._offloads_reference = offloads_reference and not learner.policy.is_adapted
         if self._reference is not None and self._offloads_reference:

@@ -99,6 +99,7 @@ class RayRoles(Group):
         self._jobs = Jobs()
         self._clock = Clock()
         self._bytes = 0
+        self.notice: Callable[[str], None] = lambda text: None
 
     # ---- beginning ----
 
@@ -276,6 +277,7 @@ class RayRoles(Group):
     def _replace_generator(self, number: int, epoch: int) -> None:
         self._check_epoch(epoch)
         self._actors.count_restart("a generator")
+        self.notice(f"generator {number} is gone: another one is started, and samples what it was asked")
         self._actors.end(self._generators[number])
         new = self._start_generator()
         self._generators[number] = new
@@ -336,8 +338,8 @@ class RayRoles(Group):
         return size
 
     def observed(self) -> dict[str, float]:
-        """See Backend: what was sent, and how long who had nothing to do, since it was asked last; and how many
-        processes were started anew since the command began.
+        """See Backend: what was sent, and how long who had nothing to do, since it was asked last; how many processes
+        were started anew since the command began, and the most that a learner held.
         """
         seconds, spent = self._clock.read()
         sent, self._bytes = self._bytes, 0
@@ -345,6 +347,8 @@ class RayRoles(Group):
             "idle_learners": 1 - spent.get("learners", 0.0) / seconds,
             "restarts": float(self._actors.num_restarts),
         }
+        held = [each.peak_memory.remote() for each in self._learners]
+        found["peak_memory_bytes"] = max(self._actors.wait(held, "the learners to say what they held"))
         if self._generators:
             found["idle_generators"] = 1 - spent.get("generators", 0.0) / seconds
             found |= {"seconds_publish": spent.get("publish", 0.0), "bytes_published": float(sent)}

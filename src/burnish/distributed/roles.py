@@ -113,6 +113,9 @@ class Backend(Roles, Protocol):
         """Go on from a checkpoint; see `load_checkpoint`."""
         ...
 
+    notice: Callable[[str], None]
+    """Called with what a person should know at once; whoever runs the roles sets it."""
+
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint."""
         ...

@@ -29,6 +29,7 @@ from burnish.distributed.local import build_local_roles, prepare_process
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.sharding import make_sharding
 from burnish.losses.loss import Loss
+from burnish.memory.measure import peak_memory_bytes
 from burnish.models.load import find_device, find_dtype, load_policy
 from burnish.records import Completion, GenerationRequest, LossOutput, Metric, Scored, TokenBatch
 from burnish.reproducibility.seeds import seed_for
@@ -77,6 +78,10 @@ class LearnerWorker:
     def clock(self) -> float:
         """The time here."""
         return time.time()
+
+    def peak_memory(self) -> int:
+        """The most that this process held, in bytes."""
+        return peak_memory_bytes()
 
     def address(self) -> tuple[str, int]:
         """Where the others find this process."""
