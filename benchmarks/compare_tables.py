@@ -84,6 +84,7 @@ def written(kind: str, folder: Path, num_items: int, num_samples: int) -> list[s
         with (store / "scores.jsonl").open("w") as file:
             file.writelines(_line(index, kind, row) for index, row in enumerate(scores_IK))
         record = {"format": 1, "label": label, "status": "done", "settings": {}, "origin": {}}
+        record["samples_per_item"] = drawn_IK.shape[1]
         record["sha256"] = {"scores.jsonl": sha256_of_file(store / "scores.jsonl")}
         (store / "eval.json").write_text(json.dumps(record))
         stores.append(str(store))

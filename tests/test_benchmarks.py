@@ -63,6 +63,27 @@ def test_every_run_computes_the_reference_of_dpo(load, monkeypatch, tiny_folder,
     assert all(run["reference"] > 0 for run in runs)
 
 
+def test_what_is_read_in_bulk_is_measured(load, monkeypatch, capsys) -> None:
+    for name, arguments in (("compare_tables", ["--items", "40", "--samples", "2"]), ("runs_list", ["5"])):
+        program = load(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        program.main()
+    said = capsys.readouterr().out
+    assert all(f"| {kind} |" in said for kind in load("compare_tables").KINDS)
+    assert "5 runs listed in" in said
+
+
+def test_a_layout_has_a_lag_and_a_prediction(load) -> None:
+    scaling = load("scaling")
+    local = [{"seconds_sample": 2.0, "seconds_learn": 4.0}] * 2
+    lines = [{"seconds": 5.0, "seconds_sample": 1.0, "seconds_learn": 4.0, "tokens": 100, "seconds_publish": 0.5}] * 2
+    expected = scaling.predicted("1x1x2x1", local, lines)
+    assert expected.step_seconds == pytest.approx(4.5)  # sampling, a second of it, is hidden
+    assert (expected.idle_learners, expected.idle_generators) == pytest.approx((0.0, 1 - 1 / 4.5))
+    assert scaling.predicted("2x1x1", local, lines).step_seconds == pytest.approx(2 + 2 + 0.5)
+    assert scaling.row("1x1x2x1", lines, expected).startswith("| 1x1x2x1 | 5.00 | 4.50 | 100 | 25 | 0.50 | 0 |")
+
+
 def test_a_row_says_the_ratio_with_and_without_the_reference(load) -> None:
     compare = load("compare")
     ours = [{**RUN, "step": 1.0, "reference": seconds} for seconds in (0.6, 0.05, 0.9)]

@@ -211,14 +211,17 @@ def test_a_fault_is_that_of_its_own_answer(make_engine: MakeEngine, monkeypatch:
     engine.submit("tiny", [ask(prompts()[0], broken), ask(prompts()[1], good)])
     wait_for(lambda: good.is_over and broken.is_over)
     assert isinstance(broken.failure, ValueError) and good.done is not None
-    step, failures = engine._step, iter([RuntimeError("the kernel is broken"), RuntimeError("can't allocate memory")])
+    hidden, failures = (
+        Policy.hidden_states,
+        iter([RuntimeError("the kernel is broken"), RuntimeError("can't allocate memory")]),
+    )
 
-    def breaks(served: object) -> None:
+    def breaks(policy: Policy, *arguments: object) -> torch.Tensor:
         if (error := next(failures, None)) is not None:
             raise error
-        step(served)  # type: ignore[arg-type]  # as it is
+        return hidden(policy, *arguments)  # type: ignore[arg-type]  # as they are
 
-    monkeypatch.setattr(engine, "_step", breaks)
+    monkeypatch.setattr(Policy, "hidden_states", breaks)
     for expected in ("the kernel is broken", "out of memory: lower engine.max_rows", None):
         (heard,) = answers(engine, [(prompts()[0], {})])
         assert (expected is None) == (heard.failure is None)

@@ -65,7 +65,9 @@ def _arm(what: str, runs_folder: Path) -> "Arm":
     if not names:
         raise UserError(f"{what!r} names nothing to compare")
     tables = tuple(read_table(name, runs_folder) for name in names)
-    return Arm(label=tables[0].label if len(tables) == 1 else what, tables=tables)
+    if len(tables) == 1:
+        return Arm(label=tables[0].label, tables=tables)
+    return Arm(label=f"{tables[0].label} and {len(tables) - 1} more" if "," in what else what, tables=tables)
 
 
 def _told_apart(arms: Sequence["Arm"], names: Sequence[str]) -> list["Arm"]:

@@ -106,8 +106,10 @@ class RowCache:
         return row
 
     def close(self, row: CacheRow) -> None:
-        """The row is over."""
-        self._pools[row.room].remove(row)
+        """The row is over. Nothing is done for one that is not in this cache, as after a step that failed."""
+        pool = self._pools.get(row.room)
+        if pool is not None and row.slot < len(pool.rows) and pool.rows[row.slot] is row:
+            pool.remove(row)
 
     def copy_in(self, row: CacheRow, prefix: Prefix, num_tokens: int) -> None:
         """Begin an empty row with the first tokens of a prefix."""

@@ -242,6 +242,7 @@ class Engine:
                 try:
                     self._step(served)
                 except Exception as error:  # whatever it was, the others must go on
+                    served.cache = RowCache(served.weights.policy.device)  # the old one may be half changed
                     self._fail(served.rows, _explained(error))
             self.num_steps += 1
             self.stepped_at = time.monotonic()
