@@ -68,6 +68,12 @@ def ask(prompt_ids: tuple[int, ...], heard: Heard, *, max_tokens: int = 8, seed:
     )
 
 
+def submit(engine: Engine, asks: list[Ask], **limits: int) -> tuple[Weights, Callable[[], None]]:
+    """Ask the weights that answer for `tiny` now."""
+    with engine.lease("tiny") as weights:
+        return weights, engine.submit(weights, asks, **limits)
+
+
 @pytest.fixture(scope="session")
 def load_tiny(tiny_folder: Path, tiny_teacher_folder: Path) -> Callable[..., Weights]:
     """The tiny model, or another one, as version N of `tiny`."""
@@ -84,7 +90,8 @@ def make_engine(load_tiny: Callable[..., Weights]) -> Iterator[MakeEngine]:
     made: list[Engine] = []
 
     def make(**settings: Any) -> Engine:
-        defaults = {"max_rows": 8, "max_waiting": 64, "prefill_tokens": 64, "prefix_bytes": 10_000_000}
+        defaults = {"max_rows": 8, "max_waiting": 64, "prefill_tokens": 64, "cache_tokens": 100_000}
+        defaults |= {"prefix_bytes": 10_000_000}
         engine = Engine(**(defaults | settings))
         engine.install(load_tiny())
         made.append(engine)

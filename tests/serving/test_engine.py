@@ -1,6 +1,7 @@
 """The engine against the native generator, and what must hold whatever is asked."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from burnish.models.policy import Policy
 from burnish.records import GenerationRequest, SamplingSettings
 from burnish.rollout.generators.native import NativeGenerator
-from burnish.serving.engine import Engine, QueueFullError, Token, Weights
+from burnish.serving.cache import Prefix, RowCache
+from burnish.serving.engine import Done, Engine, EngineGoneError, Event, QueueFullError, Token, Weights
+from burnish.serving.prefixes import PrefixStore
 
-from .conftest import Heard, MakeEngine, ask, wait_for
+from .conftest import Heard, MakeEngine, ask, submit, wait_for
 
 LENGTHS = (3, 40, 7, 130, 1, 25, 260, 12)
 
@@ -32,7 +35,7 @@ def answers(engine: Engine, asked: list[tuple[tuple[int, ...], dict]]) -> list[H
     """All asked at once, until all are over."""
     heard = [Heard() for _ in asked]
     for (prompt, settings), each in zip(asked, heard, strict=True):
-        engine.submit("tiny", [ask(prompt, each, **settings)])
+        submit(engine, [ask(prompt, each, **settings)])
     wait_for(lambda: all(each.is_over for each in heard))
     return heard
 
@@ -112,7 +115,7 @@ def test_a_prompt_that_begins_alike_is_not_read_again(
 def test_several_answers_to_one_prompt_read_it_once(make_engine: MakeEngine) -> None:
     engine, prompt = make_engine(), prompts()[3]
     heard = [Heard() for _ in range(4)]
-    engine.submit("tiny", [ask(prompt, each, temperature=1.0, seed=n) for n, each in enumerate(heard)])
+    submit(engine, [ask(prompt, each, temperature=1.0, seed=n) for n, each in enumerate(heard)])
     wait_for(lambda: all(each.is_over for each in heard))
     assert sorted(each.done.cached_tokens for each in heard) == [0, 128, 128, 128]
     assert len({tuple(each.token_ids) for each in heard}) == 4
@@ -140,7 +143,7 @@ def test_new_weights_take_what_is_asked_from_then_on(
             engine.install(versions[version])
         for _ in range(3):
             each = Heard()
-            weights, _ = engine.submit("tiny", [ask(prompt, each, max_tokens=25)])
+            weights, _ = submit(engine, [ask(prompt, each, max_tokens=25)])
             heard.append((weights.version, each))
     wait_for(lambda: all(each.is_over for _, each in heard))
     assert [version for version, _ in heard] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
@@ -153,12 +156,12 @@ def test_new_weights_take_what_is_asked_from_then_on(
 def test_an_answer_that_nobody_waits_for_ends(make_engine: MakeEngine) -> None:
     engine = make_engine(max_rows=1)
     running, waiting, third = Heard(), Heard(), Heard()
-    _, stop_running = engine.submit("tiny", [ask(prompts()[0], running, max_tokens=900)])
-    _, stop_waiting = engine.submit("tiny", [ask(prompts()[0], waiting)])
+    _, stop_running = submit(engine, [ask(prompts()[0], running, max_tokens=900)])
+    _, stop_waiting = submit(engine, [ask(prompts()[0], waiting)])
     wait_for(lambda: len(running.events) > 3)
     stop_waiting()
     stop_running()
-    engine.submit("tiny", [ask(prompts()[0], third)])
+    submit(engine, [ask(prompts()[0], third)])
     wait_for(lambda: third.is_over)
     assert not running.is_over and not waiting.events
     assert engine.num_running == engine.num_waiting == 0
@@ -167,34 +170,55 @@ def test_an_answer_that_nobody_waits_for_ends(make_engine: MakeEngine) -> None:
 
 def test_nobody_takes_all_turns(make_engine: MakeEngine) -> None:
     engine = make_engine(max_rows=1)
-    many, one = [Heard() for _ in range(10)], Heard()
-    engine.submit("tiny", [ask(prompts()[0], each, owner="many") for each in many])
-    engine.submit("tiny", [ask(prompts()[0], one, owner="one")])
-    wait_for(lambda: one.is_over)
-    assert sum(each.is_over for each in many) <= 3
-    wait_for(lambda: all(each.is_over for each in many))
+    order: list[str] = []
+
+    class Noted(Heard):
+        def __init__(self, owner: str) -> None:
+            super().__init__()
+            self.owner = owner
+
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, Done):
+                order.append(self.owner)
+
+    first, many, one = Noted("first"), [Noted("many") for _ in range(10)], Noted("one")
+    submit(engine, [ask(prompts()[0], first, max_tokens=300)])  # meanwhile the others queue
+    submit(engine, [ask(prompts()[0], each, owner="many") for each in many])
+    submit(engine, [ask(prompts()[0], one, owner="one")])
+    wait_for(lambda: len(order) == 12)
+    assert order[:3] == ["first", "many", "one"]
 
 
 def test_who_comes_when_all_places_are_taken_is_refused(make_engine: MakeEngine) -> None:
     engine = make_engine(max_rows=1, max_waiting=1)
     heard = [Heard() for _ in range(4)]
-    cancels = [engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900)])[1] for each in heard[:1]]
+    cancels = [submit(engine, [ask(prompts()[0], each, max_tokens=900)])[1] for each in heard[:1]]
     wait_for(lambda: engine.num_running == 1)
-    cancels += [engine.submit("tiny", [ask(prompts()[0], heard[1])])[1]]
+    cancels += [submit(engine, [ask(prompts()[0], heard[1])])[1]]
     with pytest.raises(QueueFullError, match="1 answers wait already, and 1 may"):
-        engine.submit("tiny", [ask(prompts()[0], each) for each in heard[2:]])
-    with pytest.raises(KeyError):
-        engine.submit("other", [ask(prompts()[0], heard[2])])
+        submit(engine, [ask(prompts()[0], each) for each in heard[2:]])
+    with pytest.raises(KeyError), engine.lease("other"):
+        pass
+    cancels.pop()()
+    wait_for(lambda: engine.num_left == 1)
+    with pytest.raises(QueueFullError, match="1 answers are yours already, and 1 may be"):
+        submit(engine, [ask(prompts()[0], heard[2])], max_of_owner=1)
     for cancel in cancels:
         cancel()
 
 
 def test_an_answer_has_a_deadline(make_engine: MakeEngine) -> None:
-    engine, heard = make_engine(max_rows=1), [Heard(), Heard()]
-    for each in heard:
-        engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900, deadline=0.0)])
-    wait_for(lambda: all(each.is_over for each in heard))
-    assert all(isinstance(each.failure, TimeoutError) for each in heard)
+    """Whoever waits has one too."""
+    engine, long, late, waiting = make_engine(max_rows=1), Heard(), Heard(), Heard()
+    submit(engine, [ask(prompts()[0], late, max_tokens=900, deadline=0.0)])
+    wait_for(lambda: late.is_over)
+    _, cancel = submit(engine, [ask(prompts()[0], long, max_tokens=900)])
+    submit(engine, [ask(prompts()[0], waiting, deadline=time.monotonic() + 0.05)])
+    wait_for(lambda: waiting.is_over)
+    assert not long.is_over and not waiting.token_ids
+    assert all(isinstance(each.failure, TimeoutError) for each in (late, waiting))
+    cancel()
 
 
 def test_a_fault_is_that_of_its_own_answer(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +232,9 @@ def test_a_fault_is_that_of_its_own_answer(make_engine: MakeEngine, monkeypatch:
                 raise ValueError("the listener is broken")
 
     broken = Broken()
-    engine.submit("tiny", [ask(prompts()[0], broken), ask(prompts()[1], good)])
+    submit(engine, [ask(prompts()[0], broken), ask(prompts()[1], good)])
     wait_for(lambda: good.is_over and broken.is_over)
-    assert isinstance(broken.failure, ValueError) and good.done is not None
+    assert str(broken.failure) == "the answer failed; the server's log says how" and good.done is not None
     hidden, failures = (
         Policy.hidden_states,
         iter([RuntimeError("the kernel is broken"), RuntimeError("can't allocate memory")]),
@@ -222,7 +246,7 @@ def test_a_fault_is_that_of_its_own_answer(make_engine: MakeEngine, monkeypatch:
         return hidden(policy, *arguments)  # type: ignore[arg-type]  # as they are
 
     monkeypatch.setattr(Policy, "hidden_states", breaks)
-    for expected in ("the kernel is broken", "out of memory: lower engine.max_rows", None):
+    for expected in ("the answer failed; the server's log says how", "out of memory: lower engine.cache_tokens", None):
         (heard,) = answers(engine, [(prompts()[0], {})])
         assert (expected is None) == (heard.failure is None)
         assert expected is None or expected in str(heard.failure)
@@ -237,7 +261,7 @@ def test_many_threads_ask_and_leave(make_engine: MakeEngine) -> None:
     def client(number: int) -> None:
         for turn in range(12):
             heard = Heard()
-            _, cancel = engine.submit("tiny", [ask(prompts()[2], heard, max_tokens=6, owner=str(number))])
+            _, cancel = submit(engine, [ask(prompts()[2], heard, max_tokens=6, owner=str(number))])
             if (turn + number) % 3 == 0:
                 cancel()
             else:
@@ -258,7 +282,75 @@ def test_what_is_in_the_making_fails_when_the_engine_stops(make_engine: MakeEngi
     engine = make_engine(max_rows=1)
     heard = [Heard(), Heard()]
     for each in heard:
-        engine.submit("tiny", [ask(prompts()[0], each, max_tokens=900)])
+        submit(engine, [ask(prompts()[0], each, max_tokens=900)])
     wait_for(lambda: bool(heard[0].events))
     engine.stop(10)
     assert all("the server stops" in str(each.failure) for each in heard)
+
+
+def test_an_answer_that_cannot_be_begun_fails_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    original, failures = RowCache.open, iter([RuntimeError("can't allocate memory")])
+
+    def opened(cache: RowCache, num_tokens: int) -> object:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return original(cache, num_tokens)
+
+    monkeypatch.setattr(RowCache, "open", opened)
+    first, second = answers(engine, [(prompts()[0], {}), (prompts()[0], {})])
+    assert str(first.failure) == "out of memory: lower engine.cache_tokens" and second.done is not None
+    assert engine.num_left == 0
+
+
+def test_nobody_waits_for_an_engine_that_is_gone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, running = make_engine(max_rows=1), Heard()
+    submit(engine, [ask(prompts()[0], running, max_tokens=900)])
+    wait_for(lambda: bool(running.events))
+
+    def breaks() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    monkeypatch.setattr(engine, "_late", breaks)
+    wait_for(lambda: running.is_over and not engine.is_alive)
+    assert isinstance(running.failure, EngineGoneError)
+    with pytest.raises(EngineGoneError):
+        submit(engine, [ask(prompts()[0], Heard())])
+
+
+def test_answers_begin_while_there_is_room_for_their_tokens(make_engine: MakeEngine) -> None:
+    engine, most = make_engine(cache_tokens=100), 0
+    heard = [Heard() for _ in range(6)]
+    for each in heard:
+        submit(engine, [ask(prompts()[2], each, max_tokens=40)])  # 47 with their prompt
+    while not all(each.is_over for each in heard):
+        most = max(most, engine.num_running)
+        time.sleep(0.001)
+    assert most == 2
+    (alone,) = answers(engine, [(prompts()[3], {})])  # larger than all the room, but alone
+    assert alone.done is not None
+
+
+def test_one_owner_does_not_begin_with_what_another_asked(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    found = [answers(engine, [(prompts()[3], {"owner": owner})])[0].done for owner in ("ann", "bo", "ann")]
+    assert [each.cached_tokens for each in found if each is not None] == [0, 0, 128]
+
+
+def test_what_is_forgotten_is_kept_again_when_it_is_asked_again() -> None:
+    """And what two prompts share is not forgotten with one of them."""
+    shared, size = tuple(range(16)), 16
+
+    def prefix(num_tokens: int) -> Prefix:
+        return Prefix({0: torch.zeros(1, 1, num_tokens)}, {0: torch.zeros(1, num_tokens, 1)})
+
+    a, b, c = (*shared, *[1] * size), (*shared, *[2] * size), tuple([3] * 2 * size)
+    store = PrefixStore(2 * prefix(32).num_bytes)
+    for each in (a, b):
+        assert store.wants("", each) == 32
+        store.keep("", each, prefix(32))
+    assert store.find("", (*a, 9))[1] == 32
+    store.keep("", c, prefix(32))  # b goes
+    assert store.find("", (*b, 9))[1] == 16 and store.wants("", b) == 32
+    assert store.find("", (*a, 9))[1] == 32 and store.wants("", a) == 0

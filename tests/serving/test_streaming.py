@@ -1,5 +1,7 @@
 """Text that grows by tokens is the text of all tokens, cut before the first stop string."""
 
+from collections.abc import Sequence
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,9 +26,9 @@ def said(stream: TextStream, token_ids: list[int]) -> list[str]:
 def test_the_parts_are_the_whole(token_ids: list[int], stops: list[str]) -> None:
     stream = TextStream(lambda ids: "".join(PIECES[each] for each in ids), stops)
     whole = "".join(PIECES[each] for each in token_ids)
-    cuts = [whole.find(stop) for stop in stops if stop in whole]
-    assert "".join(said(stream, token_ids)) == (whole[: min(cuts)] if cuts else whole)
-    assert stream.is_stopped == bool(cuts)
+    ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+    assert "".join(said(stream, token_ids)) == (whole[: min(ends)[1]] if ends else whole)
+    assert stream.is_stopped == bool(ends)
 
 
 @given(text=st.text(max_size=40))
@@ -47,3 +49,14 @@ def test_nothing_is_held_longer_than_it_must() -> None:
     stream = TextStream(lambda ids: "".join(PIECES[each] for each in ids), ["bb"])
     assert [stream.add(each) for each in (0, 1, 0, 1)] == ["a", "", "ba", ""]
     assert stream.end() == "b"
+
+
+def test_bytes_without_end_take_no_longer_and_longer() -> None:
+    decoded: list[int] = []
+
+    def decode(ids: Sequence[int]) -> str:
+        decoded.append(len(ids))
+        return bytes(ids).decode(errors="replace")
+
+    assert "".join(said(TextStream(decode), [0xE2] * 300 + [65])) == "\ufffd" * 300 + "A"
+    assert max(decoded) < 40

@@ -34,4 +34,5 @@ def environment_for(schema: type[BaseModel]) -> dict[str, str]:
     """The environment without what is set for training alone, whose sections a schema does not have."""
     of_training = {*RunConfig.model_fields, "rollout", "data", "loss"} - set(schema.model_fields)
     sections = tuple(f"{ENVIRONMENT_PREFIX}{name.upper()}__" for name in of_training)
-    return {name: value for name, value in os.environ.items() if not name.startswith(sections)}
+    scalars = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in of_training}
+    return {name: value for name, value in os.environ.items() if not name.startswith(sections) and name not in scalars}

@@ -20,5 +20,5 @@ def serve_model(model: str, settings: Sequence[str], runs_folder: Path) -> int:
         from burnish.serving.server import serve
     except ImportError as error:
         raise UserError("burnish serve needs a package that is missing: pip install 'burnish[serve]'") from error
-    serve(config, config.name or Path(path).name, lambda text: print(text, file=sys.stderr, flush=True))
+    serve(config, config.name or Path(path).resolve().name, lambda text: print(text, file=sys.stderr, flush=True))
     return 0

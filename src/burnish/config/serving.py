@@ -19,8 +19,12 @@ class EngineConfig(Section):
     """Answers that may wait for their turn; what comes then is refused with 503."""
     prefill_tokens: int = Field(256, ge=16)
     """Tokens of prompts that are read in one step: more make prompts quicker and the answers of others slower."""
+    cache_tokens: int = Field(65_536, ge=1)
+    """Tokens of all answers that are made at once, with their prompts and at their longest; others wait. A token takes
+    2 x layers x key-value heads x head size x bytes of the type: 23 KB in SmolLM2-135M, 128 KB in Llama-3-8B."""
     prefix_bytes: int = Field(256_000_000, ge=0)
-    """Keys and values of prompts that are kept for prompts that begin alike; 0 keeps none."""
+    """Keys and values of prompts that are kept for prompts of the same key that begin alike, for each set of weights; 0
+    keeps none."""
 
 
 class LimitsConfig(Section):
@@ -30,6 +34,8 @@ class LimitsConfig(Section):
     """Size of a request."""
     completions: int = Field(16, ge=1)
     """`n`, times the prompts of a request."""
+    tokens: int = Field(4096, ge=1)
+    """Tokens of an answer. One that names no number may have as many, as far as the context goes."""
     logprobs: int = Field(20, ge=0)
     """`top_logprobs`, or `logprobs` of a completion."""
     stops: int = Field(8, ge=0)
@@ -38,6 +44,10 @@ class LimitsConfig(Section):
     """Characters of a stop string."""
     biases: int = Field(1024, ge=0)
     """Entries of `logit_bias`."""
+    answers: int = Field(64, ge=1)
+    """Answers of one key that wait or are made; more are refused with 503."""
+    connections: int = Field(1000, ge=1)
+    """Connections that are open at once."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Of each who may ask, with bursts of as many; more are refused with 429. Null is no limit."""
     seconds: float = Field(600.0, gt=0)

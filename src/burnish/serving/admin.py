@@ -44,9 +44,10 @@ def create_admin_app(service: Service, keys: Sequence[Key], model: ModelConfig, 
 
     Admin = Annotated[str, Depends(admin)]
 
-    @app.post("/admin/models/{name}/weights")
+    @app.post("/admin/models/{name:path}/weights")
     async def swap(name: str, request: Request, admin: Admin) -> JSONResponse:
         body = await read_body(request, SwapRequest, _BODY_BYTES)
+        service.weights(name)
         folder = inside(weights_folder, body.path)
         if one_at_a_time.locked():
             raise RefusedError("busy", "other weights are being loaded")
@@ -83,4 +84,8 @@ def inside(folder: Path, path: str) -> Path:
         found = None
     if found is None or not found.is_relative_to(root) or not found.is_dir():
         raise RefusedError("invalid", "path: no folder below admin.weights_folder", parameter="path")
+    if any(not file.resolve().is_relative_to(root) for file in found.rglob("*")):
+        raise RefusedError("invalid", "path: a link in it leads out of admin.weights_folder", parameter="path")
+    if (found / "adapter_config.json").is_file():  # it would name a base, from anywhere
+        raise RefusedError("invalid", "path: an adapter cannot be exchanged, only whole weights", parameter="path")
     return found

@@ -60,6 +60,9 @@ class _Pool:
                     by_layer[layer][: len(old)] = old
         row.room, row.slot = self.room, len(self.rows)
         self.rows.append(row)
+        for by_layer in (self.key, self.value):
+            for tensor in by_layer.values():
+                tensor[row.slot].zero_()  # whoever had the place before may have left what is no number
 
     def remove(self, row: CacheRow) -> None:
         """The last row takes its place."""

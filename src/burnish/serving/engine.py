@@ -6,11 +6,12 @@ with them; those that have no answer left to give are let go. So no answer mixes
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +30,7 @@ from burnish.serving.cache import CacheRow, RowCache
 from burnish.serving.prefixes import PrefixStore
 from burnish.serving.streaming import TextStream
 
+_LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.5  # a wait for work looks around this often
 
 FinishReason = Literal["stop", "length"]
@@ -93,13 +95,22 @@ class Ask:
     deadline: float = float("inf")
 
     @property
+    def num_tokens(self) -> int:
+        """The most that the answer and its prompt can have."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    @property
     def shapes_logits(self) -> bool:
         """Whether the model's own distribution is changed before a token is drawn."""
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 class QueueFullError(MachineError):
-    """So many answers wait that another one would wait too long."""
+    """So many answers wait, or are one owner's, that another one would wait too long."""
+
+
+class EngineGoneError(MachineError):
+    """The engine has ended, or is about to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +125,7 @@ class _Row:
     cached_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
+    is_waiting: bool = True
     is_over: bool = False
 
     @property
@@ -141,17 +153,21 @@ class Engine:
     """Answers up to `max_rows` asks at once; up to `max_waiting` more wait, one owner's after another's.
 
     Each step feeds one token of every answer that is under way and `prefill_tokens` of prompts, so a long prompt does
-    not stop the others. `prefix_bytes` of keys and values of prompts are kept for prompts that begin alike.
+    not stop the others. Answers are begun while they and their prompts, at their longest, have no more than
+    `cache_tokens` together. `prefix_bytes` of keys and values of prompts are kept for prompts that begin alike.
     """
 
-    def __init__(self, *, max_rows: int, max_waiting: int, prefill_tokens: int, prefix_bytes: int) -> None:
-        self.max_rows, self.max_waiting = max_rows, max_waiting
+    def __init__(
+        self, *, max_rows: int, max_waiting: int, prefill_tokens: int, cache_tokens: int, prefix_bytes: int
+    ) -> None:
+        self.max_rows, self.max_waiting, self.cache_tokens = max_rows, max_waiting, cache_tokens
         self._prefill_tokens, self._prefix_bytes = prefill_tokens, prefix_bytes
         self._changed = threading.Condition()
         self._current: dict[str, _Served] = {}
         self._served: list[_Served] = []
         self._waiting: OrderedDict[str, deque[_Row]] = OrderedDict()
-        self._num_waiting = self._num_running = 0
+        self._of_owner: Counter[str] = Counter()
+        self._num_waiting = self._num_running = self._reserved = 0
         self._cancelled: set[_Row] = set()
         self._is_stopping = False
         self.num_steps = 0
@@ -168,6 +184,12 @@ class Engine:
     def num_waiting(self) -> int:
         """Answers that wait for their turn."""
         return self._num_waiting
+
+    @property
+    def num_left(self) -> int:
+        """Answers that were asked for and are not over."""
+        with self._changed:
+            return self._num_running + self._num_waiting
 
     @property
     def is_alive(self) -> bool:
@@ -187,24 +209,47 @@ class Engine:
             self._served.append(served)
             self._changed.notify()
 
-    def submit(self, name: str, asks: Iterable[Ask]) -> tuple[Weights, Callable[[], None]]:
-        """Ask the weights of a name, all asks of one call the same ones. Returns them, and what cancels the asks.
+    @contextmanager
+    def lease(self, name: str) -> Iterator[Weights]:
+        """The weights of a name, which stay until the context ends, so that they answer what was prepared for them.
 
         Raises:
             KeyError: there is no model of that name.
-            QueueFullError: too many wait already; none of the asks was taken.
         """
         with self._changed:
             served = self._current[name]
+            served.num_bound += 1
+        try:
+            yield served.weights
+        finally:
+            with self._changed:
+                served.num_bound -= 1
+                self._changed.notify()
+
+    def submit(self, weights: Weights, asks: Sequence[Ask], *, max_of_owner: int | None = None) -> Callable[[], None]:
+        """Ask weights that are leased. Returns what cancels the asks.
+
+        Raises:
+            QueueFullError: too many wait already, or are this owner's; none of the asks was taken.
+            EngineGoneError: there is nobody to answer.
+        """
+        with self._changed:
+            if self._is_stopping or not self.is_alive:
+                raise EngineGoneError("the engine has stopped")
+            served = next(each for each in self._served if each.weights is weights)
             rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop)) for ask in asks]
             if self._num_waiting + len(rows) > self.max_waiting + self.max_rows - self._num_running:
                 raise QueueFullError(f"{self._num_waiting} answers wait already, and {self.max_waiting} may")
+            owner = asks[0].owner
+            if max_of_owner is not None and self._of_owner[owner] + len(rows) > max_of_owner:
+                raise QueueFullError(f"{self._of_owner[owner]} answers are yours already, and {max_of_owner} may be")
             for row in rows:
                 self._waiting.setdefault(row.ask.owner, deque()).append(row)
+                self._of_owner[row.ask.owner] += 1
             self._num_waiting += len(rows)
             served.num_bound += len(rows)
             self._changed.notify()
-        return served.weights, lambda: self._cancel(rows)
+        return lambda: self._cancel(rows)
 
     def stop(self, timeout_seconds: float) -> None:
         """End the thread; what is in the making fails.
@@ -226,30 +271,51 @@ class Engine:
 
     @torch.no_grad()
     def _run(self) -> None:
-        while True:
+        try:
+            while self._turn():
+                pass
+        except BaseException:
+            _LOG.exception("the engine failed")
+            raise
+        finally:
             with self._changed:
-                while not (self._is_stopping or self._cancelled or self._num_waiting or self._num_running):
-                    self._let_go()
-                    self._changed.wait(_IDLE_SECONDS)
-                    self.stepped_at = time.monotonic()
-                if self._is_stopping:
-                    break
-                self._end_cancelled()
-                self._admit()
-                busy = [served for served in self._served if served.rows]
-            for served in busy:
-                self._end_late(served)
-                try:
-                    self._step(served)
-                except Exception as error:  # whatever it was, the others must go on
-                    served.cache = RowCache(served.weights.policy.device)  # the old one may be half changed
-                    self._fail(served.rows, _explained(error))
-            self.num_steps += 1
-            self.stepped_at = time.monotonic()
-        for served in self._served:
-            self._fail(served.rows, MachineError("the server stops"))
-        for rows in self._waiting.values():
-            self._fail(rows, MachineError("the server stops"))
+                self._is_stopping = True
+                left = [row for rows in self._waiting.values() for row in rows]
+                left += [row for served in self._served for row in served.rows]
+            self._fail(left, EngineGoneError("the server stops"))
+
+    def _turn(self) -> bool:
+        """Wait for work and do a step of it; False when it is time to end."""
+        with self._changed:
+            while not (self._is_stopping or self._cancelled or self._num_waiting or self._num_running):
+                self._let_go()
+                self._changed.wait(_IDLE_SECONDS)
+                self.stepped_at = time.monotonic()
+            if self._is_stopping:
+                return False
+            for row in self._cancelled:
+                if not row.is_over:
+                    self._close(row)
+            self._cancelled.clear()
+            self._fail(self._late(), TimeoutError("the answer was not ready in time"))
+            chosen = self._chosen()
+            self._let_go()
+        for row in chosen:
+            try:
+                row.cache = row.served.cache.open(len(row.ask.prompt_ids) + 1)
+            except Exception as error:
+                _LOG.exception("an answer could not be begun")
+                self._fail([row], _explained(error))
+        for served in [each for each in self._served if each.rows]:
+            try:
+                self._step(served)
+            except Exception as error:  # whatever it was, those of other weights must go on
+                _LOG.exception("a step failed")
+                served.cache = RowCache(served.weights.policy.device)  # the old one may be half changed
+                self._fail(served.rows, _explained(error))
+        self.num_steps += 1
+        self.stepped_at = time.monotonic()
+        return True
 
     def _let_go(self) -> None:
         for served in [each for each in self._served if not each.num_bound]:
@@ -257,35 +323,34 @@ class Engine:
                 self._served.remove(served)
                 served.held.close()
 
-    def _end_cancelled(self) -> None:
-        for row in self._cancelled:
-            if row.is_over:
-                continue
-            if row.cache is None:
-                self._waiting[row.ask.owner].remove(row)
-                self._num_waiting -= 1
-            self._close(row)
-        self._cancelled.clear()
+    def _late(self) -> list[_Row]:
+        now = time.monotonic()
+        waiting = [row for rows in self._waiting.values() for row in rows]
+        return [
+            row
+            for row in (*waiting, *(each for served in self._served for each in served.rows))
+            if now > row.ask.deadline
+        ]
 
-    def _admit(self) -> None:
-        """Give free places to those that wait: to each owner in turn."""
+    def _chosen(self) -> list[_Row]:
+        """Those of the waiting that get a free place: of each owner in turn, while there is room for their tokens."""
+        chosen: list[_Row] = []
         while self._num_running < self.max_rows and self._num_waiting:
             owner, rows = next(iter(self._waiting.items()))
+            if rows and self._num_running and self._reserved + rows[0].ask.num_tokens > self.cache_tokens:
+                break
             self._waiting.move_to_end(owner)
             if not rows:
                 del self._waiting[owner]
                 continue
             row = rows.popleft()
-            row.cache = row.served.cache.open(len(row.ask.prompt_ids) + 1)
+            row.is_waiting = False
             row.served.rows.append(row)
             self._num_waiting -= 1
             self._num_running += 1
-        self._let_go()
-
-    def _end_late(self, served: _Served) -> None:
-        now = time.monotonic()
-        if late := [row for row in served.rows if now > row.ask.deadline]:
-            self._fail(late, TimeoutError("the answer was not ready in time"))
+            self._reserved += row.ask.num_tokens
+            chosen.append(row)
+        return chosen
 
     def _step(self, served: _Served) -> None:
         decoding = {row.cache: row for row in served.rows if row.is_decoding and row.cache is not None}
@@ -324,10 +389,12 @@ class Engine:
             prompt = row.ask.prompt_ids
             if row.is_decoding or left == 0:
                 continue
-            if row.read == 0 and row.cache is not None:
+            if row.cache is None:  # it could not be begun
+                continue
+            if row.read == 0:
                 if id(prompt) in reading:
                     continue
-                if known := served.prefixes.find(prompt):
+                if known := served.prefixes.find(row.ask.owner, prompt):
                     served.cache.copy_in(row.cache, *known)
                     row.read = row.cached_tokens = known[1]
             reading.add(id(prompt))
@@ -337,9 +404,9 @@ class Engine:
         return found
 
     def _remember(self, row: _Row) -> None:
-        prompt, prefixes = row.ask.prompt_ids, row.served.prefixes
-        if row.cache is not None and (length := prefixes.wants(prompt)):
-            prefixes.keep(prompt[:length], row.served.cache.copy_out(row.cache, length))
+        prompt, owner, prefixes = row.ask.prompt_ids, row.ask.owner, row.served.prefixes
+        if row.cache is not None and (length := prefixes.wants(owner, prompt)):
+            prefixes.keep(owner, prompt[:length], row.served.cache.copy_out(row.cache, length))
 
     def _extend(self, rows: list[_Row], logits_RV: Tensor) -> None:
         """Draw the next token of every row and end those that end with it."""
@@ -357,7 +424,8 @@ class Engine:
             try:
                 self._add(row, token, logprob, tops.get(index, ()))
             except Exception as error:  # a listener that is gone, a token that has no text: this answer's fault alone
-                self._fail([row], error)
+                _LOG.exception("an answer failed")
+                self._fail([row], _explained(error))
 
     def _add(self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         sampling = row.ask.sampling
@@ -379,17 +447,25 @@ class Engine:
                 self._close(row)
             try:
                 row.ask.on_event(Failed(error))
-            except RuntimeError:  # the listener's loop is closed: nobody is left to tell
-                continue
+            except Exception:  # the listener's loop is closed, or it is broken: nobody is left to tell
+                _LOG.exception("nobody could be told that an answer failed")
 
     def _close(self, row: _Row) -> None:
         with self._changed:
             row.is_over = True
             row.served.num_bound -= 1
-            if row.cache is not None:
-                row.served.rows.remove(row)
-                row.served.cache.close(row.cache)
-                self._num_running -= 1
+            self._of_owner[row.ask.owner] -= 1
+            if not self._of_owner[row.ask.owner]:
+                del self._of_owner[row.ask.owner]
+            if row.is_waiting:
+                self._waiting[row.ask.owner].remove(row)
+                self._num_waiting -= 1
+                return
+            row.served.rows.remove(row)
+            self._num_running -= 1
+            self._reserved -= row.ask.num_tokens
+        if row.cache is not None:
+            row.served.cache.close(row.cache)
 
 
 def _shaped(logits_RV: Tensor, rows: list[_Row]) -> Tensor:
@@ -419,6 +495,7 @@ def _tops(logits_RV: Tensor, rows: list[_Row]) -> dict[int, tuple[tuple[int, flo
 
 
 def _explained(error: Exception) -> Exception:
+    """What whoever asked may know; the log has the rest."""
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
-        return MachineError("out of memory: lower engine.max_rows, or the longest answer")
-    return error
+        return MachineError("out of memory: lower engine.cache_tokens")
+    return MachineError("the answer failed; the server's log says how")

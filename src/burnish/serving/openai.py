@@ -34,7 +34,7 @@ class ChatMessage(_Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     @property
@@ -59,7 +59,7 @@ class _Request(_Body):
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
     n: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-_MAX_SEED, le=_MAX_SEED)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -98,10 +98,17 @@ class _Request(_Body):
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    def said(self) -> list[dict[str, str]]:
+        """The turns, as a chat template takes them."""
+        return [
+            {"role": each.role, "content": each.text} | ({"name": each.name} if each.name is not None else {})
+            for each in self.messages
+        ]
 
     def as_wish(self) -> Wish:
         """How answers are to be made."""
@@ -120,19 +127,30 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
     logprobs: Annotated[int, Field(ge=0)] | None = None
 
     def as_wish(self) -> Wish:
         """How answers are to be made."""
         return self.wish(max_tokens=self.max_tokens or _DEFAULT_COMPLETION_TOKENS, num_top=self.logprobs)
 
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+        is_one = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
+        return 1 if is_one else len(self.prompt)
+
     def prompts(self, token_ids: Any) -> list[tuple[int, ...]]:
         """The prompts as token ids; `token_ids(text)` makes them of a text."""
         if isinstance(self.prompt, str):
             return [tuple(token_ids(self.prompt))]
-        if self.prompt and all(isinstance(each, int) for each in self.prompt):
-            return [tuple(self.prompt)]  # type: ignore[arg-type]  # the line above says so
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [tuple(self.prompt)]
         return [tuple(token_ids(each)) if isinstance(each, str) else tuple(each) for each in self.prompt]  # type: ignore[arg-type]
 
 
@@ -141,6 +159,7 @@ class _Choice:
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     reason: str | None = None
+    offset: int = 0  # characters of the tokens whose log-probabilities were told
 
 
 class Writer:
@@ -187,11 +206,14 @@ class Writer:
     def piece(self, number: int, event: Event, text: str) -> dict[str, Any] | None:
         """A piece of a stream; None where there is nothing to say."""
         tokens = [event] if isinstance(event, Token) and self._wish.num_top is not None else []
+        offset, choice = 0, self._choices[number]
+        if tokens and not self._is_chat:
+            offset, choice.offset = choice.offset, choice.offset + len(self._decode(tokens[0].id))
         reason = event.reason if isinstance(event, Done) else None
         if not (text or tokens or reason):
             return None
         content: dict[str, Any] = {"delta": {"content": text} if text else {}} if self._is_chat else {"text": text}
-        return self._piece(number, content | {"logprobs": self._logprobs(tokens) if tokens else None}, reason)
+        return self._piece(number, content | {"logprobs": self._logprobs(tokens, offset) if tokens else None}, reason)
 
     def closing(self) -> dict[str, Any]:
         """The piece with the number of tokens."""
@@ -218,7 +240,7 @@ class Writer:
     def _piece(self, number: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
         return self._head(".chunk") | {"choices": [{"index": number, **content, "finish_reason": reason}]}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token], offset: int = 0) -> dict[str, Any] | None:
         if self._wish.num_top is None:
             return None
         if self._is_chat:
@@ -228,7 +250,7 @@ class Writer:
                     for token in tokens
                 ]
             }
-        offsets, offset = [], 0
+        offsets = []
         for token in tokens:
             offsets.append(offset)
             offset += len(self._decode(token.id))
@@ -241,4 +263,5 @@ class Writer:
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
         text = self._decode(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        # of a part of a character the tokenizer does not tell the bytes
+        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}

@@ -22,56 +22,58 @@ class _Entry:
 class PrefixStore:
     """The prefixes of one set of weights, up to so many bytes; what was used longest ago goes first.
 
-    Belonging to the weights, nothing of it outlives them: a swap begins with an empty one.
+    Belonging to the weights, nothing of it outlives them: a swap begins with an empty one. One owner does not see the
+    prefixes of another: how fast an answer comes, and how much of its prompt was known, would tell what others ask.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._places: dict[bytes, tuple[int, int]] = {}  # a prefix of whole blocks: (entry, its tokens)
+        self._places: dict[bytes, list[int]] = {}  # of a beginning of whole blocks: the entries that have it
         self._next = 0
 
-    def find(self, token_ids: Sequence[int]) -> tuple[Prefix, int] | None:
+    def find(self, owner: str, token_ids: Sequence[int]) -> tuple[Prefix, int] | None:
         """The longest known beginning of a prompt, and its tokens. Its last token is always left to be read: its
         hidden state says what comes next.
         """
         found = None
-        for key, length in _blocks(token_ids[:-1]):
+        for key, length in _blocks(owner, token_ids[:-1]):
             if key not in self._places:
                 break
-            found = self._places[key][0], length
+            found = self._places[key][-1], length
         if found is None:
             return None
         self._entries.move_to_end(found[0])
         return self._entries[found[0]].prefix, found[1]
 
-    def wants(self, token_ids: Sequence[int]) -> int:
+    def wants(self, owner: str, token_ids: Sequence[int]) -> int:
         """Tokens of a prompt that are worth keeping: its whole blocks; 0 where they are known, or too few."""
-        blocks = list(_blocks(token_ids)) if self._max_bytes else []
+        blocks = list(_blocks(owner, token_ids)) if self._max_bytes else []
         return blocks[-1][1] if blocks and blocks[-1][0] not in self._places else 0
 
-    def keep(self, token_ids: Sequence[int], prefix: Prefix) -> None:
+    def keep(self, owner: str, token_ids: Sequence[int], prefix: Prefix) -> None:
         """Remember the keys and values of the tokens that `wants` named."""
         if prefix.num_bytes > self._max_bytes:
             return
-        blocks = list(_blocks(token_ids))
+        keys = tuple(key for key, _ in _blocks(owner, token_ids))
         number, self._next = self._next, self._next + 1
-        for key, length in blocks:
-            self._places[key] = number, length
-        self._entries[number] = _Entry(prefix, tuple(key for key, _ in blocks))
+        for key in keys:
+            self._places.setdefault(key, []).append(number)
+        self._entries[number] = _Entry(prefix, keys)
         self._num_bytes += prefix.num_bytes
         while self._num_bytes > self._max_bytes:
             gone, entry = self._entries.popitem(last=False)
             self._num_bytes -= entry.prefix.num_bytes
             for key in entry.keys:
-                if self._places.get(key, (None,))[0] == gone:
+                self._places[key].remove(gone)
+                if not self._places[key]:
                     del self._places[key]
 
 
-def _blocks(token_ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
-    """(hash, tokens) of each beginning that is whole blocks."""
-    key = b""
+def _blocks(owner: str, token_ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+    """(hash, tokens) of each beginning that is whole blocks, of an owner's."""
+    key = owner.encode()
     for start in range(0, len(token_ids) - _BLOCK + 1, _BLOCK):
         key = hashlib.blake2b(key + array("q", token_ids[start : start + _BLOCK]).tobytes(), digest_size=16).digest()
         yield key, start + _BLOCK

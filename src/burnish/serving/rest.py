@@ -1,6 +1,7 @@
 """The server's door for HTTP: OpenAI's routes, and whether the server lives, may be asked, and gets on."""
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -9,15 +10,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from burnish.serving.keys import Key, owner_of
 from burnish.serving.openai import ChatRequest, CompletionRequest, Writer
-from burnish.serving.service import Answers, Kind, RefusedError, Service
+from burnish.serving.service import Answers, Kind, RefusedError, Service, prompt_of_messages
 
 _BODY_SECONDS = 30.0  # for a request to arrive
 _LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
+_TOLD_FAULTS = 1000
 _STALLED_SECONDS = 30.0  # without a step while there is work
 _STATUS: dict[Kind, tuple[int, str]] = {
     "invalid": (400, "invalid_request_error"),
@@ -44,7 +46,7 @@ class DetokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
 def error_body(message: str, kind: str, *, parameter: str | None = None) -> dict[str, Any]:
@@ -80,6 +82,8 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
+        if error.error_count() > _TOLD_FAULTS:  # to tell them all would take long, and gigabytes
+            raise RefusedError("invalid", f"the body has {error.error_count():,} faults") from error
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, fault["loc"]))
         message = f"unknown parameter: {place}" if fault["type"] == "extra_forbidden" else f"{place}: {fault['msg']}"
@@ -101,58 +105,59 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
             raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
         return key.name
 
-    Owner = Annotated[str, Depends(owner)]
+    async def asker(owner: Annotated[str, Depends(owner)]) -> str:
+        service.count(owner)
+        return owner
+
+    Asker = Annotated[str, Depends(asker)]
 
     async def in_thread(call: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(tokenizing, call, *arguments)
 
-    @app.get("/v1/models")
-    async def models(owner: Owner) -> dict[str, Any]:
+    @app.get("/v1/models", dependencies=[Depends(owner)])
+    async def models() -> dict[str, Any]:
         data = [
-            {
-                "id": name,
-                "object": "model",
-                "owned_by": "burnish",
-                "version": each.version,
-                "fingerprint": each.fingerprint,
-            }
-            for name, each in service.engine.models().items()
+            {"id": name, "object": "model", "owned_by": "burnish", "version": it.version, "fingerprint": it.fingerprint}
+            for name, it in service.engine.models().items()
         ]
         return {"object": "list", "data": data}
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
-    async def chat_completions(request: Request, owner: Owner) -> Response:
+    async def chat_completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        messages = [{"role": each.role, "content": each.text} for each in body.messages]
-        prompt = await in_thread(service.prompt_of_messages, body.model, messages)
-        answers = service.ask(body.model, [prompt], wish, owner=owner)
+        service.check_number(1, wish)
+        with service.lease(body.model) as weights:
+            prompt = await in_thread(prompt_of_messages, weights, body.said())
+            answers = service.ask(weights, [prompt], wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=True)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
-    async def completions(request: Request, owner: Owner) -> Response:
+    async def completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        tokenizer = service.weights(body.model).policy.tokenizer
-        prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
-        answers = service.ask(body.model, prompts, wish, owner=owner)
+        service.check_number(body.num_prompts, wish)
+        with service.lease(body.model) as weights:
+            tokenizer = weights.policy.tokenizer
+            prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
+            answers = service.ask(weights, prompts, wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
-    _add_tokenizer(app, service, owner, in_thread)
+    _add_tokenizer(app, service, asker, in_thread)
     return app
 
 
-def _add_tokenizer(app: FastAPI, service: Service, owner: Any, in_thread: Any) -> None:
-    @app.post("/tokenize", dependencies=[Depends(owner)], openapi_extra=_body_of(TokenizeRequest))
+def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -> None:
+    @app.post("/tokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(TokenizeRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
         tokens = await in_thread(lambda: policy.tokenizer(body.prompt)["input_ids"])
         return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
 
-    @app.post("/detokenize", dependencies=[Depends(owner)], openapi_extra=_body_of(DetokenizeRequest))
+    @app.post("/detokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, DetokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
@@ -180,7 +185,9 @@ async def _answer(request: Request, answers: Answers, writer: Writer, *, streams
         collecting.result()
     finally:
         collecting.cancel()
-    return JSONResponse(writer.whole(), headers=headers)
+    # an answer with all its log-probabilities may be large: others need not wait while it is written
+    content = await asyncio.to_thread(lambda: json.dumps(writer.whole(), ensure_ascii=False).encode())
+    return Response(content, media_type="application/json", headers=headers)
 
 
 async def _pieces(answers: Answers, writer: Writer, *, usage: bool) -> AsyncIterator[str]:
@@ -204,7 +211,7 @@ def _event(content: dict[str, Any]) -> str:
 
 def _decoder(answers: Answers) -> Any:
     tokenizer = answers.weights.policy.tokenizer
-    return lambda token_id: str(tokenizer.decode([token_id]))
+    return functools.cache(lambda token_id: str(tokenizer.decode([token_id])))
 
 
 def _body_of(kind: type[BaseModel]) -> dict[str, Any]:

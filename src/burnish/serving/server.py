@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from burnish.config.serving import ServeConfig
-from burnish.errors import MachineError
+from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
 from burnish.serving.admin import create_admin_app
 from burnish.serving.engine import Engine
@@ -49,6 +49,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         MachineError: a port is taken.
     """
     keys = () if config.keys_file is None else read_keys(config.keys_file)
+    if config.admin.port is not None and all(key.role != "admin" for key in keys):
+        raise ConfigError(f"admin.port: keys_file={config.keys_file} has no key of the role admin")
     compute_repeatably(config.model.num_threads)
     say(f"loading {config.model.path}")
     weights = load_weights(config.model, name, 1)
@@ -57,6 +59,7 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         max_rows=options.max_rows,
         max_waiting=options.max_waiting,
         prefill_tokens=options.prefill_tokens,
+        cache_tokens=options.cache_tokens,
         prefix_bytes=options.prefix_bytes,
     )
     engine.install(weights)
@@ -74,7 +77,7 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
 async def _serve(
     service: Service, config: ServeConfig, apps: list[tuple[FastAPI, int]], say: Callable[[str], None]
 ) -> None:
-    doors = [_Door(_options(app, config.host, port)) for app, port in apps]
+    doors = [_Door(_options(app, config, port)) for app, port in apps]
     tasks = [asyncio.create_task(_opened(door)) for door in doors]
     while not all(door.started for door in doors):
         if failed := next((task for task in tasks if task.done()), None):
@@ -85,26 +88,28 @@ async def _serve(
     say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
     for door in doors[1:]:
         say(f"admin on {door.address}/admin")
-    told = asyncio.Event()
+    told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, told.set)
-    await told.wait()
+        asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
+    asked = asyncio.create_task(told.get())
+    await asyncio.wait({asked, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     service.is_draining = True
-    say("stopping: no new requests; answers that are under way end")
-    await _drained(service, config.drain_seconds, say)
+    if asked.done():
+        say("stopping: no new requests; answers that are under way end; once more ends at once")
+        await _drained(service, config.drain_seconds, told, say)
     for door in doors:
         door.should_exit = True
     await asyncio.gather(*tasks)
 
 
-async def _drained(service: Service, seconds: float, say: Callable[[str], None]) -> None:
-    engine = service.engine
+async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:
+    """Wait for the answers that are under way, unless it takes too long or is told once more."""
     try:
         async with asyncio.timeout(seconds):
-            while engine.num_running or engine.num_waiting:
+            while service.engine.num_left and told.empty():
                 await asyncio.sleep(_LOOK_SECONDS)
     except TimeoutError:
-        say(f"{engine.num_running + engine.num_waiting} answers were not ready within {seconds:g} s and are cut off")
+        say(f"{service.engine.num_left} answers were not ready within {seconds:g} s and are cut off")
 
 
 async def _opened(door: _Door) -> None:
@@ -115,11 +120,12 @@ async def _opened(door: _Door) -> None:
         raise MachineError(f"cannot listen on {options.host}:{options.port}: is the port taken?") from error
 
 
-def _options(app: FastAPI, host: str, port: int) -> Any:
+def _options(app: FastAPI, config: ServeConfig, port: int) -> Any:
     return uvicorn.Config(
         app,
-        host=host,
+        host=config.host,
         port=port,
+        limit_concurrency=config.limits.connections,
         log_level="error",
         access_log=False,
         server_header=False,

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from burnish.config.serving import LimitsConfig
 from burnish.data.chat import Chat
-from burnish.errors import DataError
+from burnish.errors import DataError, MachineError
 from burnish.records import SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.serving.engine import Ask, Done, Engine, Event, Failed, QueueFullError, Weights
+from burnish.serving.engine import Ask, Done, Engine, Event, Failed, Weights
 
 Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
 
 _MOST_BIAS = 100.0  # as OpenAI's
+_COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
+_GRACE_SECONDS = 5.0  # after which an answer that the engine should have ended by itself is given up
 
 
 class RefusedError(Exception):
@@ -53,8 +56,12 @@ class Wish:
 class Answers:
     """The answers to a request, in the making: several to each prompt, numbered one after the other."""
 
-    def __init__(self, weights: Weights, prompts: Sequence[tuple[int, ...]], num_answers: int) -> None:
+    def __init__(
+        self, weights: Weights, prompts: Sequence[tuple[int, ...]], num_answers: int, *, deadline: float
+    ) -> None:
+        """`deadline` is by time.monotonic()."""
         self.weights, self.prompts, self.num_answers = weights, prompts, num_answers
+        self._deadline = deadline + _GRACE_SECONDS
         self.cached_tokens = 0
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._cancel: Callable[[], None] = lambda: None
@@ -68,7 +75,11 @@ class Answers:
         left = len(self.prompts) * self.num_answers
         try:
             while left:
-                number, event = await self._queue.get()
+                try:
+                    async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                        number, event = await self._queue.get()
+                except TimeoutError as error:
+                    raise RefusedError("too_slow", "the answer was not ready in time") from error
                 if isinstance(event, Failed):
                     kind: Kind = "too_slow" if isinstance(event.error, TimeoutError) else "failed"
                     raise RefusedError(kind, str(event.error)) from event.error
@@ -78,6 +89,25 @@ class Answers:
                 yield number, event
         finally:
             self._cancel()
+
+
+def chat_of(weights: Weights) -> Chat:
+    """The chat template of a model."""
+    return Chat(tokenizer=weights.policy.tokenizer, stop_token_ids=weights.policy.stop_token_ids)
+
+
+def prompt_of_messages(weights: Weights, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
+
+    Raises:
+        RefusedError: the template refuses it.
+    """
+    chat = chat_of(weights)
+    said = [{**message, "content": chat.defused(message["content"])} for message in messages]
+    try:
+        return tuple(chat.prompt_ids(chat.render(said, asks=True)))
+    except DataError as error:
+        raise RefusedError("invalid", str(error), parameter="messages") from error
 
 
 class Service:
@@ -101,36 +131,58 @@ class Service:
             raise RefusedError("not_found", f"the model {model!r} does not exist; there is {known}", parameter="model")
         return found
 
-    def chat(self, model: str) -> Chat:
-        """The chat template of a model."""
-        policy = self.weights(model).policy
-        return Chat(tokenizer=policy.tokenizer, stop_token_ids=policy.stop_token_ids)
-
-    def prompt_of_messages(self, model: str, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
+    @contextmanager
+    def lease(self, model: str) -> Iterator[Weights]:
+        """The weights of a name, for as long as a request is prepared for them.
 
         Raises:
-            RefusedError: the template refuses it.
+            RefusedError: there are none.
         """
-        chat = self.chat(model)
-        said = [{**message, "content": chat.defused(message["content"])} for message in messages]
-        try:
-            return tuple(chat.prompt_ids(chat.render(said, asks=True)))
-        except DataError as error:
-            raise RefusedError("invalid", str(error), parameter="messages") from error
+        self.weights(model)
+        with self.engine.lease(model) as weights:
+            yield weights
 
-    def ask(self, model: str, prompts: Sequence[tuple[int, ...]], wish: Wish, *, owner: str) -> Answers:
-        """Ask for answers to prompts.
+    def count(self, owner: str) -> None:
+        """Refuse whoever asks too often: a bucket that fills by so many requests a minute, and holds as many.
+
+        Raises:
+            RefusedError: it is empty.
+        """
+        limit = self.limits.requests_per_minute
+        if limit is None:
+            return
+        now, size = self._clock(), max(1.0, limit)
+        left, since = self._left.get(owner, (size, now))
+        left = min(size, left + (now - since) * limit / 60)
+        self._left[owner] = left, now
+        if left < 1:
+            raise RefusedError(
+                "too_many", f"more than {limit:g} requests a minute", retry_seconds=(1 - left) * 60 / limit
+            )
+        self._left[owner] = left - 1, now
+
+    def check_number(self, num_prompts: int, wish: Wish) -> None:
+        """Refuse more answers than one request may have, before anything is made of its prompts.
+
+        Raises:
+            RefusedError: there are too many.
+        """
+        limit = min(self.limits.completions, self.limits.answers, self.engine.max_rows + self.engine.max_waiting)
+        if num_prompts * wish.num_answers > limit:
+            raise RefusedError("invalid", f"n: at most {limit} answers, of all prompts together", parameter="n")
+
+    def ask(self, weights: Weights, prompts: Sequence[tuple[int, ...]], wish: Wish, *, owner: str) -> Answers:
+        """Ask leased weights for answers to prompts.
 
         Raises:
             RefusedError: the request is not taken.
         """
         if self.is_draining:
             raise RefusedError("busy", "the server is about to stop", retry_seconds=5)
-        weights = self.weights(model)
+        self.check_number(len(prompts), wish)
         self._check(weights, prompts, wish)
-        self._count(owner)
-        answers = Answers(weights, prompts, wish.num_answers)
+        deadline = time.monotonic() + self.limits.seconds
+        answers = Answers(weights, prompts, wish.num_answers, deadline=deadline)
         loop = asyncio.get_running_loop()
         root = int.from_bytes(os.urandom(8), "little") if wish.seed is None else wish.seed
 
@@ -151,21 +203,21 @@ class Service:
                 logit_bias=wish.logit_bias,
                 num_top=wish.num_top or 0,
                 owner=owner,
-                deadline=time.monotonic() + self.limits.seconds,
+                deadline=deadline,
             )
             for number, prompt in enumerate(each for each in prompts for _ in range(wish.num_answers))
         ]
         try:
-            answers.weights, answers._cancel = self.engine.submit(model, asks)
-        except QueueFullError as error:
+            answers._cancel = self.engine.submit(weights, asks, max_of_owner=self.limits.answers)
+        except MachineError as error:
             raise RefusedError("busy", str(error), retry_seconds=5) from error
         return answers
 
     def _sampling(self, weights: Weights, prompt: tuple[int, ...], wish: Wish) -> SamplingSettings:
-        room = weights.policy.context_length - len(prompt)
+        room = min(weights.policy.context_length - len(prompt), self.limits.tokens)
         return SamplingSettings(
             max_tokens=room if wish.max_tokens is None else wish.max_tokens,
-            temperature=wish.temperature,
+            temperature=wish.temperature if wish.temperature >= _COLDEST else 0.0,
             top_k=wish.top_k,
             top_p=wish.top_p,
             min_p=wish.min_p,
@@ -178,7 +230,7 @@ class Service:
         limits, context = self.limits, weights.policy.context_length
         vocabulary = weights.policy.head.weight_VH.shape[0]
         counted: list[tuple[str, float, str]] = [
-            ("n", len(prompts) * wish.num_answers - limits.completions, f"at most {limits.completions} answers"),
+            ("max_tokens", (wish.max_tokens or 1) - limits.tokens, f"at most {limits.tokens}"),
             ("top_logprobs", (wish.num_top or 0) - limits.logprobs, f"at most {limits.logprobs}"),
             ("stop", len(wish.stops) - limits.stops, f"at most {limits.stops} strings"),
             (
@@ -211,17 +263,3 @@ class Service:
                     f"more than the model's context of {context}",
                     parameter="max_tokens",
                 )
-
-    def _count(self, owner: str) -> None:
-        """Refuse whoever asks too often: a bucket that fills by so many requests a minute, and holds as many."""
-        limit = self.limits.requests_per_minute
-        if limit is None:
-            return
-        now = self._clock()
-        left, since = self._left.get(owner, (limit, now))
-        left = min(limit, left + (now - since) * limit / 60)
-        if left < 1:
-            raise RefusedError(
-                "too_many", f"more than {limit:g} requests a minute", retry_seconds=(1 - left) * 60 / limit
-            )
-        self._left[owner] = left - 1, now

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _PARTIAL = "\ufffd"  # what stands for bytes that are no whole character yet
+_LONGEST_WINDOW = 16  # tokens without a clean end: bytes that are no text, or tokens that have none
 _MOST_PARTIAL = 3  # bytes of a character that is not whole; some decoders show each of them
 
 
 class TextStream:
     """Grows by tokens and gives text, which is never taken back.
 
-    The parts are together what the tokenizer makes of all tokens at once, cut before the first stop string. A part of
-    a character, and what may become a stop string, waits.
+    The parts are together what the tokenizer makes of all tokens at once, cut before the stop string that is whole
+    first. A part of a character, and what may become a stop string, waits.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
@@ -31,9 +32,10 @@ class TextStream:
         now = self._decode(self._token_ids[self._first :])
         partial = min(_MOST_PARTIAL, len(now) - len(now.rstrip(_PARTIAL)))
         self._grow(now[: len(now) - partial])
-        if not partial and now:  # the next ones are decoded after these alone: all of them would take ever longer
+        if (now and not partial) or len(self._token_ids) - self._read > _LONGEST_WINDOW:
+            # the next ones are decoded after these alone: all of them would take ever longer
             self._first, self._read = self._read, len(self._token_ids)
-            self._taken = len(self._decode(self._token_ids[self._first :]))
+            self._taken = max(0, len(self._decode(self._token_ids[self._first :])) - partial)
         return self._take()
 
     def end(self) -> str:
@@ -51,10 +53,10 @@ class TextStream:
         self._taken = max(self._taken, len(certain))
 
     def _take(self) -> str:
-        places = [place for stop in self._stops if (place := self._waiting.find(stop)) >= 0]
-        if places:
+        whole = [(place + len(stop), place) for stop in self._stops if (place := self._waiting.find(stop)) >= 0]
+        if whole:
             self.is_stopped = True
-            text, self._waiting = self._waiting[: min(places)], ""
+            text, self._waiting = self._waiting[: min(whole)[1]], ""
             return text
         held = next(
             (

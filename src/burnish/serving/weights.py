@@ -22,5 +22,7 @@ def load_weights(config: ModelConfig, name: str, version: int) -> Weights:
     if is_checkpoint(folder := Path(facts.source)):
         for path in changed_files(folder, with_optimizer=False):
             raise ModelError(f"model.path: {path} is missing or is not what the checkpoint was saved with")
+    # by its folder: a run that is still training may have a newer checkpoint by now
+    policy = load_policy(config.model_copy(update={"path": facts.source}), seed=0)
     fingerprint = quick_fingerprint(facts.source, base=facts.base, commit=facts.commit)
-    return Weights(name=name, version=version, fingerprint=fingerprint, policy=load_policy(config, seed=0))
+    return Weights(name=name, version=version, fingerprint=fingerprint, policy=policy)
