@@ -7,7 +7,8 @@ import pytest
 
 from burnish.config.schema import ModelConfig
 from burnish.records import SamplingSettings
-from burnish.serving.engine import Ask, Done, Engine, Event, Failed, Token, Weights
+from burnish.serving.asks import Ask, Done, Event, Failed, Token, Weights
+from burnish.serving.engine import Engine
 from burnish.serving.weights import load_weights
 
 MakeEngine = Callable[..., Engine]

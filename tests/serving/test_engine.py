@@ -10,8 +10,9 @@ import torch
 from burnish.models.policy import Policy
 from burnish.records import GenerationRequest, SamplingSettings
 from burnish.rollout.generators.native import NativeGenerator
+from burnish.serving.asks import Done, EngineGoneError, Event, QueueFullError, Token, Weights
 from burnish.serving.cache import Prefix, RowCache
-from burnish.serving.engine import Done, Engine, EngineGoneError, Event, QueueFullError, Token, Weights
+from burnish.serving.engine import Engine
 from burnish.serving.prefixes import PrefixStore
 
 from .conftest import Heard, MakeEngine, ask, submit, wait_for

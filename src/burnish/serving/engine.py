@@ -10,10 +10,9 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,95 +21,15 @@ from torch import Tensor
 from burnish.errors import MachineError
 from burnish.memory.measure import is_out_of_memory
 from burnish.models.layout import packed_linears
-from burnish.models.policy import Policy
-from burnish.records import SamplingSettings
 from burnish.reproducibility.seeds import uniforms
 from burnish.rollout.generators.sampling import draw
+from burnish.serving.asks import Ask, Done, EngineGoneError, Failed, FinishReason, QueueFullError, Token, Weights
 from burnish.serving.cache import CacheRow, RowCache
 from burnish.serving.prefixes import PrefixStore
 from burnish.serving.streaming import TextStream
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.5  # a wait for work looks around this often
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """A model under the name that it is asked for by. `version` counts the weights of a name, from 1."""
-
-    name: str
-    version: int
-    fingerprint: str
-    policy: Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A sampled token: the text that it makes certain, its log-probability under the model, and the likeliest ones."""
-
-    id: int
-    text: str
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """The answer is over. `text` is what was still held back; `cached_tokens` of the prompt were known before."""
-
-    text: str
-    reason: FinishReason
-    cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """There will be no answer."""
-
-    error: Exception
-
-
-Event = Token | Done | Failed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """One answer that is asked for. `on_event` is called from the engine's thread and must return at once.
-
-    The penalties are of OpenAI's kind: on what the answer itself said already. `num_top` likeliest tokens come with
-    each token. Whoever is the same `owner` shares a turn with the others. `deadline` is by time.monotonic().
-    """
-
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingSettings
-    seed: int
-    on_event: Callable[[Event], None]
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    num_top: int = 0
-    owner: str = ""
-    deadline: float = float("inf")
-
-    @property
-    def num_tokens(self) -> int:
-        """The most that the answer and its prompt can have."""
-        return len(self.prompt_ids) + self.sampling.max_tokens
-
-    @property
-    def shapes_logits(self) -> bool:
-        """Whether the model's own distribution is changed before a token is drawn."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
-
-
-class QueueFullError(MachineError):
-    """So many answers wait, or are one owner's, that another one would wait too long."""
-
-
-class EngineGoneError(MachineError):
-    """The engine has ended, or is about to."""
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from burnish.serving.engine import Done, Event, Token
+from burnish.serving.asks import Done, Event, Token
 from burnish.serving.service import Answers, RefusedError, Wish
 
 _MAX_SEED = 2**63 - 1

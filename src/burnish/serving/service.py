@@ -15,7 +15,8 @@ from burnish.data.chat import Chat
 from burnish.errors import DataError, MachineError
 from burnish.records import SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.serving.engine import Ask, Done, Engine, Event, Failed, Weights
+from burnish.serving.asks import Ask, Done, Event, Failed, Weights
+from burnish.serving.engine import Engine
 
 Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
 

@@ -8,7 +8,7 @@ from burnish.config.schema import ModelConfig
 from burnish.errors import ModelError
 from burnish.models.load import inspect_model, load_policy
 from burnish.reproducibility.record import quick_fingerprint
-from burnish.serving.engine import Weights
+from burnish.serving.asks import Weights
 from burnish.training.checkpoint import changed_files, is_checkpoint
 
 
