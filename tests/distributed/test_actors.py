@@ -34,7 +34,6 @@ def answered(ray: Any, error: BaseException) -> Any:
     ("name", "words", "why"),
     [
         ("ActorDiedError", (), "it was killed, or it crashed"),
-        ("ActorDiedError", ("The actor died because its node has died.",), "its node is gone"),
         ("NodeDiedError", ("Ray's words",), "its node is gone"),
         ("OutOfMemoryError", ("no room",), "its node was almost out of memory, and Ray ended it"),
         ("WorkerCrashedError", (), "it was killed, or it crashed"),
@@ -43,6 +42,14 @@ def answered(ray: Any, error: BaseException) -> Any:
 def test_a_process_that_is_gone_is_lost(ray: Any, name: str, words: tuple[str, ...], why: str) -> None:
     with pytest.raises(LostError, match=f"^generator 0: a process is gone: {why}$"):
         answered(ray, getattr(ray.exceptions, name)(*words))
+
+
+def test_an_actor_whose_node_is_gone(ray: Any) -> None:
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+
+    context = ActorDiedErrorContext(error_message="The actor died because its node has died.", actor_id=bytes(16))
+    with pytest.raises(LostError, match=r"^generator 0: a process is gone: its node is gone$"):
+        answered(ray, ray.exceptions.ActorDiedError(context))
 
 
 @pytest.mark.parametrize(
