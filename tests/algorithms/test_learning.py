@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from burnish.algorithms.run_record import inexact
 from burnish.algorithms.session import load_roles, prepare, train
+from burnish.config.loading import changed_settings
 from burnish.data.order import EndlessOrder
 from burnish.errors import ConfigError, DataError
+from burnish.reproducibility.code_state import package_sha256
+from burnish.reproducibility.environment import environment_record
 
 
 @pytest.fixture(autouse=True)
@@ -278,3 +282,15 @@ def test_a_record_says_what_was_read_and_which_run_it_goes_back_to(make_config, 
     (checkpoint,) = first.checkpoints.glob("step-*")
     second = train(make_config("sft", train__num_steps=1, model__path=str(checkpoint)), quiet)
     assert second.record()["parents"] == [{"run": first.path.name, "folder": f"checkpoints/{checkpoint.name}"}]
+
+
+def test_another_layout_is_said_of_a_run_that_goes_on(make_config) -> None:
+    config = make_config("sft", cluster={"kind": "ray", "learners": 2})
+    record = {
+        "settings": changed_settings(config),
+        "environment": environment_record(config.model.num_threads),
+        "code": {"package": {"sha256": package_sha256()}},
+    }
+    assert inexact(record, config) == []
+    (said,) = inexact(record, make_config("sft"))
+    assert said == "cluster.kind ray -> local, cluster.learners 2 -> 1: sums are added in another order"

@@ -306,9 +306,7 @@ class Engine:
         left, found, reading = self._prefill_tokens, [], set[int]()
         for row in served.rows:
             prompt = row.ask.prompt_ids
-            if row.is_decoding or left == 0:
-                continue
-            if row.cache is None:  # it could not be begun
+            if row.is_decoding or row.cache is None or left == 0:
                 continue
             if row.read == 0:
                 if id(prompt) in reading:

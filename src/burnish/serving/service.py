@@ -92,18 +92,13 @@ class Answers:
             self._cancel()
 
 
-def chat_of(weights: Weights) -> Chat:
-    """The chat template of a model."""
-    return Chat(tokenizer=weights.policy.tokenizer, stop_token_ids=weights.policy.stop_token_ids)
-
-
 def prompt_of_messages(weights: Weights, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
     """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
 
     Raises:
         RefusedError: the template refuses it.
     """
-    chat = chat_of(weights)
+    chat = Chat(tokenizer=weights.policy.tokenizer, stop_token_ids=weights.policy.stop_token_ids)
     said = [{**message, "content": chat.defused(message["content"])} for message in messages]
     try:
         return tuple(chat.prompt_ids(chat.render(said, asks=True)))
