@@ -5,10 +5,21 @@ import numpy as np
 import pytest
 
 from burnish.errors import DataError
-from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval
+from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval, import_votes
+from burnish.evaluation.position import PositionBias, position_bias
 
 SHARED = Path(__file__).parents[3] / "shared"
 OUTCOMES = SHARED / "data" / "outcomes" / "gsm8k_gpt3_4systems.csv"
+VOTES = OUTCOMES.with_name("llmbar_judge_votes.csv")
+# Votes for the right answer with it first and second, both, and pairs with one winner: LLMBar's own statistics.json of
+# these cells. It counts two votes that could not be read (the last column) as one winner.
+LLMBAR = [
+    ("GPT-4 Vanilla", "Natural", (95, 96, 93, 95), 0),
+    ("PaLM2 Vanilla_NoRules", "Natural", (77, 87, 74, 84), 3),
+    ("ChatGPT CoT", "Natural", (70, 78, 56, 64), 0),
+    ("Falcon CoT", "Neighbor", (77, 57, 11, 21), 0),
+    ("PaLM2 Vanilla_NoRules", "GPTInst", (60, 63, 50, 68), 2),
+]
 
 
 def write(path: Path, text: str) -> Path:
@@ -24,6 +35,48 @@ def test_the_published_outcomes(tmp_path: Path) -> None:
     assert {len(store.table().ids) for store in stores} == {1319}
     assert all(store.verify() == [] for store in stores)
     assert [store.path for store in import_csv(OUTCOMES, tmp_path)] == [store.path for store in stores]
+
+
+@pytest.mark.skipif(not VOTES.is_file(), reason="the data of shared/data is not here")
+def test_the_published_votes(tmp_path: Path) -> None:
+    stores = {store.table().label: store for store in import_votes(VOTES, tmp_path)}
+    assert len(stores) == 24 and {len(store.table().ids) for store in stores.values()} == {419}
+    for judge, subset, (first, second, both, same), unread in LLMBAR:
+        table = stores[judge].table()
+        scores_I2 = table.scores_IK[np.array(table.slices["subset"]) == subset]
+        right = [*(scores_I2 == 1).sum(axis=0), (scores_I2 == 1).all(axis=1).sum()]
+        assert right == [first, second, both], (judge, subset)
+        cell = [line for line in stores[judge].samples() if line["id"].startswith(f"{subset}/")]
+        assert position_bias(cell).num_same == same - unread
+    found = [position_bias(store.samples()) for store in stores.values()]
+    assert (sum(each.num_first for each in found), sum(each.num_second for each in found)) == (3387, 411)
+    assert sum(10056 // 24 - each.num_pairs for each in found) == 39  # pairs with a vote that could not be read
+
+
+def test_votes_and_their_place(tmp_path: Path) -> None:
+    lines = ["a,1,J,1,1", "b,2,J,1,2", "c,1,J,1,2", "d,2,J,2,1", "e,1,J,,1", "a,1,K,2,2"]
+    text = "\n".join(["item,gold,judge,winner_ab,winner_ba", *lines])
+    first, second = import_votes(write(tmp_path / "votes.csv", text), tmp_path / "evals")
+    assert (first.table().label, second.table().label) == ("J", "K")
+    np.testing.assert_array_equal(first.table().scores_IK, [[1, 1], [0, 1], [1, 0], [1, 0], [np.nan, 1]])
+    expected = PositionBias(num_pairs=4, num_same=1, num_first=2, num_second=1, p_value=1.0)  # 2 of 3: 2 * (3 + 1) / 8
+    assert position_bias(first.samples()) == expected
+    assert position_bias(second.samples()).p_value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("item,judge\na,J\n", "has no column gold, winner_ab, winner_ba"),
+        ("item,gold,judge,winner_ab,winner_ba\na,1,J,A,1\n", "line 2: winner_ab is 'A'; it must be 1 or 2"),
+        ("item,gold,judge,winner_ab,winner_ba\na,,J,1,1\n", "line 2: gold is empty"),
+        ("item,gold,judge,winner_ab,winner_ba\na,1,J,1,1\na,1,J,1,1\n", "item 'a' stands there twice"),
+    ],
+)
+def test_votes_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        import_votes(write(tmp_path / "votes.csv", text), tmp_path / "evals")
+    assert not (tmp_path / "evals").exists()
 
 
 def test_a_table_with_clusters_slices_samples_and_a_gap(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
 from burnish.errors import ConfigError, UserError
 from burnish.evaluation.contamination import find_contamination, store_items, train_texts
 from burnish.evaluation.figures import mean_figure
-from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval
+from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval, import_votes
 from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -62,7 +62,7 @@ def evaluate_model(
 
 def import_results(file: Path, kind: str, evals_folder: Path) -> int:
     """Make stores of another tool's results and print their figures."""
-    importers = {"csv": import_csv, "lm-eval": import_lm_eval, "inspect": import_inspect}
+    importers = {"csv": import_csv, "votes": import_votes, "lm-eval": import_lm_eval, "inspect": import_inspect}
     if kind not in importers:
         raise UserError(f"--kind {kind}: is not known; give one of {', '.join(importers)}")
     rows = [("store", "items", "", "mean", "95% CI")]

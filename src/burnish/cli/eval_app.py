@@ -137,7 +137,7 @@ def eval_verify(
 def eval_import(
     file: Path,
     *,
-    kind: Annotated[str, Parameter(help="csv, lm-eval, or inspect.")],
+    kind: Annotated[str, Parameter(help="csv, votes, lm-eval, or inspect.")],
     evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
@@ -145,7 +145,9 @@ def eval_import(
     Parameters
     ----------
     file
-        csv: a column `item` and one column of scores per model. lm-eval: a samples_*.jsonl. inspect: a JSON log.
+        csv: a column `item` and one column of scores per model. votes: the columns item, judge, gold, winner_ab and
+        winner_ba, a row for each pair of answers that was judged in both orders. lm-eval: a
+        samples_*.jsonl. inspect: a JSON log.
     """
     from burnish.cli.eval import import_results
 

@@ -16,6 +16,7 @@ from burnish.errors import DataError, UserError
 from burnish.evaluation.confidence import calibration_figure, calibration_of
 from burnish.evaluation.contamination import Contamination, file_items, find_contamination, store_items, train_texts
 from burnish.evaluation.figures import Figure, ShareInterval, counts, figures, mean_figure
+from burnish.evaluation.position import PositionBias, position_bias
 from burnish.evaluation.reliability_plot import plot_reliability
 from burnish.evaluation.robustness import Robustness, robustness
 from burnish.evaluation.sample_figures import SampleGrid, sample_figures, usual_ks
@@ -49,6 +50,7 @@ class _Content:
     figures: Sequence[Figure]
     counts: Mapping[str, int]
     calibration: tuple[str, Calibration] | None
+    position: PositionBias | None
 
 
 def show_store(store: EvalStore, reading: Reading, *, as_json: bool) -> int:
@@ -155,7 +157,16 @@ def _read(store: EvalStore, reading: Reading) -> _Content:
         *sample_figures(grid, ks, best_by=reading.best_by, level=reading.level),
         *([] if sure is None else [calibration_figure(*sure)]),
     ]
-    return _Content(store=store, record=record, table=table, figures=shown, counts=counts(samples), calibration=sure)
+    are_votes = record["settings"]["scoring"].get("imported") == "votes"
+    return _Content(
+        store=store,
+        record=record,
+        table=table,
+        figures=shown,
+        counts=counts(samples),
+        calibration=sure,
+        position=position_bias(samples) if are_votes else None,
+    )
 
 
 def _as_tree(content: _Content, found: Contamination | None) -> dict[str, Any]:
@@ -169,6 +180,7 @@ def _as_tree(content: _Content, found: Contamination | None) -> dict[str, Any]:
         "efficiency": content.record.get("efficiency", {}),
         "calibration": None if content.calibration is None else content.calibration[1],
         "contamination": found,
+        "position": content.position,
     }
 
 
@@ -207,6 +219,11 @@ def _remarks(content: _Content) -> Iterator[str]:
         yield (
             f"{number['unscored']} of {number['answers']} answers have no score and "
             f"{'count as wrong' if are_shares else 'are left out'}: see `failure` in samples.jsonl"
+        )
+    if (place := content.position) is not None:
+        yield (
+            f"the same winner in both orders in {place.num_same} of {place.num_pairs} pairs; else what stood first "
+            f"{counted(place.num_first, 'time')}, what stood second {place.num_second} (p {place.p_value:.2g})"
         )
     if number["cut_off"]:
         yield f"{number['cut_off']} of {number['answers']} answers were cut off at sampling.max_tokens"

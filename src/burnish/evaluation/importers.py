@@ -1,4 +1,4 @@
-"""Results of other tools as eval stores: a table of outcomes, logs of lm-eval, logs of inspect."""
+"""Results of other tools as eval stores: a table of outcomes, votes of judges, logs of lm-eval, logs of inspect."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from burnish.reproducibility.run_folder import utc_now
 
 _ITEM = "item"
 _CLUSTER = "cluster"
+_JUDGE = ("judge", "prompting")  # the columns that say who judged; the second may be missing
+_VOTES = ("gold", "winner_ab", "winner_ba")
 _INSPECT_VALUES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # correct, partial, incorrect, no answer
 
 
@@ -45,15 +47,7 @@ def import_csv(file: Path, evals_folder: Path) -> list[EvalStore]:
     Raises:
         DataError: there is no such column or no scores, one is infinite, or the items have different numbers of rows.
     """
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not a table with commas: {error}") from error
-    if not rows or _ITEM not in rows[0]:
-        raise DataError(f"{file}: needs a head line with a column {_ITEM!r}, and rows")
-    if short := next((n for n, row in enumerate(rows, start=2) if None in row or None in row.values()), None):
-        raise DataError(f"{file}, line {short}: has more or fewer cells than the head line")
+    rows = _table_rows(file)
     names = [name for name in rows[0] if name not in (_ITEM, _CLUSTER)]
     scores = [name for name in names if all(_is_score(row[name], f"{file}, column {name!r}") for row in rows)]
     slices = [name for name in names if name not in scores]
@@ -75,6 +69,44 @@ def import_csv(file: Path, evals_folder: Path) -> list[EvalStore]:
             counted[row[_ITEM]] += 1
         found = _Imported(label=column, items=items, samples=samples, scoring={"imported": "csv"})
         stores.append(_store(file, evals_folder, found))
+    return stores
+
+
+def import_votes(file: Path, evals_folder: Path) -> list[EvalStore]:
+    """A store for each judge in a table of votes on pairs of answers, each asked about in both orders.
+
+    Its columns: `item`, `judge`, `gold` (1 or 2, the better answer), and `winner_ab` and `winner_ba` (the answer that
+    was preferred, 1 or 2 by the same numbers, when 1 stood first and when 2 did; empty where the vote could not be
+    read, which has no score). A column `prompting` belongs to the judge; any other column becomes a slice, and with
+    the item it names what was judged. The two votes are an item's two samples.
+
+    Raises:
+        DataError: a column is missing, a vote is something else, or a judge voted twice on an item.
+    """
+    rows = _table_rows(file)
+    if missing := [name for name in (_JUDGE[0], *_VOTES) if name not in rows[0]]:
+        raise DataError(f"{file}: has no column {', '.join(missing)}")
+    who = [name for name in _JUDGE if name in rows[0]]
+    slices = [name for name in rows[0] if name not in (_ITEM, *who, *_VOTES)]
+    by_judge: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    for line, row in enumerate(rows, start=2):
+        by_judge[" ".join(row[name] for name in who)].append((line, row))
+    stores = []
+    for judge, votes in by_judge.items():
+        items, samples = [], []
+        for line, row in votes:
+            place = f"{file}, line {line}"
+            gold = _vote(row, "gold", place)
+            if gold is None:
+                raise DataError(f"{place}: gold is empty; it must be 1 or 2")
+            name = "/".join(row[each] for each in (*slices, _ITEM))
+            items.append(_item(name, answer=gold, slices={each: row[each] for each in slices}))
+            for number, column in enumerate(_VOTES[1:]):
+                vote = _vote(row, column, place)
+                score = None if vote is None else float(vote == gold)
+                samples.append(_sample(name, number, score, text=vote or "", parsed=vote))
+        scoring = {"imported": "votes", "orders": list(_VOTES[1:])}
+        stores.append(_store(file, evals_folder, _Imported(label=judge, items=items, samples=samples, scoring=scoring)))
     return stores
 
 
@@ -150,6 +182,28 @@ def import_inspect(file: Path, evals_folder: Path) -> list[EvalStore]:
         )
         stores.append(_store(file, evals_folder, found))
     return stores
+
+
+def _table_rows(file: Path) -> list[Row]:
+    """The rows of a table with commas that has a column `item`."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows: list[Row] = list(csv.DictReader(lines, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not a table with commas: {error}") from error
+    if not rows or _ITEM not in rows[0]:
+        raise DataError(f"{file}: needs a head line with a column {_ITEM!r}, and rows")
+    if short := next((n for n, row in enumerate(rows, start=2) if None in row or None in row.values()), None):
+        raise DataError(f"{file}, line {short}: has more or fewer cells than the head line")
+    return rows
+
+
+def _vote(row: Row, column: str, place: str) -> str | None:
+    """Which answer a cell prefers, or nothing where it is empty."""
+    vote = str(row[column]).strip()
+    if vote not in ("", "1", "2"):
+        raise DataError(f"{place}: {column} is {vote!r}; it must be 1 or 2, or empty where the vote could not be read")
+    return vote or None
 
 
 def _item(name: str, **known: Any) -> dict[str, Any]:
