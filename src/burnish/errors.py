@@ -5,6 +5,7 @@ BurnishError
 │   ├── ConfigError      a setting
 │   ├── DataError        a dataset, a task, a reward
 │   └── ModelError       a model folder or name
+├── NotFiniteError       a gradient is no number: the weights cannot be trained on
 └── MachineError         the machine failed (disk, deadline): one line, exit status 3
     └── LostError        a process of the run is gone
 """
@@ -32,6 +33,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model cannot be loaded or is not supported."""
+
+
+class NotFiniteError(BurnishError):
+    """A gradient is no number; the weights are those of the step before."""
 
 
 class MachineError(BurnishError):

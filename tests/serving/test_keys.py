@@ -24,7 +24,7 @@ def test_whose_key_it_is(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "has no key"),
-        ("boss ann 0123456789abcdef", "line 1: needs `user NAME KEY`"),
+        ("boss ann 0123456789abcdef", "line 1: needs `ROLE NAME KEY`, and the role is user, admin, monitor"),
         ("user ann", "line 1: needs"),
         ("user ann short", "line 1: a key has 16 ASCII characters or more"),
         (f"user ann {'é' * 20}", "line 1: a key has 16 ASCII"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.algorithms.guarding import Guarding
 from burnish.algorithms.profile import Profile
 from burnish.config.schema import CheckpointConfig
 from burnish.memory.measure import peak_memory_bytes
@@ -44,6 +45,8 @@ class Hooks:
     """What a save may take while none was timed."""
     lag: int = 0
     """How many steps' samples `settle` may have to wait for."""
+    guarding: Guarding | None = None
+    """Looks at each step, where somebody is to."""
     around: float = 0.0
     """The longest that was needed after a step so far, to settle, evaluate and save, in seconds."""
     _out_of_memory: float = 0.0
@@ -108,9 +111,16 @@ class Hooks:
             metrics["seconds_evaluate"] = time.monotonic() - asked
         self.run.add_metrics(metrics)
         self.progress.update(state.step, metrics)
+        action = None if self.guarding is None else self.guarding.after_step(metrics, around_seconds=self.around)
+        if action in ("checkpoint", "pause", "stop") and not saves:
+            self.settle()
+            saves = True
         if saves:
             self.save(state)
             self.first_save_seconds = 0.0
+        if action == "pause" and self.guarding is not None:
+            self.should_stop = not self.guarding.pause(lambda: self.should_stop)
+        self.should_stop = self.should_stop or action == "stop"
         self.around = max(self.around, time.monotonic() - began)
         if self.profile is not None:
             self.profile.begin(state.step + 1)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from burnish.config.loading import changed_settings, config_hash
-from burnish.config.schema import ClusterConfig, RunConfig
+from burnish.config.schema import ClusterConfig, MetricsConfig, RunConfig
 from burnish.data.rows import read_rows
 from burnish.models.load import ModelFacts
 from burnish.reproducibility.code_state import CodeState, package_sha256
@@ -28,6 +28,8 @@ DETERMINISM = {
     ],
 }
 
+
+_ELSEWHERE = {"cluster": ClusterConfig(), "metrics": MetricsConfig()}  # a run may move
 
 # what decides in which order the sums of a step are added, as it is by default
 _ONE_PROCESS = {"kind": "local", "learners": 1, "tensor_parallel": 1, "replicas": 1}
@@ -68,7 +70,7 @@ def fingerprints(config: RunConfig, inputs: Recorded) -> dict[str, Any]:
     """What must be the same for a run to go on as the same run."""
     model = inputs.model
     return {
-        "config_sha256": config_hash(config.model_copy(update={"cluster": ClusterConfig()})),  # it may move
+        "config_sha256": config_hash(config.model_copy(update=_ELSEWHERE)),
         "model": model_record(model.source, base=model.base, commit=model.commit),
         "tokenizer": tokenizer_record(model.tokenizer),
         **inputs.record(),

@@ -28,6 +28,7 @@ from burnish.algorithms import (
     sft,
 )
 from burnish.algorithms.asking import AskingConfig
+from burnish.algorithms.guarding import Guarding, RollBackError, check_guards
 from burnish.algorithms.hooks import Hooks
 from burnish.algorithms.memory_advice import changes_that_fit, free_bytes, settled
 from burnish.algorithms.memory_plan import (
@@ -44,7 +45,7 @@ from burnish.config.loading import read_algorithm, to_yaml
 from burnish.config.schema import RunConfig
 from burnish.distributed.local import LocalRoles, build_local_roles, check_roles, prepare_process
 from burnish.distributed.roles import Backend, CriticNeeds, RoleNeeds, Roles
-from burnish.errors import BurnishError, LostError, UserError
+from burnish.errors import BurnishError, LostError, NotFiniteError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
 from burnish.models.load import ModelFacts, find_dtype
@@ -154,6 +155,7 @@ def prepare(config: RunConfig, *, device: torch.device | None = None) -> Inputs:
 
         check_cluster(config, algorithm.needs(config), inputs.model, len(inputs.largest_step().examples))
     own_code(config)  # schedules too, which an algorithm imports when it begins
+    check_guards(config)
     return inputs
 
 
@@ -293,6 +295,11 @@ def algorithm_of(config: RunConfig) -> Algorithm:
     return next(algorithm for schema, algorithm in _ALGORITHMS.values() if isinstance(config, schema))
 
 
+def lag_of(config: RunConfig) -> int:
+    """Steps that are sampled ahead."""
+    return config.rollout.lag if isinstance(config, AskingConfig) else 0
+
+
 def _deadline(config: RunConfig) -> float | None:
     """By time.monotonic(), if the time of the run, from now, is limited."""
     limit = config.train.save_before_deadline
@@ -347,6 +354,8 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
     recorded = len(run.metrics())
     state = _restored(run, roles)
     run.add_event(start.event, step=state.step, **start.details)
+    lag = lag_of(config)
+    guarding = Guarding(config, run, progress.say, lag=lag)
 
     def evaluate(step: int) -> float:
         items = inputs.evaluate(roles)
@@ -372,12 +381,13 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
         deadline=start.deadline,
         stop_after=start.stop_after,
         first_save_seconds=save_bytes / _SLOW_DISK_BYTES_PER_SECOND,
-        lag=config.rollout.lag if isinstance(config, AskingConfig) else 0,
+        lag=lag,
+        guarding=guarding,
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:
         progress.say(f"steps {state.step + 1} to {recorded} were not saved yet and are repeated")
-    with _failure_recorded(run), _stop_on_signal(hooks):
+    with _failure_recorded(run), _stop_on_signal(hooks), guarding.watching():
         state = _trained(algorithm, config, inputs, roles, hooks, state)
     _conclude(run, state, num_steps, progress)
 
@@ -386,14 +396,17 @@ def _trained(
     algorithm: Algorithm, config: RunConfig, inputs: Inputs, roles: Backend, hooks: Hooks, state: TrainState
 ) -> TrainState:
     """Evaluate and train; where a process is lost, start it anew and go on from the last checkpoint, bit by bit the
-    same.
+    same; where a guard says so, from one before, with a lower learning rate.
     """
-    lost: LostError | None = None
+    lost: LostError | RollBackError | None = None
+    guarding = cast(Guarding, hooks.guarding)
     while True:
         try:
             if lost is not None:
-                roles.restart()
+                if isinstance(lost, LostError) or not isinstance(roles, LocalRoles):
+                    roles.restart()  # of a rollback, too: what is sampled ahead is of weights that are gone
                 state = _restored(hooks.run, roles)
+                guarding.forget()
                 hooks.run.add_event("healed", step=state.step)
                 hooks.progress.say(f"going on after step {state.step}")
             if 0 not in hooks.run.steps("evaluations"):
@@ -402,7 +415,7 @@ def _trained(
                 hooks.progress.say(f"held-out {algorithm.MEASURE} before training: {hooks.evaluate(0):.3f}")
                 hooks.around = time.monotonic() - began
             with hooks.progress.running():
-                algorithm.train(config, inputs, roles, hooks, state)
+                algorithm.train(guarding.lowered(config), inputs, roles, hooks, state)
             if state.step < hooks.num_steps:
                 hooks.settle()
                 hooks.save(state)  # the signal may have come after the step's own turn to save
@@ -411,6 +424,12 @@ def _trained(
             lost = error
             hooks.progress.say(f"{error}; starting anew")
             hooks.run.add_event("lost", step=state.step, reason=str(error))
+        except NotFiniteError as error:
+            lost = guarding.not_finite(error, state.step)
+            guarding.roll_back(lost.alert)
+        except RollBackError as error:
+            lost = error
+            guarding.roll_back(error.alert)
 
 
 def _restored(run: RunFolder, roles: Backend) -> TrainState:

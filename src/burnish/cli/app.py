@@ -13,8 +13,10 @@ from cyclopts import App, CycloptsError, Parameter
 import burnish
 from burnish.cli.check_app import check_app
 from burnish.cli.compare import compare
+from burnish.cli.deploy import deploy_app
 from burnish.cli.eval_app import contamination, eval_app
 from burnish.cli.experiment_app import experiment_app
+from burnish.cli.feedback import feedback_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
@@ -37,7 +39,9 @@ model_app = App(name="model", help="Get models.")
 config_app = App(name="config", help="Look at a configuration without running it.")
 render_app = App(name="render", help="Print files that start a run on a cluster.")
 app.command(model_app)
+app.command(deploy_app)
 app.command(eval_app)
+app.command(feedback_app)
 app.command(check_app)
 app.command(config_app)
 app.command(experiment_app)

@@ -310,6 +310,63 @@ class ClusterConfig(Section):
         return self
 
 
+Action = Literal["note", "notify", "checkpoint", "pause", "stop", "roll_back"]
+_BY_THE_CLOCK = ("slow", "silent", "waiting")
+
+
+class GuardsConfig(Section):
+    """What is done when a run is not well; docs/guides/monitoring.md says what is looked at.
+
+    note: an event and a line. notify: that, and a message to the webhook. checkpoint: that, and a save. pause: that,
+    and wait until a file `go-on` is put into the run's folder. stop: save, and end as Ctrl-C does. roll_back: back to
+    the last checkpoint before it began, with a lower learning rate.
+    """
+
+    info: Action = "note"
+    """What is done for conditions of this severity."""
+    warning: Action = "notify"
+    """What is done for conditions of this severity."""
+    critical: Action = "checkpoint"
+    """What is done for conditions of this severity. A gradient that is no number ends the run, unless it rolls back."""
+    actions: dict[str, Action] = {}
+    """{"kl_blow_up": "roll_back", ...}: what is done for conditions by name."""
+    off: tuple[str, ...] = ()
+    """Conditions that are not looked at."""
+    warmup_steps: int = Field(10, ge=2)
+    """Steps that are the baseline; a condition that needs one is looked at after them."""
+    rollback_factor: float = Field(0.5, gt=0, lt=1)
+    """A rolled-back run goes on with its learning rate times this, and again times this if it is rolled back again."""
+    max_rollbacks: int = Field(2, ge=1)
+    """After so many the run stops instead."""
+    pause_seconds: float = Field(3600.0, gt=0)
+    """Longest pause; then the run stops."""
+    webhook_file: Path | None = None
+    """A file that holds a URL alone: messages are posted there as JSON. Null posts none."""
+
+    def action_for(self, name: str, severity: Literal["info", "warning", "critical"]) -> Action:
+        """What is done for a condition."""
+        by_severity = {"info": self.info, "warning": self.warning, "critical": self.critical}
+        return self.actions.get(name, by_severity[severity])
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_repeatable(self) -> "GuardsConfig":
+        for name in _BY_THE_CLOCK:
+            if self.actions.get(name) == "roll_back":
+                raise ConfigError(
+                    f"guards.actions: {name} goes by the clock, and a run must be the same on any: no roll_back"
+                )
+        return self
+
+
+class MetricsConfig(Section):
+    """What the run tells Prometheus."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port of /metrics; null is off."""
+    host: str = "127.0.0.1"
+    """Address to listen on: whoever reaches it may read."""
+
+
 class RunConfig(Section):
     """What every run depends on; an algorithm's file adds its own sections."""
 
@@ -325,6 +382,8 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
+    guards: GuardsConfig = GuardsConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
     def _refuse_to_clip_what_is_gone(self) -> "RunConfig":

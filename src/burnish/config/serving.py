@@ -1,6 +1,7 @@
 """The settings of a server. Each field's description is its only documentation."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -54,6 +55,40 @@ class LimitsConfig(Section):
     """Time for an answer, from when it is asked for."""
 
 
+class StoreConfig(Section):
+    """Where requests, answers and feedback are kept, to learn from."""
+
+    url: str | None = Field(None, min_length=1)
+    """A file for SQLite, or postgresql://... where several servers share it; null keeps nothing."""
+    keep_days: float = Field(30.0, gt=0)
+    """What is older is removed."""
+    redact: tuple[Literal["email", "card", "phone", "address"], ...] = ("email", "card", "phone")
+    """What is blotted out of texts before they are written, by its form; `address` is of a computer."""
+
+
+class DeployConfig(Section):
+    """How new weights are tried beside those that serve."""
+
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Share of deployments in which a canary that is no worse is rolled back, at most."""
+    margin: float = Field(0.1, gt=0, lt=1)
+    """A canary is promoted when each measure excludes that it is worse by so much, as a share of answers."""
+    min_answers: int = Field(100, ge=10)
+    """Answers of a canary before it may be promoted."""
+    max_answers: int = Field(3000, ge=10)
+    """Answers of a canary after which it is promoted if nothing was shown."""
+    first_token_seconds: float = Field(5.0, gt=0)
+    """A first token that comes later counts as slow."""
+    is_automatic: bool = True
+    """Promote without being told; rolling back is never waited for."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "DeployConfig":
+        if self.max_answers < self.min_answers:
+            raise ConfigError(f"deploy.max_answers={self.max_answers} is below deploy.min_answers={self.min_answers}")
+        return self
+
+
 class AdminConfig(Section):
     """The routes that change what is served, on a port of their own."""
 
@@ -80,11 +115,14 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     """Port; 0 takes a free one and says which."""
     keys_file: Path | None = None
-    """A file with a line `ROLE NAME KEY` for each who may ask; the role is user or admin. Null asks for no key."""
+    """A file with a line `ROLE NAME KEY` for each who may ask; the role is user, admin, or monitor (who may
+    read /metrics alone). Null asks for no key."""
     drain_seconds: float = Field(60.0, ge=0)
     """After SIGTERM, time for the answers that are under way."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    store: StoreConfig = StoreConfig()
+    deploy: DeployConfig = DeployConfig()
     admin: AdminConfig = AdminConfig()
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from burnish.records import SamplingSettings
 from burnish.reproducibility.code_state import read_code
 from burnish.reproducibility.differences import method_of
 from burnish.reproducibility.environment import environment_record
-from burnish.reproducibility.record import model_record, source_hash
+from burnish.reproducibility.record import model_digest, model_record, source_hash
 from burnish.reproducibility.run_folder import RunFolder, utc_now
 from burnish.rewards.scoring import require_scores
 from burnish.rollout.generators.base import Generator
@@ -92,10 +92,8 @@ class EvalInputs:
     def origin(self) -> dict[str, Any]:
         """Where the scores come from, beyond the settings."""
         files = model_record(self.model.source, base=self.model.base, commit=self.model.commit)
-        hashes = sorted((Path(path).name, found) for path, found in files["sha256"].items())
-        digest = hashlib.sha256(json.dumps([hashes, self.model.commit]).encode()).hexdigest()
         origin: dict[str, Any] = {
-            "model": {"source": self.model.source, "commit": self.model.commit, "sha256": digest},
+            "model": {"source": self.model.source, "commit": self.model.commit, "sha256": model_digest(files)},
             "compute_dtype": find_dtype(self.config.model),
             "is_reward_model": self.model.is_value_model,
             "eval_seed": self.config.seed,

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ def model_record(source: str, *, base: str | None, commit: str | None) -> dict[s
     folders = [Path(each) for each in (source, base) if each is not None and Path(each).is_dir()]
     files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
     return {"source": source, "commit": commit, "sha256": {str(path): sha256_of_file(path) for path in files}}
+
+
+def model_digest(record: Mapping[str, Any]) -> str:
+    """One hash of what `model_record` found, wherever the folder lies."""
+    hashes = sorted((Path(path).name, found) for path, found in record["sha256"].items())
+    return hashlib.sha256(json.dumps([hashes, record["commit"]]).encode()).hexdigest()
 
 
 def quick_fingerprint(source: str, *, base: str | None, commit: str | None) -> str:

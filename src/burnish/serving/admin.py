@@ -1,21 +1,17 @@
-"""The door of those who run the server: exchange the weights while it answers. On a port of its own, off by default."""
+"""The door of those who run the server: exchange the weights while it answers, try new ones beside them. On a port of
+its own, off by default.
+"""
 
-import asyncio
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
-from burnish.config.schema import ModelConfig
-from burnish.errors import BurnishError
-from burnish.serving.keys import Key, owner_of
-from burnish.serving.rest import add_errors, read_body
-from burnish.serving.service import RefusedError, Service
-from burnish.serving.weights import load_weights
+from burnish.serving.loading import WeightLoader
+from burnish.serving.parts import Parts
+from burnish.serving.refusals import RefusedError
+from burnish.serving.registry import find_entry
+from burnish.serving.rest import add_errors, key_of, read_body
 
 _BODY_BYTES = 10_000
 
@@ -23,43 +19,39 @@ _BODY_BYTES = 10_000
 class SwapRequest(BaseModel):
     """POST /admin/models/NAME/weights."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     path: Annotated[str, Field(min_length=1, max_length=1000)]
     """A folder below admin.weights_folder, from there."""
 
 
-def create_admin_app(service: Service, keys: Sequence[Key], model: ModelConfig, weights_folder: Path) -> FastAPI:
-    """The routes. `model` says how weights are loaded."""
+class TrialRequest(SwapRequest):
+    """POST /admin/models/NAME/trial."""
+
+    arm: Literal["canary", "shadow"]
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of the requests: those that the canary gets, or that are repeated in the shadow."""
+    force: bool = False
+    """Try weights that were not registered with an evaluation."""
+
+
+class EndRequest(BaseModel):
+    """POST /admin/models/NAME/trial/end."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    how: Literal["promote", "roll_back"]
+    reason: Annotated[str, Field(max_length=1000)] = "as told"
+
+
+def create_admin_app(parts: Parts, loader: WeightLoader) -> FastAPI:
+    """The routes."""
+    service, deployments = parts.service, parts.deployments
     app = FastAPI(title="burnish admin", docs_url=None, redoc_url=None)
-    add_errors(app)
-    one_at_a_time = asyncio.Lock()
+    add_errors(app, parts.metrics)
 
     async def admin(request: Request) -> str:
-        key = owner_of(request.headers.get("authorization", ""), keys)
-        if key is None:
-            raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
-        if key.role != "admin":
-            raise HTTPException(403, "this needs a key of the role admin")
-        return key.name
+        return key_of(request, parts.keys, ("admin",)).name
 
     Admin = Annotated[str, Depends(admin)]
-
-    @app.post("/admin/models/{name:path}/weights")
-    async def swap(name: str, request: Request, admin: Admin) -> JSONResponse:
-        body = await read_body(request, SwapRequest, _BODY_BYTES)
-        service.weights(name)
-        folder = inside(weights_folder, body.path)
-        if one_at_a_time.locked():
-            raise RefusedError("busy", "other weights are being loaded")
-        async with one_at_a_time:
-            version = service.weights(name).version + 1
-            config = model.model_copy(update={"path": str(folder)})
-            try:
-                weights = await asyncio.to_thread(load_weights, config, name, version)
-                await asyncio.to_thread(service.engine.install, weights)
-            except BurnishError as error:
-                raise RefusedError("invalid", f"{error}; version {version - 1} goes on", parameter="path") from error
-        return JSONResponse({"model": name, "version": version, "fingerprint": weights.fingerprint})
 
     @app.get("/admin/models")
     async def models(admin: Admin) -> dict[str, Any]:
@@ -68,24 +60,40 @@ def create_admin_app(service: Service, keys: Sequence[Key], model: ModelConfig, 
             for name, each in service.engine.models().items()
         }
 
+    @app.post("/admin/models/{name:path}/weights")
+    async def swap(name: str, request: Request, admin: Admin) -> dict[str, Any]:
+        body = await read_body(request, SwapRequest, _BODY_BYTES)
+        service.weights(name)
+        deployments.require_free(name)
+        weights = await loader.swap(name, body.path)
+        return {"model": name, "version": weights.version, "fingerprint": weights.fingerprint}
+
+    @app.post("/admin/models/{name:path}/trial/end")
+    async def end(name: str, request: Request, admin: Admin) -> dict[str, Any]:
+        body = await read_body(request, EndRequest, _BODY_BYTES)
+        (deployments.promote if body.how == "promote" else deployments.roll_back)(name, f"{admin}: {body.reason}")
+        return deployments.status(name)
+
+    @app.post("/admin/models/{name:path}/trial")
+    async def try_out(name: str, request: Request, admin: Admin) -> dict[str, Any]:
+        body = await read_body(request, TrialRequest, _BODY_BYTES)
+        service.weights(name)
+        deployments.require_free(name)
+        async with loader.load(name, body.path, body.arm) as weights:
+            entry = find_entry(loader.weights_folder, weights.fingerprint)
+            if entry is None and not body.force:
+                raise RefusedError(
+                    "invalid",
+                    "path: these weights are not registered: `burnish deploy register` them with their evaluation, "
+                    "or give force",
+                    parameter="path",
+                )
+            deployments.start(weights, body.path, body.share, entry)
+        return deployments.status(name)
+
+    @app.get("/admin/models/{name:path}/trial")
+    async def trial(name: str, admin: Admin) -> dict[str, Any]:
+        service.weights(name)
+        return deployments.status(name)
+
     return app
-
-
-def inside(folder: Path, path: str) -> Path:
-    """A folder below another one, wherever links lead.
-
-    Raises:
-        RefusedError: it is none.
-    """
-    root = folder.resolve()
-    try:
-        found = (root / path).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError):  # none there, a NUL, a ring of links
-        found = None
-    if found is None or not found.is_relative_to(root) or not found.is_dir():
-        raise RefusedError("invalid", "path: no folder below admin.weights_folder", parameter="path")
-    if any(not file.resolve().is_relative_to(root) for file in found.rglob("*")):
-        raise RefusedError("invalid", "path: a link in it leads out of admin.weights_folder", parameter="path")
-    if (found / "adapter_config.json").is_file():  # it would name a base, from anywhere
-        raise RefusedError("invalid", "path: an adapter cannot be exchanged, only whole weights", parameter="path")
-    return found

@@ -11,16 +11,21 @@ from burnish.models.policy import Policy
 from burnish.records import SamplingSettings
 
 FinishReason = Literal["stop", "length"]
+Arm = Literal["stable", "canary", "shadow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A model under the name that it is asked for by. `version` counts the weights of a name, from 1."""
+    """A model under the name that it is asked for by. `version` counts the weights of a name, from 1.
+
+    The stable ones answer; canary and shadow are tried beside them (see deployment.py).
+    """
 
     name: str
     version: int
     fingerprint: str
     policy: Policy
+    arm: Arm = "stable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,22 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of an answer: until its turn came, from there to its first token, and from there to its last."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The answer is over. `text` is what was still held back; `cached_tokens` of the prompt were known before."""
 
     text: str
     reason: FinishReason
     cached_tokens: int
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,18 @@ from burnish.memory.measure import is_out_of_memory
 from burnish.models.layout import packed_linears
 from burnish.reproducibility.seeds import uniforms
 from burnish.rollout.generators.sampling import draw
-from burnish.serving.asks import Ask, Done, EngineGoneError, Failed, FinishReason, QueueFullError, Token, Weights
+from burnish.serving.asks import (
+    Arm,
+    Ask,
+    Done,
+    EngineGoneError,
+    Failed,
+    FinishReason,
+    QueueFullError,
+    Timing,
+    Token,
+    Weights,
+)
 from burnish.serving.cache import CacheRow, RowCache
 from burnish.serving.prefixes import PrefixStore
 from burnish.serving.streaming import TextStream
@@ -46,6 +57,9 @@ class _Row:
     counts: Counter[int] = field(default_factory=Counter)
     is_waiting: bool = True
     is_over: bool = False
+    asked_at: float = field(default_factory=time.monotonic)
+    begun_at: float = 0.0
+    first_at: float = 0.0
 
     @property
     def is_decoding(self) -> bool:
@@ -82,7 +96,7 @@ class Engine:
         self.max_rows, self.max_waiting, self.cache_tokens = max_rows, max_waiting, cache_tokens
         self._prefill_tokens, self._prefix_bytes = prefill_tokens, prefix_bytes
         self._changed = threading.Condition()
-        self._current: dict[str, _Served] = {}
+        self._current: dict[tuple[str, Arm], _Served] = {}
         self._served: list[_Served] = []
         self._waiting: OrderedDict[str, deque[_Row]] = OrderedDict()
         self._of_owner: Counter[str] = Counter()
@@ -115,28 +129,61 @@ class Engine:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def models(self) -> dict[str, Weights]:
+    @property
+    def num_sets(self) -> int:
+        """Sets of weights in memory, those that only finish included."""
+        return len(self._served)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that the answers in the making can have at most, of `cache_tokens`."""
+        return self._reserved
+
+    def models(self, arm: Arm = "stable") -> dict[str, Weights]:
         """What answers now, by name."""
         with self._changed:
-            return {name: served.weights for name, served in self._current.items()}
+            return {name: served.weights for (name, of), served in self._current.items() if of == arm}
 
     def install(self, weights: Weights) -> None:
         """From here on these weights answer for their name; answers that were asked for before keep theirs."""
         served = _Served(weights, max_rows=self.max_rows, prefix_bytes=self._prefix_bytes)
         with self._changed:
-            self._current[weights.name] = served
+            self._current[weights.name, weights.arm] = served
             self._served.append(served)
             self._changed.notify()
 
+    def promote(self, name: str, arm: Arm) -> Weights:
+        """The weights of an arm answer as the stable ones from here on. Returns them.
+
+        Raises:
+            KeyError: there are none.
+        """
+        with self._changed:
+            served = self._current.pop((name, arm))
+            served.weights = replace(served.weights, arm="stable")
+            self._current[name, "stable"] = served
+            self._changed.notify()
+            return served.weights
+
+    def remove(self, name: str, arm: Arm) -> None:
+        """The weights of an arm answer no more; answers that were asked for keep them.
+
+        Raises:
+            KeyError: there are none.
+        """
+        with self._changed:
+            del self._current[name, arm]
+            self._changed.notify()
+
     @contextmanager
-    def lease(self, name: str) -> Iterator[Weights]:
+    def lease(self, name: str, arm: Arm = "stable") -> Iterator[Weights]:
         """The weights of a name, which stay until the context ends, so that they answer what was prepared for them.
 
         Raises:
             KeyError: there is no model of that name.
         """
         with self._changed:
-            served = self._current[name]
+            served = self._current[name, arm]
             served.num_bound += 1
         try:
             yield served.weights
@@ -155,7 +202,7 @@ class Engine:
         with self._changed:
             if self._is_stopping or not self.is_alive:
                 raise EngineGoneError("the engine has stopped")
-            served = next(each for each in self._served if each.weights is weights)
+            served = next(each for each in self._served if each.weights.policy is weights.policy)
             rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop)) for ask in asks]
             if self._num_waiting + len(rows) > self.max_waiting + self.max_rows - self._num_running:
                 raise QueueFullError(f"{self._num_waiting} answers wait already, and {self.max_waiting} may")
@@ -238,7 +285,7 @@ class Engine:
 
     def _let_go(self) -> None:
         for served in [each for each in self._served if not each.num_bound]:
-            if self._current.get(served.weights.name) is not served:
+            if served not in self._current.values():
                 self._served.remove(served)
                 served.held.close()
 
@@ -264,6 +311,7 @@ class Engine:
                 continue
             row = rows.popleft()
             row.is_waiting = False
+            row.begun_at = time.monotonic()
             row.served.rows.append(row)
             self._num_waiting -= 1
             self._num_running += 1
@@ -346,6 +394,7 @@ class Engine:
 
     def _add(self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         sampling = row.ask.sampling
+        row.first_at = row.first_at or time.monotonic()
         row.token_ids.append(token)
         row.counts[token] += 1
         is_end = token in sampling.stop_token_ids
@@ -356,7 +405,12 @@ class Engine:
         tail = row.text.end()
         reason: FinishReason = "stop" if is_end or row.text.is_stopped else "length"
         self._close(row)
-        row.ask.on_event(Done(text=tail, reason=reason, cached_tokens=row.cached_tokens))
+        timing = Timing(
+            queue=row.begun_at - row.asked_at,
+            prefill=row.first_at - row.begun_at,
+            decode=time.monotonic() - row.first_at,
+        )
+        row.ask.on_event(Done(text=tail, reason=reason, cached_tokens=row.cached_tokens, timing=timing))
 
     def _fail(self, rows: Iterable[_Row], error: Exception) -> None:
         for row in list(rows):

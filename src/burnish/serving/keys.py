@@ -6,9 +6,11 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from burnish.errors import ConfigError
+
+Role = Literal["user", "admin", "monitor"]
 
 _SHORTEST = 16  # characters
 
@@ -17,7 +19,7 @@ _SHORTEST = 16  # characters
 class Key:
     """One who may ask."""
 
-    role: Literal["user", "admin"]
+    role: Role
     name: str
     secret: str
 
@@ -37,11 +39,13 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) != 3 or words[0] not in ("user", "admin"):
-            raise ConfigError(f"keys_file={file}, line {number}: needs `user NAME KEY` or `admin NAME KEY`")
+        if len(words) != 3 or words[0] not in get_args(Role):
+            raise ConfigError(
+                f"keys_file={file}, line {number}: needs `ROLE NAME KEY`, and the role is {', '.join(get_args(Role))}"
+            )
         if len(words[2]) < _SHORTEST or not words[2].isascii():
             raise ConfigError(f"keys_file={file}, line {number}: a key has {_SHORTEST} ASCII characters or more")
-        key = Key("admin" if words[0] == "admin" else "user", words[1], words[2])
+        key = Key(cast(Role, words[0]), words[1], words[2])
         if any(key.name == each.name or key.secret == each.secret for each in found):
             raise ConfigError(f"keys_file={file}, line {number}: this name or key is there already")
         found.append(key)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from burnish.serving.answers import Answers
 from burnish.serving.asks import Done, Event, Token
-from burnish.serving.service import Answers, RefusedError, Wish
+from burnish.serving.journal import Feedback
+from burnish.serving.refusals import RefusedError
+from burnish.serving.service import Wish
 
 _MAX_SEED = 2**63 - 1
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's
@@ -89,10 +91,46 @@ class _Request(_Body):
             ignores_end=bool(self.ignore_eos),
         )
 
+    def settings(self) -> dict[str, Any]:
+        """What was set, beside what was said."""
+        return self.model_dump(exclude={"messages", "prompt"}, exclude_none=True, exclude_defaults=True)
+
     @property
     def counts_usage(self) -> bool:
         """Whether a stream ends with the number of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+class FeedbackRequest(_Body):
+    """POST /v1/feedback: of the answer `index` to a request, whose id the response had.
+
+    `best` says that it is the best of that request's answers; `correction` is what it should have been.
+    """
+
+    response_id: Annotated[str, Field(min_length=1, max_length=100)]
+    index: Annotated[int, Field(ge=0, le=10_000)] = 0
+    rating: Literal["good", "bad"] | None = None
+    best: bool = False
+    correction: Annotated[str, Field(min_length=1)] | None = None
+    comment: Annotated[str, Field(max_length=10_000)] | None = None
+
+    def feedback(self, owner: str) -> Feedback:
+        """What an owner says.
+
+        Raises:
+            RefusedError: nothing is said.
+        """
+        if self.rating is None and self.correction is None and self.comment is None and not self.best:
+            raise RefusedError("invalid", "give a rating, best, a correction or a comment", parameter="rating")
+        return Feedback(
+            request_id=self.response_id.rpartition("-")[2],
+            number=self.index,
+            owner=owner,
+            rating=self.rating,
+            is_preferred=self.best,
+            correction=self.correction,
+            comment=self.comment,
+        )
 
 
 class ChatRequest(_Request):
@@ -169,7 +207,7 @@ class Writer:
         """`decode(token id)` is the token as text."""
         self._answers, self._wish, self._decode, self._is_chat = answers, wish, decode, is_chat
         self._choices = [_Choice() for _ in range(len(answers.prompts) * answers.num_answers)]
-        self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{answers.id}"
         self._created = int(time.time())
 
     def take(self, number: int, event: Event) -> str:

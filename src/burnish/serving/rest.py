@@ -13,12 +13,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from burnish.serving.keys import Key, owner_of
-from burnish.serving.openai import ChatRequest, CompletionRequest, Writer
-from burnish.serving.service import Answers, Kind, RefusedError, Service, prompt_of_messages
+from burnish.monitoring.exporter import CONTENT_TYPE
+from burnish.serving.answers import Answers, Asked
+from burnish.serving.keys import Key, Role, owner_of
+from burnish.serving.metrics import CountRequests, ServeMetrics
+from burnish.serving.openai import ChatRequest, CompletionRequest, FeedbackRequest, Writer
+from burnish.serving.parts import Parts
+from burnish.serving.refusals import Kind, RefusedError
+from burnish.serving.service import Service, prompt_of_messages
 
 _BODY_SECONDS = 30.0  # for a request to arrive
 _LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
+_STORE_SECONDS = 20.0  # for a rating to be written
 _TOLD_FAULTS = 1000
 _STALLED_SECONDS = 30.0  # without a step while there is work
 _STATUS: dict[Kind, tuple[int, str]] = {
@@ -61,6 +67,20 @@ def refused(error: RefusedError) -> JSONResponse:
     return JSONResponse(error_body(str(error), kind, parameter=error.parameter), status, headers)
 
 
+def key_of(request: Request, keys: Sequence[Key], roles: Sequence[Role]) -> Key:
+    """Whose key a request holds.
+
+    Raises:
+        HTTPException: it holds none, or one of another role.
+    """
+    key = owner_of(request.headers.get("authorization", ""), keys)
+    if key is None:
+        raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
+    if key.role not in roles:
+        raise HTTPException(403, f"this needs a key of the role {' or '.join(roles)}")
+    return key
+
+
 async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> BodyT:
     """The body of a request, checked.
 
@@ -90,20 +110,18 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
         raise RefusedError("invalid", message, parameter=place or None) from error
 
 
-def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
-    """The routes. Without keys whoever reaches the port may ask."""
+def create_app(parts: Parts) -> FastAPI:
+    """The routes."""
+    service, metrics, deployments = parts.service, parts.metrics, parts.deployments
     app = FastAPI(title="burnish", docs_url=None, redoc_url=None)
-    add_errors(app)
+    app.add_middleware(CountRequests, metrics=metrics)
+    add_errors(app, metrics)
     _add_health(app, service)
+    _add_metrics(app, parts.keys, metrics)
     tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
 
     async def owner(request: Request) -> str:
-        if not keys:
-            return "anyone"
-        key = owner_of(request.headers.get("authorization", ""), keys)
-        if key is None:
-            raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
-        return key.name
+        return key_of(request, parts.keys, ("user", "admin")).name if parts.keys else "anyone"
 
     async def asker(owner: Annotated[str, Depends(owner)]) -> str:
         service.count(owner)
@@ -127,9 +145,11 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
         service.check_number(1, wish)
-        with service.lease(body.model) as weights:
+        asked = Asked(owner=asker, messages=body.said(), settings=body.settings())
+        with service.lease(body.model, deployments.arm_for(body.model, sticky(body, asked))) as weights:
             prompt = await in_thread(prompt_of_messages, weights, body.said())
-            answers = service.ask(weights, [prompt], wish, owner=asker)
+            answers = service.ask(weights, [prompt], wish, asked)
+        deployments.repeat_in_shadow(answers, wish)
         writer = Writer(answers, wish, _decoder(answers), is_chat=True)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
@@ -138,15 +158,41 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
         service.check_number(body.num_prompts, wish)
-        with service.lease(body.model) as weights:
+        asked = Asked(owner=asker, settings=body.settings())
+        with service.lease(body.model, deployments.arm_for(body.model, sticky(body, asked))) as weights:
             tokenizer = weights.policy.tokenizer
             prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
-            answers = service.ask(weights, prompts, wish, owner=asker)
+            answers = service.ask(weights, prompts, wish, asked)
+        deployments.repeat_in_shadow(answers, wish)
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
+    _add_feedback(app, parts, asker)
     _add_tokenizer(app, service, asker, in_thread)
     return app
+
+
+def _add_feedback(app: FastAPI, parts: Parts, asker: Any) -> None:
+    count, journal = parts.metrics.exporter.count, parts.journal
+
+    @app.post("/v1/feedback", openapi_extra=_body_of(FeedbackRequest))
+    async def feedback(request: Request, asker: Annotated[str, Depends(asker)]) -> dict[str, str]:
+        body = await read_body(request, FeedbackRequest, parts.service.limits.body_bytes)
+        if journal is None:
+            raise RefusedError("invalid", "this server keeps no answers: it was started without store.url")
+        found = await asyncio.wait_for(asyncio.wrap_future(journal.tell(body.feedback(asker))), _STORE_SECONDS)
+        if found is None:
+            raise RefusedError("not_found", "no such answer of yours is kept", parameter="response_id")
+        for kind in [*([body.rating] if body.rating else []), *(["best"] if body.best else [])]:
+            count("burnish_serve_feedback_total", 1, found.model, found.arm, kind)
+        if body.rating is not None:
+            parts.deployments.rated(found.model, found.arm, found.version, is_good=body.rating == "good")
+        return {"status": "kept"}
+
+
+def sticky(body: ChatRequest | CompletionRequest, asked: Asked) -> str:
+    """What keeps a conversation with the weights that it began with: the user that the request names, else nothing."""
+    return f"{asked.owner} {body.user}" if body.user else asked.id
 
 
 def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -> None:
@@ -244,8 +290,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz")
     async def ready() -> Response:
-        is_ready = engine.is_alive and bool(engine.models()) and not service.is_draining
-        return Response("ok" if is_ready else "not now", 200 if is_ready else 503)
+        return Response("ok" if service.is_ready else "not now", 200 if service.is_ready else 503)
 
     @app.get("/progress")
     async def progress() -> JSONResponse:
@@ -254,11 +299,20 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return JSONResponse(content | {"seconds_since_step": round(since, 3)}, 503 if since > _STALLED_SECONDS else 200)
 
 
-def add_errors(app: FastAPI) -> None:
-    """Whatever goes wrong is told as OpenAI tells it."""
+def _add_metrics(app: FastAPI, keys: Sequence[Key], metrics: ServeMetrics) -> None:
+    @app.get("/metrics")
+    async def tell_metrics(request: Request) -> Response:
+        if keys:
+            key_of(request, keys, ("monitor", "admin"))
+        return Response(await asyncio.to_thread(metrics.exporter.text), media_type=CONTENT_TYPE)
+
+
+def add_errors(app: FastAPI, metrics: ServeMetrics) -> None:
+    """Whatever goes wrong is told as OpenAI tells it, and counted."""
 
     @app.exception_handler(RefusedError)
     async def on_refused(request: Request, error: RefusedError) -> JSONResponse:
+        metrics.refused(error.kind)
         return refused(error)
 
     @app.exception_handler(HTTPException)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -15,8 +15,15 @@ from burnish.config.serving import ServeConfig
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
 from burnish.serving.admin import create_admin_app
+from burnish.serving.asks import Weights
+from burnish.serving.deployments import Deployments
 from burnish.serving.engine import Engine
+from burnish.serving.journal import Journal
 from burnish.serving.keys import read_keys
+from burnish.serving.loading import WeightLoader
+from burnish.serving.metrics import ServeMetrics
+from burnish.serving.parity import served_mismatch
+from burnish.serving.parts import Parts
 from burnish.serving.rest import create_app
 from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
@@ -51,9 +58,40 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
     keys = () if config.keys_file is None else read_keys(config.keys_file)
     if config.admin.port is not None and all(key.role != "admin" for key in keys):
         raise ConfigError(f"admin.port: keys_file={config.keys_file} has no key of the role admin")
-    compute_repeatably(config.model.num_threads)
-    say(f"loading {config.model.path}")
-    weights = load_weights(config.model, name, 1)
+    with ExitStack() as at_the_end:
+        journal = _journal(config, at_the_end)
+        compute_repeatably(config.model.num_threads)
+        say(f"loading {config.model.path}")
+        weights = load_weights(config.model, name, 1)
+        mismatch = served_mismatch(weights.policy, max_rows=config.engine.max_rows)
+        engine = _engine(config, weights)
+        at_the_end.callback(engine.stop, _STOP_SECONDS)
+        service = Service(engine, config.limits)
+        metrics = ServeMetrics(service)
+        metrics.exporter.set("burnish_serve_mismatch", mismatch, name)
+        if journal is not None:
+            service.on_answered.append(journal.answered)
+            journal.on_lost = lambda: metrics.exporter.count("burnish_serve_unstored_total", 1)
+        folder = config.admin.weights_folder
+        history = None if folder is None else folder / "deployments.jsonl"
+        deployments = Deployments(service, config.deploy, history, metrics.deployed)
+        parts = Parts(service=service, keys=keys, metrics=metrics, deployments=deployments, journal=journal)
+        apps = [(create_app(parts), config.port)]
+        if config.admin.port is not None and folder is not None:
+            loader = WeightLoader(service, metrics, config.model, folder)
+            apps.append((create_admin_app(parts, loader), config.admin.port))
+        asyncio.run(_serve(service, config, apps, say))
+
+
+def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
+    if config.store.url is None:
+        return None
+    journal = Journal(config.store.url, keep_days=config.store.keep_days, redact=config.store.redact)
+    at_the_end.callback(journal.close)
+    return journal
+
+
+def _engine(config: ServeConfig, weights: Weights) -> Engine:
     options = config.engine
     engine = Engine(
         max_rows=options.max_rows,
@@ -63,15 +101,7 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         prefix_bytes=options.prefix_bytes,
     )
     engine.install(weights)
-    service = Service(engine, config.limits)
-    apps = [(create_app(service, keys), config.port)]
-    if config.admin.port is not None and config.admin.weights_folder is not None:
-        admin = create_admin_app(service, keys, config.model, config.admin.weights_folder)
-        apps.append((admin, config.admin.port))
-    try:
-        asyncio.run(_serve(service, config, apps, say))
-    finally:
-        engine.stop(_STOP_SECONDS)
+    return engine
 
 
 async def _serve(

@@ -5,32 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from burnish.config.serving import LimitsConfig
 from burnish.data.chat import Chat
 from burnish.errors import DataError, MachineError
 from burnish.records import SamplingSettings
 from burnish.reproducibility.seeds import seed_for
-from burnish.serving.asks import Ask, Done, Event, Failed, Weights
+from burnish.serving.answers import Answered, Answers, Asked
+from burnish.serving.asks import Arm, Ask, Event, Weights
 from burnish.serving.engine import Engine
-
-Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
+from burnish.serving.refusals import RefusedError
 
 _MOST_BIAS = 100.0  # as OpenAI's
 _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
-_GRACE_SECONDS = 5.0  # after which an answer that the engine should have ended by itself is given up
-
-
-class RefusedError(Exception):
-    """A request that gets no answer: of what kind, why, and which parameter is at fault."""
-
-    def __init__(self, kind: Kind, message: str, *, parameter: str | None = None, retry_seconds: float = 1.0) -> None:
-        super().__init__(message)
-        self.kind, self.parameter, self.retry_seconds = kind, parameter, retry_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,44 +44,6 @@ class Wish:
     ignores_end: bool = False
 
 
-class Answers:
-    """The answers to a request, in the making: several to each prompt, numbered one after the other."""
-
-    def __init__(
-        self, weights: Weights, prompts: Sequence[tuple[int, ...]], num_answers: int, *, deadline: float
-    ) -> None:
-        """`deadline` is by time.monotonic()."""
-        self.weights, self.prompts, self.num_answers = weights, prompts, num_answers
-        self._deadline = deadline + _GRACE_SECONDS
-        self.cached_tokens = 0
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._cancel: Callable[[], None] = lambda: None
-
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(number of the answer, what happened to it) until all are over. Whoever stops listening cancels the rest.
-
-        Raises:
-            RefusedError: an answer cannot be finished.
-        """
-        left = len(self.prompts) * self.num_answers
-        try:
-            while left:
-                try:
-                    async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
-                        number, event = await self._queue.get()
-                except TimeoutError as error:
-                    raise RefusedError("too_slow", "the answer was not ready in time") from error
-                if isinstance(event, Failed):
-                    kind: Kind = "too_slow" if isinstance(event.error, TimeoutError) else "failed"
-                    raise RefusedError(kind, str(event.error)) from event.error
-                if isinstance(event, Done):
-                    left -= 1
-                    self.cached_tokens += event.cached_tokens if number % self.num_answers == 0 else 0
-                yield number, event
-        finally:
-            self._cancel()
-
-
 def prompt_of_messages(weights: Weights, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
     """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
 
@@ -112,8 +64,14 @@ class Service:
     def __init__(self, engine: Engine, limits: LimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine, self.limits = engine, limits
         self.is_draining = False
+        self.on_answered: list[Callable[[Answered], None]] = []
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}  # of an owner: requests, and when that was
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.is_alive and bool(self.engine.models()) and not self.is_draining
 
     def weights(self, model: str) -> Weights:
         """The weights that answer for a name now.
@@ -128,14 +86,14 @@ class Service:
         return found
 
     @contextmanager
-    def lease(self, model: str) -> Iterator[Weights]:
-        """The weights of a name, for as long as a request is prepared for them.
+    def lease(self, model: str, arm: Arm = "stable") -> Iterator[Weights]:
+        """The weights of a name, for as long as a request is prepared for them; the stable ones where an arm has none.
 
         Raises:
             RefusedError: there are none.
         """
         self.weights(model)
-        with self.engine.lease(model) as weights:
+        with self.engine.lease(model, arm if model in self.engine.models(arm) else "stable") as weights:
             yield weights
 
     def count(self, owner: str) -> None:
@@ -167,7 +125,7 @@ class Service:
         if num_prompts * wish.num_answers > limit:
             raise RefusedError("invalid", f"n: at most {limit} answers, of all prompts together", parameter="n")
 
-    def ask(self, weights: Weights, prompts: Sequence[tuple[int, ...]], wish: Wish, *, owner: str) -> Answers:
+    def ask(self, weights: Weights, prompts: Sequence[tuple[int, ...]], wish: Wish, request: Asked) -> Answers:
         """Ask leased weights for answers to prompts.
 
         Raises:
@@ -178,36 +136,49 @@ class Service:
         self.check_number(len(prompts), wish)
         self._check(weights, prompts, wish)
         deadline = time.monotonic() + self.limits.seconds
-        answers = Answers(weights, prompts, wish.num_answers, deadline=deadline)
+        samplings = [self._sampling(weights, prompt, wish) for prompt in prompts]
+        answers = Answers(
+            weights,
+            prompts,
+            wish.num_answers,
+            request=request,
+            max_tokens=[each.max_tokens for each in samplings],
+            deadline=deadline,
+            on_answered=self._tell,
+        )
         loop = asyncio.get_running_loop()
         root = int.from_bytes(os.urandom(8), "little") if wish.seed is None else wish.seed
 
         def listener(number: int) -> Callable[[Event], None]:
             def listen(event: Event) -> None:
-                loop.call_soon_threadsafe(answers._queue.put_nowait, (number, event))
+                loop.call_soon_threadsafe(answers.queue.put_nowait, (number, event))
 
             return listen
 
         asks = [
             Ask(
                 prompt_ids=prompt,
-                sampling=self._sampling(weights, prompt, wish),
+                sampling=samplings[number // wish.num_answers],
                 seed=seed_for(root, "served answer", number % wish.num_answers),
                 on_event=listener(number),
                 presence_penalty=wish.presence_penalty,
                 frequency_penalty=wish.frequency_penalty,
                 logit_bias=wish.logit_bias,
                 num_top=wish.num_top or 0,
-                owner=owner,
+                owner=request.owner,
                 deadline=deadline,
             )
             for number, prompt in enumerate(each for each in prompts for _ in range(wish.num_answers))
         ]
         try:
-            answers._cancel = self.engine.submit(weights, asks, max_of_owner=self.limits.answers)
+            answers.cancel = self.engine.submit(weights, asks, max_of_owner=self.limits.answers)
         except MachineError as error:
             raise RefusedError("busy", str(error), retry_seconds=5) from error
         return answers
+
+    def _tell(self, answered: Answered) -> None:
+        for listener in self.on_answered:
+            listener(answered)
 
     def _sampling(self, weights: Weights, prompt: tuple[int, ...], wish: Wish) -> SamplingSettings:
         room = min(weights.policy.context_length - len(prompt), self.limits.tokens)

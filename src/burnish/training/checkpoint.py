@@ -122,6 +122,7 @@ def load_checkpoint(checkpoint: Path, learners: Mapping[str, Learner]) -> TrainS
             f"{path} is missing or differs from its manifest: delete {checkpoint} to resume from an earlier one"
         )
     for name, learner in learners.items():
+        learner.forget()  # what a step that failed had accumulated
         weights = _read_weights(checkpoint / name, learner.policy)
         learner.optimizer.load(weights, load_file(checkpoint / name / _OPTIMIZER))
     return TrainState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from burnish.config.schema import OptimizerConfig
-from burnish.errors import BurnishError, ConfigError
+from burnish.errors import ConfigError, NotFiniteError
 from burnish.memory.allocator import allocator
 from burnish.memory.trace import LiveBytes
 from burnish.training.shards import local_part, part_of, whole
@@ -281,7 +281,7 @@ def _norm(parameters: Mapping[str, nn.Parameter], masters: Mapping[str, nn.Param
 
 def _require_finite(norm: float) -> None:
     if not math.isfinite(norm):
-        raise BurnishError(
+        raise NotFiniteError(
             f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use model.compute_dtype float32, "
             "and go on from the last checkpoint"
         )

@@ -1,0 +1,15 @@
+"""Requests that get no answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
+
+
+class RefusedError(Exception):
+    """A request that gets no answer: of what kind, why, and which parameter is at fault."""
+
+    def __init__(self, kind: Kind, message: str, *, parameter: str | None = None, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.kind, self.parameter, self.retry_seconds = kind, parameter, retry_seconds
