@@ -17,6 +17,7 @@ from burnish.cli.deploy import deploy_app
 from burnish.cli.eval_app import contamination, eval_app
 from burnish.cli.experiment_app import experiment_app
 from burnish.cli.feedback import feedback_app
+from burnish.cli.monitor_app import monitor_app
 from burnish.cli.power import power_app
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
@@ -42,6 +43,7 @@ app.command(model_app)
 app.command(deploy_app)
 app.command(eval_app)
 app.command(feedback_app)
+app.command(monitor_app)
 app.command(check_app)
 app.command(config_app)
 app.command(experiment_app)

@@ -1,0 +1,203 @@
+"""`burnish monitor`: rules, receivers and dashboards for Prometheus, Alertmanager and Grafana."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from burnish.errors import MachineError, UserError
+
+if TYPE_CHECKING:
+    from burnish.monitoring.rules import Rule
+
+monitor_app = App(name="monitor", help="Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.")
+
+Runbooks = Annotated[str, Parameter(help="Where alerts say that their runbook is; `burnish ui` has them there.")]
+Slo = Annotated[Path | None, Parameter(help="Your objectives, a YAML list; else 99.5 % of answers, 95 % within 2.5 s.")]
+_RUNBOOKS = "http://127.0.0.1:7878/runbooks"
+_LOOK_SECONDS = 0.5
+
+
+@monitor_app.command
+def rules(
+    out: Path | None = None, *, slo: Slo = None, runbooks: Runbooks = _RUNBOOKS, tests: Path | None = None
+) -> int:
+    """Write Prometheus' alert rules for training and serving.
+
+    Example: burnish monitor rules rules.yml --tests .
+
+    Parameters
+    ----------
+    out
+        File to write; printed where none is given.
+    tests
+        Folder for files that `promtool test rules` takes, in which each rule fires once and stays quiet once.
+    """
+    from burnish.monitoring.rules import rules_yaml, tests_yaml
+    from burnish.reproducibility.files import write_text
+
+    known, own = _rules(slo)
+    text = rules_yaml([*known, *own], runbooks)
+    if out is None:
+        print(text, end="")
+        return 0
+    write_text(out, text)
+    print(f"{len(known) + len(own)} rules in {out}; check them with: promtool check rules {out}")
+    if tests is not None:
+        for interval, content in tests_yaml(known, str(out.resolve()), runbooks).items():
+            write_text(tests / f"{out.stem}-test-{interval}.yml", content)
+        print(f"run their tests with: promtool test rules {tests}/{out.stem}-test-*.yml")
+    return 0
+
+
+@monitor_app.command
+def alertmanager(receivers: Path, out: Path | None = None) -> int:
+    """Write Alertmanager's configuration from a file that says who is told.
+
+    Parameters
+    ----------
+    receivers
+        YAML with one or more of slack, email, pagerduty, webhook; `burnish config schema receivers` has the keys.
+    out
+        File to write; printed where none is given.
+    """
+    from burnish.monitoring.alertmanager import alertmanager_yaml, read_receivers
+
+    return _write(alertmanager_yaml(read_receivers(receivers)), out)
+
+
+@monitor_app.command
+def dashboards(folder: Path) -> int:
+    """Write Grafana's dashboards for training, rollouts, serving and canary into a folder."""
+    from burnish.monitoring.dashboards import DASHBOARDS, dashboard_json
+    from burnish.reproducibility.files import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in DASHBOARDS:
+        write_text(folder / f"{each.uid}.json", dashboard_json(each))
+        print(folder / f"{each.uid}.json")
+    return 0
+
+
+@monitor_app.command
+def metrics(out: Path | None = None) -> int:
+    """Write what every metric means, as Markdown."""
+    from burnish.monitoring.catalogue import catalogue_page
+
+    return _write(catalogue_page(), out)
+
+
+@monitor_app.command
+def runbook(alert: str) -> int:
+    """Print what to do about an alert."""
+    from burnish.monitoring.runbooks import runbook as section
+
+    print(section(alert))
+    return 0
+
+
+@monitor_app.command
+def check(
+    run: str, *, runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs")
+) -> int:
+    """Look at a run that is over with today's guards: what they would have said.
+
+    Parameters
+    ----------
+    run
+        Path or name of the run, the beginning of its name, or last.
+    """
+    from burnish.algorithms.guarding import guards_of
+    from burnish.algorithms.session import lag_of
+    from burnish.cli.train import run_config
+    from burnish.reproducibility.run_folder import RunFolder
+
+    found = RunFolder.find(run, runs_folder)
+    config = run_config(found)
+    lines = found.metrics()
+    alerts = guards_of(config, lag_of(config)).replay(lines)
+    for alert in alerts:
+        print(f"step {alert.step}: {alert.text}")
+    print(f"{found.path}: {len(lines)} steps, {sum(alert.state == 'firing' for alert in alerts)} alerts")
+    return 1 if alerts else 0
+
+
+@monitor_app.command
+def up(
+    *,
+    train: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a run's metrics.port.")] = (),
+    serve: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a server.")] = (),
+    receivers: Annotated[Path | None, Parameter(help="Who is told; else alerts show in Prometheus alone.")] = None,
+    key_file: Annotated[Path | None, Parameter(help="A file with a key of the role monitor, alone.")] = None,
+    folder: Annotated[Path, Parameter(help="For files, data and logs.")] = Path("monitoring"),
+    port: Annotated[int, Parameter(help="Port of Prometheus.")] = 9090,
+    alertmanager_port: Annotated[int, Parameter(help="Port of Alertmanager.")] = 9093,
+    scrape_seconds: Annotated[int, Parameter(help="How often is looked.")] = 15,
+    slo: Slo = None,
+    runbooks: Runbooks = _RUNBOOKS,
+) -> int:
+    """Start this machine's Prometheus and Alertmanager with our files, until Ctrl-C.
+
+    Example: burnish monitor up --train 127.0.0.1:9100 --serve 127.0.0.1:8000
+    """
+    from burnish.monitoring.alertmanager import alertmanager_yaml, read_receivers
+    from burnish.monitoring.rules import rules_yaml
+    from burnish.monitoring.stack import Stack, running, write_files
+
+    if not train and not serve:
+        raise UserError("give what is watched: --train HOST:PORT, --serve HOST:PORT")
+    if key_file is not None and not key_file.is_file():
+        raise UserError(f"--key-file {key_file}: is not there")
+    if scrape_seconds < 1:
+        raise UserError(f"--scrape-seconds {scrape_seconds}: must be at least 1")
+    known, own = _rules(slo)
+    told = None if receivers is None else alertmanager_yaml(read_receivers(receivers))
+    stack = Stack(
+        folder=folder,
+        train=train,
+        serve=serve,
+        key_file=key_file,
+        prometheus_port=port,
+        alertmanager_port=alertmanager_port,
+        scrape_seconds=scrape_seconds,
+    )
+    write_files(stack, rules_yaml([*known, *own], runbooks), told)
+    with running(stack, tells=told is not None) as ended:
+        print(f"Prometheus on http://127.0.0.1:{port}/alerts", file=sys.stderr, flush=True)
+        if told is not None:
+            print(f"Alertmanager on http://127.0.0.1:{alertmanager_port}", file=sys.stderr, flush=True)
+        told_to_stop = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: told_to_stop.append(True))
+        while (name := ended()) is None:
+            if told_to_stop:
+                return 0
+            time.sleep(_LOOK_SECONDS)
+        raise MachineError(f"{name} ended by itself: see its log in {folder}")
+
+
+def _rules(slo: Path | None) -> tuple[list[Rule], list[Rule]]:
+    """Our rules, and those of objectives that are given instead of ours."""
+    from burnish.monitoring.rules import serving_rules, training_rules
+    from burnish.monitoring.slo import DEFAULT_OBJECTIVES, burn_rules, read_objectives
+
+    known = [*training_rules(), *serving_rules()]
+    if slo is not None:
+        return known, [rule for each in read_objectives(slo) for rule in burn_rules(each)]
+    return [*known, *(rule for each in DEFAULT_OBJECTIVES for rule in burn_rules(each))], []
+
+
+def _write(text: str, out: Path | None) -> int:
+    from burnish.reproducibility.files import write_text
+
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)
+        print(out)
+    return 0
