@@ -77,7 +77,7 @@ class DriftConfig(Section):
     reference: int = Field(1000, ge=100)
     """Answers of the reference: the first ones. Cover a whole day, or the hours of the day are found to differ."""
     reference_file: Path | None = None
-    """Where the reference is kept: read if it is there, else written when it is complete. Null begins anew each time."""
+    """Where the reference is kept: read if it is there, else written when it is complete. Null keeps none."""
     alpha: float = Field(0.05, gt=0, lt=1)
     """Chance of a false alarm, of all features together, in `looks` looks; each look may spend an equal part of it."""
     looks: int = Field(30, ge=1)

@@ -4,7 +4,7 @@ Where there are too few observations to say anything the answer is None. A numbe
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ def stability_index(reference: ArrayLike, current: ArrayLike, *, num_bins: int =
     return _index(*counts)
 
 
-def stability_of_counts(reference: Mapping[Hashable, int], current: Mapping[Hashable, int]) -> StabilityIndex | None:
+def stability_of_counts(reference: Mapping[str, int], current: Mapping[str, int]) -> StabilityIndex | None:
     """PSI of the counts of categories; one that is in either counts. None with fewer than 20 observations in either.
 
     Raises:
@@ -150,7 +150,7 @@ def _share_of_orders(n: int, m: int, distance: int, ends: frozenset[int]) -> flo
     return float(far[n + 1])
 
 
-def homogeneity_test(reference: Mapping[Hashable, int], current: Mapping[Hashable, int]) -> Comparison | None:
+def homogeneity_test(reference: Mapping[str, int], current: Mapping[str, int]) -> Comparison | None:
     """Chi-square of "the categories have the same shares in both".
 
     While there are more than two and one is expected fewer than 5 times in a sample, the two rarest of both samples
@@ -188,7 +188,7 @@ def _exact_p_value(table: NDArray[np.int64]) -> float:
     return min(1.0, float(hypergeom.pmf(counts[is_as_far], total, kind, size).sum()))
 
 
-def _table(reference: Mapping[Hashable, int], current: Mapping[Hashable, int]) -> NDArray[np.int64]:
+def _table(reference: Mapping[str, int], current: Mapping[str, int]) -> NDArray[np.int64]:
     names = list(dict.fromkeys([*reference, *current]))
     table = np.array([[counts.get(name, 0) for name in names] for counts in (reference, current)], dtype=np.int64)
     if (table < 0).any():
