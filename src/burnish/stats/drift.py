@@ -189,7 +189,8 @@ def _exact_p_value(table: NDArray[np.int64]) -> float:
 
 
 def _table(reference: Mapping[str, int], current: Mapping[str, int]) -> NDArray[np.int64]:
-    names = list(dict.fromkeys([*reference, *current]))
+    """The counts of both, a row each; by name, so that the order they came in decides nothing."""
+    names = sorted({*reference, *current})
     table = np.array([[counts.get(name, 0) for name in names] for counts in (reference, current)], dtype=np.int64)
     if (table < 0).any():
         raise ValueError("a count is negative")
