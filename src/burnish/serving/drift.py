@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from burnish.config.serving import DriftConfig
@@ -21,6 +21,8 @@ from burnish.rewards.shape import repetition_penalty
 from burnish.stats.drift import (
     Comparison,
     StabilityIndex,
+    dependent_p_value,
+    design_effect,
     homogeneity_test,
     ks_test,
     stability_index,
@@ -117,10 +119,11 @@ class DriftWatch:
 
     The reference is the first `reference` answers, or those of a file. Windows do not overlap, and each look spends
     alpha / looks, shared among the features by Holm's rule. So answers that are independent of each other, from traffic
-    that does not change, raise a false alarm in at most `alpha` of such rows of looks. This is no promise for answers
-    that depend on each other: where traffic follows the hours of the day and the reference does not, or where one
-    user's many like questions fill a window, windows do differ, and it says so (scripts/simulate_drift.py measures
-    it). A change that is smaller than a window can tell is never found, however long it lasts.
+    that does not change, raise a false alarm in at most `alpha` of such rows of looks. Answers that are like their
+    neighbours, as those to one user are, count for less, by the design effect in the reference's order; that holds
+    roughly. It is no promise where traffic follows the hours of the day and the reference does not: such windows do
+    differ, and it says so (scripts/simulate_drift.py measures both). A change that is smaller than a window can tell is
+    never found, however long it lasts.
 
     A feature's alarm is raised once. It lasts until a window agrees with the reference, which is a stricter condition
     than not to differ at the level of alarms, so that a change near the border does not flicker.
@@ -280,7 +283,7 @@ class _Number:
 
     def __call__(self, reference: Sequence[AnswerRecord], window: Sequence[AnswerRecord]) -> _Compared:
         old, new = self._column(reference), self._column(window)
-        return _Compared(ks_test(old, new), stability_index(old, new), *self._words(old, new))
+        return _Compared(_less(ks_test(old, new), old), stability_index(old, new), *self._words(old, new))
 
     def _column(self, records: Sequence[AnswerRecord]) -> NDArray[np.float64]:
         values = (getattr(record, self.name) for record in records)
@@ -311,7 +314,9 @@ class _Category:
 
     def __call__(self, reference: Sequence[AnswerRecord], window: Sequence[AnswerRecord]) -> _Compared:
         old, new = (Counter(map(self.read, records)) for records in (reference, window))
-        return _Compared(homogeneity_test(old, new), stability_of_counts(old, new), *self._words(old, new))
+        commonest = max(old, key=lambda name: old[name])
+        test = _less(homogeneity_test(old, new), [float(self.read(record) == commonest) for record in reference])
+        return _Compared(test, stability_of_counts(old, new), *self._words(old, new))
 
     def _words(self, old: Mapping[str, int], new: Mapping[str, int]) -> tuple[str, str]:
         """What is said of a change, and of none: by the category whose share changed most."""
@@ -323,6 +328,13 @@ class _Category:
         more = "more" if after.get(changed, 0.0) > before.get(changed, 0.0) else "fewer"
         change = f"{more} answers {self.are} {changed}: {shown}"
         return change, f"{self.what} as in the reference: {changed} {shown}"
+
+
+def _less(test: Comparison | None, in_order: ArrayLike) -> Comparison | None:
+    """What a test is worth where neighbours are as alike as those of the reference."""
+    if test is None:
+        return None
+    return replace(test, p_value=dependent_p_value(test.p_value, design_effect(in_order)))
 
 
 def _tokens(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import chdtrc, chdtri
-from scipy.stats import hypergeom, kstwo
+from scipy.stats import hypergeom, kstwo, rankdata
 
 from burnish.stats.levels import require_alpha
 
@@ -195,6 +195,37 @@ def _table(reference: Mapping[str, int], current: Mapping[str, int]) -> NDArray[
     if (table < 0).any():
         raise ValueError("a count is negative")
     return table
+
+
+def design_effect(values: ArrayLike) -> float:
+    """How many times as many values as independent ones tell as much, by their order; at least 1.
+
+    1 + 2 x the sum of the autocorrelations of the ranks, in pairs of lags, until a pair's sum is not above 0 (Geyer
+    1992, Statistical Science 7:473). 1 for fewer than 20 values, or where all are equal.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    ordered = _sorted(values)
+    n = len(ordered)
+    if n < _FEWEST or ordered[0] == ordered[-1]:
+        return 1.0
+    ranks = rankdata(values)
+    spectrum = np.fft.rfft(ranks - ranks.mean(), 2 * n)  # as many zeros behind, so that the end meets no beginning
+    covariances = np.fft.irfft(np.abs(spectrum) ** 2)[: n - n % 2]
+    pairs = (covariances / covariances[0]).reshape(-1, 2).sum(axis=1)
+    is_over = pairs <= 0
+    num_pairs = int(is_over.argmax()) if is_over.any() else len(pairs)
+    return max(1.0, 2 * float(pairs[:num_pairs].sum()) - 1)
+
+
+def dependent_p_value(p_value: float, effect: float) -> float:
+    """What a p-value for independent observations is worth where they have a design effect.
+
+    The chi-square of one degree that has this p-value is divided by the effect (Rao & Scott 1981, JASA 76:221, first
+    order). For two categories this is theirs; for several, and for KS, it is an approximation.
+    """
+    return float(chdtrc(1, chdtri(1, p_value) / effect)) if effect > 1 else p_value
 
 
 class PageHinkley:
