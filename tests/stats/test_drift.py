@@ -10,6 +10,8 @@ from scipy.stats import chi2, chi2_contingency, ks_2samp, norm
 
 from burnish.stats.drift import (
     PageHinkley,
+    dependent_p_value,
+    design_effect,
     homogeneity_test,
     ks_test,
     stability_index,
@@ -294,3 +296,48 @@ def test_page_hinkley_finds_a_change_of_twice_delta() -> None:
         delays.append(next(n for n, value in enumerate(changed, start=1) if watch.add(value)))
     # a sum that rises by 1/4 each time reaches 12.3 after about 50
     assert max(delays) < 150
+
+
+def test_design_effect_of_copies_and_of_a_known_process() -> None:
+    """Each value five times: an effect of five. An autoregression of 1/2: (1 + 1/2) / (1 - 1/2) = 3."""
+    rng = np.random.default_rng(7)
+    copies = [design_effect(np.repeat(rng.normal(size=400), 5)) for _ in range(20)]
+    assert np.mean(copies) == pytest.approx(5, rel=0.1)
+    effects = []
+    for _ in range(20):
+        x = rng.normal(size=2_000)
+        for i in range(1, len(x)):
+            x[i] += x[i - 1] / 2
+        effects.append(design_effect(np.exp(x)))  # of ranks: what is only stretched stays
+        assert effects[-1] == pytest.approx(design_effect(x))
+    assert np.mean(effects) == pytest.approx(3, rel=0.1)
+    assert np.mean([design_effect(rng.normal(size=1_000)) for _ in range(50)]) < 1.15
+
+
+def test_design_effect_against_a_loop_over_lags() -> None:
+    rng = np.random.default_rng(8)
+    x = np.cumsum(rng.integers(-3, 4, 41))  # with equal ones, and an odd number
+    ranks = np.array([(x < each).sum() + ((x == each).sum() + 1) / 2 for each in x])
+    centred = ranks - ranks.mean()
+    rho = [float(centred[: len(x) - lag] @ centred[lag:] / (centred @ centred)) for lag in range(len(x))]
+    effect, lag = -1.0, 0
+    while rho[lag] + rho[lag + 1] > math.sqrt(2 / 41):
+        effect += 2 * (rho[lag] + rho[lag + 1])
+        lag += 2
+    assert effect > 1
+    assert design_effect(x) == pytest.approx(effect)
+
+
+def test_no_design_effect_where_nothing_is_known() -> None:
+    assert design_effect([1.0] * 50) == design_effect(range(19)) == 1
+    assert design_effect([0, 1] * 50) == 1  # less than independent is not believed
+    with pytest.raises(ValueError, match="not a finite number"):
+        design_effect([math.nan] * 30)
+
+
+@given(st.floats(1e-12, 1), st.floats(1, 20))
+def test_a_dependent_p_value_is_that_of_a_smaller_score(p_value: float, effect: float) -> None:
+    score = norm.isf(p_value / 2) / math.sqrt(effect)
+    assert dependent_p_value(p_value, effect) == pytest.approx(2 * norm.sf(score), rel=1e-6)
+    assert dependent_p_value(p_value, effect) >= p_value * (1 - 1e-9)
+    assert dependent_p_value(p_value, 1.0) == p_value
