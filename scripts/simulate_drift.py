@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def false_alarms(runs: int, config: DriftConfig = CONFIG, seed: int = 0) -> list
     ]
 
 
-def dependent_alarms(runs: int, seed: int = 0) -> list[Row]:
+def dependent_alarms(runs: int, seed: int = 0) -> Iterator[Row]:
     """No change from day to day, but answers that depend on the hour or on who asks."""
     whole_day = CONFIG.model_copy(update={"reference": PER_DAY})
     cases = [
@@ -128,11 +129,9 @@ def dependent_alarms(runs: int, seed: int = 0) -> list[Row]:
         ("users of 5 questions, correlation 0.1", Traffic(user_share=0.1), CONFIG),
         ("users of 5 questions, correlation 0.3", Traffic(user_share=0.3), CONFIG),
     ]
-    rows = []
     for index, (what, traffic, config) in enumerate(cases, start=1):
         seen = [raises_alarm(traffic, config, np.random.default_rng([seed, index, run]))[0] for run in range(runs)]
-        rows.append(Row(what=what, found=sum(seen), runs=runs))
-    return rows
+        yield Row(what=what, found=sum(seen), runs=runs)
 
 
 CHANGES = {
@@ -200,12 +199,15 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=400, help="servers of the first row; a quarter in other rows")
     runs = parser.parse_args().runs
     few = max(2, runs // 4)
-    held = false_alarms(runs)
     print(f"| nothing changes: an alarm in {CONFIG.looks} looks, alpha {CONFIG.alpha:g} | servers | share | 95% | |")
     print("|---|---|---|---|---|", flush=True)
-    for row in (*held, *dependent_alarms(few)):
+    held = false_alarms(runs)
+    for row in chain(held, dependent_alarms(few)):
         word = "not held to alpha" if not row.is_held else "holds" if row.holds else "FAILS"
-        print(f"| {row.what} | {row.runs} | {row.share:.3f} | {row.interval[0]:.3f}, {row.interval[1]:.3f} | {word} |")
+        print(
+            f"| {row.what} | {row.runs} | {row.share:.3f} | {row.interval[0]:.3f}, {row.interval[1]:.3f} | {word} |",
+            flush=True,
+        )
     print("\n| change | servers | found | answers until then: median | most |")
     print("|---|---|---|---|---|", flush=True)
     for what in CHANGES:

@@ -240,6 +240,8 @@ def test_the_reference_of_an_earlier_server(tmp_path: Path) -> None:
     assert not file.exists()
     assert first.look(0.0) == [] and file.exists()
     later = DriftWatch(config)
+    written = file.stat().st_ino
+    assert first.look(0.0) == later.look(0.0) == [] and file.stat().st_ino == written  # once
     assert later.statistics()["reference_answers"] == 300
     answers = [next(source) for _ in range(100)]
     for record in answers:
@@ -260,6 +262,8 @@ def test_loading_forgets_what_was_found(tmp_path: Path) -> None:
     feed(watch, traffic(1), 50)
     watch.load_reference(tmp_path / "r.json")
     assert watch.findings() == [] and watch.statistics() == {"reference_answers": 300, "new_answers": 0}
+    feed(watch, traffic(1), 100)
+    assert {each.phase for each in watch.look(1.0)} == {"quiet"}  # there is no alarm that could end
     with pytest.raises(ValueError, match="0 of 300 answers"):
         DriftWatch(SMALL).save_reference(tmp_path / "r.json")
 
@@ -327,13 +331,14 @@ def test_the_record_of_an_answer() -> None:
         finish_reason="stop",
         reward=0.5,
     )
-    assert record == AnswerRecord(
+    assert record.repeated_share == pytest.approx(1 / 6)
+    assert replace(record, repeated_share=0.0) == AnswerRecord(
         prompt_tokens=7,
         answer_tokens=9,
         finish_reason="stop",
         is_refusal=True,
-        repeated_share=pytest.approx(1 / 6),
-        distinct_share=pytest.approx(5 / 9),
+        repeated_share=0.0,
+        distinct_share=5 / 9,
         mean_logprob=-2.0,
         reward=0.5,
     )
@@ -352,3 +357,12 @@ def test_the_record_of_an_empty_answer_and_of_a_long_one() -> None:
 def test_a_record_has_finite_numbers(field: str, bad: float) -> None:
     with pytest.raises(ValueError, match=f"{field} is not a finite number"):
         replace(next(traffic(0)), **{field: bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_page_hinkley_runs_as_long_as_was_promised() -> None:
+    """With a standard deviation of a run that is its mean, the mean of 100 is within a third."""
+    lengths = SCRIPT["run_lengths"](100, shift=0.0, is_skewed=False, promised=2_000.0)
+    assert np.mean(lengths) == pytest.approx(2_000, rel=1 / 3)
+    moved = SCRIPT["run_lengths"](20, shift=0.5, is_skewed=False, promised=2_000.0)
+    assert np.mean(moved) < 100
