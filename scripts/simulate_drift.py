@@ -1,6 +1,6 @@
 """False alarms of the drift watch while nothing changes, and how many answers it takes to find what does.
 
-    python scripts/simulate_drift.py            # a quarter of an hour on one core
+    python scripts/simulate_drift.py            # a quarter of an hour of one core
     python scripts/simulate_drift.py --runs 40
 
 Each row of the first table is a share of simulated servers that raised an alarm in 30 looks, with its 95% Wilson

@@ -75,7 +75,7 @@ class DriftConfig(Section):
     window: int | None = Field(250, ge=50)
     """Answers of a look: each time as many are new, they are compared with the reference. Null is off."""
     reference: int = Field(1000, ge=100)
-    """Answers of the reference: the first ones. Cover a whole day, or the hours of the day are found to differ."""
+    """Answers of the reference: the first ones. With fewer than a day has, its hours are found to differ."""
     reference_file: Path | None = None
     """Where the reference is kept: read if it is there, else written when it is complete. Null keeps none."""
     alpha: float = Field(0.05, gt=0, lt=1)

@@ -121,8 +121,9 @@ class DriftWatch:
     alpha / looks, shared among the features by Holm's rule. So answers that are independent of each other, from traffic
     that does not change, raise a false alarm in at most `alpha` of such rows of looks. Answers that are like their
     neighbours, as those to one user are, count for less, by the design effect in the reference's order; that holds
-    roughly. It is no promise where traffic follows the hours of the day and the reference does not: such windows do
-    differ, and it says so (scripts/simulate_drift.py measures both). A change that is smaller than a window can tell is
+    roughly. It does not hold where traffic follows the hours of the day: a wave of a tenth of a standard deviation
+    raises an alarm in a third of such rows of looks, whether the reference covers the day or not, and a larger one in
+    all, unless it does (scripts/simulate_drift.py; docs/log.md). A change that is smaller than a window can tell is
     never found, however long it lasts.
 
     A feature's alarm is raised once. It lasts until a window agrees with the reference, which is a stricter condition
