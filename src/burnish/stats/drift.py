@@ -211,7 +211,7 @@ def design_effect(values: ArrayLike) -> float:
     n = len(ordered)
     if n < _FEWEST or ordered[0] == ordered[-1]:
         return 1.0
-    ranks = rankdata(values)
+    ranks = rankdata(np.asarray(values, dtype=np.float64))
     spectrum = np.fft.rfft(ranks - ranks.mean(), 2 * n)  # as many zeros behind, so that the end meets no beginning
     covariances = np.fft.irfft(np.abs(spectrum) ** 2)[: n - n % 2]
     pairs = (covariances / covariances[0]).reshape(-1, 2).sum(axis=1)
