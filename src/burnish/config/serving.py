@@ -104,6 +104,21 @@ class AdminConfig(Section):
         return self
 
 
+class DriftConfig(Section):
+    """Whether prompts and answers are still like those of the reference."""
+
+    window: int | None = Field(250, ge=50)
+    """Answers of a look: each time as many are new, they are compared with the reference. Null is off."""
+    reference: int = Field(1000, ge=100)
+    """Answers of the reference: the first ones. With fewer than a day has, its hours are found to differ."""
+    reference_file: Path | None = None
+    """Where the reference is kept: read if it is there, else written when it is complete. Null keeps none."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Chance of a false alarm, of all features together, in `looks` looks; each look may spend an equal part of it."""
+    looks: int = Field(30, ge=1)
+    """Looks that share `alpha`: give as many as there are in the time in which one false alarm may be had."""
+
+
 class ServeConfig(Section):
     """A server of one model."""
 
