@@ -54,11 +54,24 @@ class LimitsConfig(Section):
     """Time for an answer, from when it is asked for."""
 
 
+class GrpcConfig(Section):
+    """The door for gRPC: answers, the Open Inference Protocol, and health."""
+
+    port: int | None = Field(None, ge=0, le=65535)
+    """Port on the same host; null is off, 0 takes a free one and says which."""
+    reflection: bool = False
+    """Tell whoever asks which services and messages there are."""
+    message_bytes: int = Field(4_194_304, ge=1000)
+    """Size of a message, both ways. Clients take no larger ones either, unless they are told to."""
+
+
 class AdminConfig(Section):
     """The routes that change what is served, on a port of their own."""
 
     port: int | None = Field(None, ge=0, le=65535)
     """Port on the same host; null is off. It needs a key of the role admin."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """The same over gRPC; null is off. It needs admin.port, too."""
     weights_folder: Path | None = None
     """Weights are taken from here alone, and from folders below."""
 
@@ -66,6 +79,8 @@ class AdminConfig(Section):
     def _needs_a_folder(self) -> "AdminConfig":
         if (self.port is None) != (self.weights_folder is None):
             raise ConfigError("admin.port and admin.weights_folder belong together: give both, or neither")
+        if self.grpc_port is not None and self.port is None:
+            raise ConfigError("admin.grpc_port needs admin.port and admin.weights_folder")
         return self
 
 
@@ -85,6 +100,7 @@ class ServeConfig(Section):
     """After SIGTERM, time for the answers that are under way."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    grpc: GrpcConfig = GrpcConfig()
     admin: AdminConfig = AdminConfig()
 
     @model_validator(mode="after")

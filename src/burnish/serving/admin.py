@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from burnish.config.schema import ModelConfig
 from burnish.errors import BurnishError
+from burnish.serving.asks import Weights
 from burnish.serving.keys import Key, owner_of
 from burnish.serving.rest import add_errors, read_body
 from burnish.serving.service import RefusedError, Service
@@ -28,11 +29,39 @@ class SwapRequest(BaseModel):
     """A folder below admin.weights_folder, from there."""
 
 
-def create_admin_app(service: Service, keys: Sequence[Key], model: ModelConfig, weights_folder: Path) -> FastAPI:
-    """The routes. `model` says how weights are loaded."""
+class Exchange:
+    """Exchanges weights for those of a folder, one set at a time. One for all doors."""
+
+    def __init__(self, service: Service, model: ModelConfig, weights_folder: Path) -> None:
+        """`model` says how weights are loaded."""
+        self._service, self._model, self._weights_folder = service, model, weights_folder
+        self._one_at_a_time = asyncio.Lock()
+
+    async def swap(self, name: str, path: str) -> Weights:
+        """From here on the weights of a folder below the folder of weights answer for a name.
+
+        Raises:
+            RefusedError: they cannot be used, or others are being loaded.
+        """
+        self._service.weights(name)
+        folder = inside(self._weights_folder, path)
+        if self._one_at_a_time.locked():
+            raise RefusedError("busy", "other weights are being loaded")
+        async with self._one_at_a_time:
+            version = self._service.weights(name).version + 1
+            config = self._model.model_copy(update={"path": str(folder)})
+            try:
+                weights = await asyncio.to_thread(load_weights, config, name, version)
+                await asyncio.to_thread(self._service.engine.install, weights)
+            except BurnishError as error:
+                raise RefusedError("invalid", f"{error}; version {version - 1} goes on", parameter="path") from error
+        return weights
+
+
+def create_admin_app(service: Service, keys: Sequence[Key], exchange: Exchange) -> FastAPI:
+    """The routes."""
     app = FastAPI(title="burnish admin", docs_url=None, redoc_url=None)
     add_errors(app)
-    one_at_a_time = asyncio.Lock()
 
     async def admin(request: Request) -> str:
         key = owner_of(request.headers.get("authorization", ""), keys)
@@ -47,19 +76,8 @@ def create_admin_app(service: Service, keys: Sequence[Key], model: ModelConfig, 
     @app.post("/admin/models/{name:path}/weights")
     async def swap(name: str, request: Request, admin: Admin) -> JSONResponse:
         body = await read_body(request, SwapRequest, _BODY_BYTES)
-        service.weights(name)
-        folder = inside(weights_folder, body.path)
-        if one_at_a_time.locked():
-            raise RefusedError("busy", "other weights are being loaded")
-        async with one_at_a_time:
-            version = service.weights(name).version + 1
-            config = model.model_copy(update={"path": str(folder)})
-            try:
-                weights = await asyncio.to_thread(load_weights, config, name, version)
-                await asyncio.to_thread(service.engine.install, weights)
-            except BurnishError as error:
-                raise RefusedError("invalid", f"{error}; version {version - 1} goes on", parameter="path") from error
-        return JSONResponse({"model": name, "version": version, "fingerprint": weights.fingerprint})
+        weights = await exchange.swap(name, body.path)
+        return JSONResponse({"model": name, "version": weights.version, "fingerprint": weights.fingerprint})
 
     @app.get("/admin/models")
     async def models(admin: Admin) -> dict[str, Any]:

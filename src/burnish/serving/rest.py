@@ -5,21 +5,19 @@ import functools
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from burnish.serving.keys import Key, owner_of
-from burnish.serving.openai import ChatRequest, CompletionRequest, Writer
-from burnish.serving.service import Answers, Kind, RefusedError, Service, prompt_of_messages
+from burnish.serving.openai import BodyT, ChatRequest, CompletionRequest, Writer, asked, checked
+from burnish.serving.service import Answers, Kind, RefusedError, Service
 
 _BODY_SECONDS = 30.0  # for a request to arrive
 _LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
-_TOLD_FAULTS = 1000
 _STALLED_SECONDS = 30.0  # without a step while there is work
 _STATUS: dict[Kind, tuple[int, str]] = {
     "invalid": (400, "invalid_request_error"),
@@ -29,8 +27,6 @@ _STATUS: dict[Kind, tuple[int, str]] = {
     "too_slow": (504, "server_error"),
     "failed": (500, "server_error"),
 }
-
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class TokenizeRequest(BaseModel):
@@ -57,7 +53,7 @@ def error_body(message: str, kind: str, *, parameter: str | None = None) -> dict
 def refused(error: RefusedError) -> JSONResponse:
     """An answer that is none."""
     status, kind = _STATUS[error.kind]
-    headers = {"Retry-After": str(max(1, round(error.retry_seconds)))} if status in (429, 503) else {}
+    headers = {} if error.retry_after is None else {"Retry-After": error.retry_after}
     return JSONResponse(error_body(str(error), kind, parameter=error.parameter), status, headers)
 
 
@@ -79,15 +75,7 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
                     raise HTTPException(413, f"the body is larger than {limit_bytes:,} bytes")
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from error
-    try:
-        return kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        if error.error_count() > _TOLD_FAULTS:  # to tell them all would take long, and gigabytes
-            raise RefusedError("invalid", f"the body has {error.error_count():,} faults") from error
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        message = f"unknown parameter: {place}" if fault["type"] == "extra_forbidden" else f"{place}: {fault['msg']}"
-        raise RefusedError("invalid", message, parameter=place or None) from error
+    return checked(kind, bytes(body))
 
 
 def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
@@ -95,7 +83,6 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
     app = FastAPI(title="burnish", docs_url=None, redoc_url=None)
     add_errors(app)
     _add_health(app, service)
-    tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
 
     async def owner(request: Request) -> str:
         if not keys:
@@ -111,9 +98,6 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
 
     Asker = Annotated[str, Depends(asker)]
 
-    async def in_thread(call: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(tokenizing, call, *arguments)
-
     @app.get("/v1/models", dependencies=[Depends(owner)])
     async def models() -> dict[str, Any]:
         data = [
@@ -126,10 +110,7 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
     async def chat_completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        service.check_number(1, wish)
-        with service.lease(body.model) as weights:
-            prompt = await in_thread(prompt_of_messages, weights, body.said())
-            answers = service.ask(weights, [prompt], wish, owner=asker)
+        answers = await asked(service, body, wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=True)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
@@ -137,24 +118,20 @@ def create_app(service: Service, keys: Sequence[Key]) -> FastAPI:
     async def completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        service.check_number(body.num_prompts, wish)
-        with service.lease(body.model) as weights:
-            tokenizer = weights.policy.tokenizer
-            prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
-            answers = service.ask(weights, prompts, wish, owner=asker)
+        answers = await asked(service, body, wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
-    _add_tokenizer(app, service, asker, in_thread)
+    _add_tokenizer(app, service, asker)
     return app
 
 
-def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -> None:
+def _add_tokenizer(app: FastAPI, service: Service, asker: Any) -> None:
     @app.post("/tokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(TokenizeRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
-        tokens = await in_thread(lambda: policy.tokenizer(body.prompt)["input_ids"])
+        tokens = await service.tokenize(lambda: policy.tokenizer(body.prompt)["input_ids"])
         return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
 
     @app.post("/detokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(DetokenizeRequest))
@@ -163,7 +140,7 @@ def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -
         policy = service.weights(body.model).policy
         if any(not 0 <= token < policy.head.weight_VH.shape[0] for token in body.tokens):
             raise RefusedError("invalid", "tokens: one is not the model's", parameter="tokens")
-        return {"prompt": await in_thread(policy.tokenizer.decode, body.tokens)}
+        return {"prompt": await service.tokenize(lambda: policy.tokenizer.decode(body.tokens))}
 
 
 async def _answer(request: Request, answers: Answers, writer: Writer, *, streams: bool, usage: bool) -> Response:
@@ -244,8 +221,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz")
     async def ready() -> Response:
-        is_ready = engine.is_alive and bool(engine.models()) and not service.is_draining
-        return Response("ok" if is_ready else "not now", 200 if is_ready else 503)
+        return Response("ok" if service.is_ready else "not now", 200 if service.is_ready else 503)
 
     @app.get("/progress")
     async def progress() -> JSONResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,22 @@ from fastapi import FastAPI
 from burnish.config.serving import ServeConfig
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
-from burnish.serving.admin import create_admin_app
+from burnish.serving.admin import Exchange, create_admin_app
 from burnish.serving.engine import Engine
-from burnish.serving.keys import read_keys
+from burnish.serving.keys import Key, read_keys
+from burnish.serving.proto import burnish_pb2_grpc, inference_pb2_grpc
 from burnish.serving.rest import create_app
+from burnish.serving.rpc.admin import Admin
+from burnish.serving.rpc.door import GrpcDoor
+from burnish.serving.rpc.generation import Generation
+from burnish.serving.rpc.inference import Inference
 from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
 
 _KEEP_ALIVE_SECONDS = 5
 _MAX_HEADER_BYTES = 65_536
 _STOP_SECONDS = 10.0
+_LAST_WORD_SECONDS = 2.0  # for answers over gRPC to arrive; a watched health, or a stream that rests, would never end
 _LOOK_SECONDS = 0.05
 
 
@@ -64,20 +70,18 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
     )
     engine.install(weights)
     service = Service(engine, config.limits)
-    apps = [(create_app(service, keys), config.port)]
-    if config.admin.port is not None and config.admin.weights_folder is not None:
-        admin = create_admin_app(service, keys, config.model, config.admin.weights_folder)
-        apps.append((admin, config.admin.port))
     try:
-        asyncio.run(_serve(service, config, apps, say))
+        asyncio.run(_serve(service, config, keys, say))
     finally:
         engine.stop(_STOP_SECONDS)
 
 
-async def _serve(
-    service: Service, config: ServeConfig, apps: list[tuple[FastAPI, int]], say: Callable[[str], None]
-) -> None:
-    doors = [_Door(_options(app, config, port)) for app, port in apps]
+async def _serve(service: Service, config: ServeConfig, keys: Sequence[Key], say: Callable[[str], None]) -> None:
+    doors = [_Door(_options(create_app(service, keys), config, config.port))]
+    exchange = None
+    if config.admin.port is not None and config.admin.weights_folder is not None:
+        exchange = Exchange(service, config.model, config.admin.weights_folder)
+        doors.append(_Door(_options(create_admin_app(service, keys, exchange), config, config.admin.port)))
     tasks = [asyncio.create_task(_opened(door)) for door in doors]
     while not all(door.started for door in doors):
         if failed := next((task for task in tasks if task.done()), None):
@@ -88,6 +92,7 @@ async def _serve(
     say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
     for door in doors[1:]:
         say(f"admin on {door.address}/admin")
+    grpc_doors = await _opened_grpc(service, config, keys, exchange, say)
     told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
@@ -99,7 +104,33 @@ async def _serve(
         await _drained(service, config.drain_seconds, told, say)
     for door in doors:
         door.should_exit = True
-    await asyncio.gather(*tasks)
+    await asyncio.gather(*tasks, *(door.close(_LAST_WORD_SECONDS) for door in grpc_doors))
+
+
+async def _opened_grpc(
+    service: Service,
+    config: ServeConfig,
+    keys: Sequence[Key],
+    exchange: Exchange | None,
+    say: Callable[[str], None],
+) -> list[GrpcDoor]:
+    """The doors for gRPC that the settings ask for."""
+    doors: list[GrpcDoor] = []
+    max_calls = config.limits.connections
+    if config.grpc.port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        generation, inference = Generation(service, keys), Inference(service, keys)
+        door.add("burnish.v1.Generation", burnish_pb2_grpc.add_GenerationServicer_to_server, generation)
+        register = inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+        door.add("inference.GRPCInferenceService", register, inference)
+        say(f"gRPC on {await door.open(config.host, config.grpc.port)}")
+        doors.append(door)
+    if exchange is not None and config.admin.grpc_port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door.add("burnish.v1.Admin", burnish_pb2_grpc.add_AdminServicer_to_server, Admin(service, keys, exchange))
+        say(f"admin by gRPC on {await door.open(config.host, config.admin.grpc_port)}")
+        doors.append(door)
+    return doors
 
 
 async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from burnish.config.serving import LimitsConfig
 from burnish.data.chat import Chat
@@ -19,6 +20,7 @@ from burnish.serving.asks import Ask, Done, Event, Failed, Weights
 from burnish.serving.engine import Engine
 
 Kind = Literal["invalid", "not_found", "too_many", "busy", "too_slow", "failed"]
+ResultT = TypeVar("ResultT")
 
 _MOST_BIAS = 100.0  # as OpenAI's
 _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
@@ -31,6 +33,11 @@ class RefusedError(Exception):
     def __init__(self, kind: Kind, message: str, *, parameter: str | None = None, retry_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.kind, self.parameter, self.retry_seconds = kind, parameter, retry_seconds
+
+    @property
+    def retry_after(self) -> str | None:
+        """Whole seconds after which it may be asked again; None where waiting does not help."""
+        return str(max(1, round(self.retry_seconds))) if self.kind in ("too_many", "busy") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,7 @@ class Answers:
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._cancel: Callable[[], None] = lambda: None
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
         """(number of the answer, what happened to it) until all are over. Whoever stops listening cancels the rest.
 
         Raises:
@@ -114,6 +121,16 @@ class Service:
         self.is_draining = False
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}  # of an owner: requests, and when that was
+        self._tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.is_alive and bool(self.engine.models()) and not self.is_draining
+
+    async def tokenize(self, call: Callable[[], ResultT]) -> ResultT:
+        """What a call of a tokenizer gives. It runs beside the event loop, after those before it."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, call)
 
     def weights(self, model: str) -> Weights:
         """The weights that answer for a name now.
