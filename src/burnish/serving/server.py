@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -77,22 +77,55 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
 
 
 async def _serve(service: Service, config: ServeConfig, keys: Sequence[Key], say: Callable[[str], None]) -> None:
-    doors = [_Door(_options(create_app(service, keys), config, config.port))]
     exchange = None
     if config.admin.port is not None and config.admin.weights_folder is not None:
         exchange = Exchange(service, config.model, config.admin.weights_folder)
-        doors.append(_Door(_options(create_admin_app(service, keys, exchange), config, config.admin.port)))
-    tasks = [asyncio.create_task(_opened(door)) for door in doors]
-    while not all(door.started for door in doors):
-        if failed := next((task for task in tasks if task.done()), None):
-            for task in tasks:
-                task.cancel()
-            failed.result()
-        await asyncio.sleep(_LOOK_SECONDS)
-    say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
-    for door in doors[1:]:
-        say(f"admin on {door.address}/admin")
-    grpc_doors = await _opened_grpc(service, config, keys, exchange, say)
+    async with AsyncExitStack() as closing:
+        for name, door, port in _grpc_doors(service, config, keys, exchange):
+            address = await door.open(config.host, port)
+            closing.push_async_callback(door.close, _LAST_WORD_SECONDS)
+            say(f"{name} on {address}")
+        doors = [_Door(_options(create_app(service, keys), config, config.port))]
+        if exchange is not None and config.admin.port is not None:
+            doors.append(_Door(_options(create_admin_app(service, keys, exchange), config, config.admin.port)))
+        tasks = [asyncio.create_task(_opened(door)) for door in doors]
+        while not all(door.started for door in doors):
+            if failed := next((task for task in tasks if task.done()), None):
+                for task in tasks:
+                    task.cancel()
+                failed.result()
+            await asyncio.sleep(_LOOK_SECONDS)
+        say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
+        for door in doors[1:]:
+            say(f"admin on {door.address}/admin")
+        await _told_to_stop(service, config, tasks, say)
+        for door in doors:
+            door.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _grpc_doors(
+    service: Service, config: ServeConfig, keys: Sequence[Key], exchange: Exchange | None
+) -> Iterator[tuple[str, GrpcDoor, int]]:
+    """(what it is, the door, its port) of those for gRPC that the settings ask for."""
+    max_calls = config.limits.connections
+    if config.grpc.port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        generation, inference = Generation(service, keys), Inference(service, keys)
+        door.add("burnish.v1.Generation", burnish_pb2_grpc.add_GenerationServicer_to_server, generation)
+        register = inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+        door.add("inference.GRPCInferenceService", register, inference)
+        yield "gRPC", door, config.grpc.port
+    if exchange is not None and config.admin.grpc_port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door.add("burnish.v1.Admin", burnish_pb2_grpc.add_AdminServicer_to_server, Admin(service, keys, exchange))
+        yield "admin by gRPC", door, config.admin.grpc_port
+
+
+async def _told_to_stop(
+    service: Service, config: ServeConfig, tasks: Sequence[asyncio.Task[None]], say: Callable[[str], None]
+) -> None:
+    """Until SIGTERM, Ctrl-C or the end of a door, and the answers that are under way."""
     told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
@@ -102,35 +135,6 @@ async def _serve(service: Service, config: ServeConfig, keys: Sequence[Key], say
     if asked.done():
         say("stopping: no new requests; answers that are under way end; once more ends at once")
         await _drained(service, config.drain_seconds, told, say)
-    for door in doors:
-        door.should_exit = True
-    await asyncio.gather(*tasks, *(door.close(_LAST_WORD_SECONDS) for door in grpc_doors))
-
-
-async def _opened_grpc(
-    service: Service,
-    config: ServeConfig,
-    keys: Sequence[Key],
-    exchange: Exchange | None,
-    say: Callable[[str], None],
-) -> list[GrpcDoor]:
-    """The doors for gRPC that the settings ask for."""
-    doors: list[GrpcDoor] = []
-    max_calls = config.limits.connections
-    if config.grpc.port is not None:
-        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
-        generation, inference = Generation(service, keys), Inference(service, keys)
-        door.add("burnish.v1.Generation", burnish_pb2_grpc.add_GenerationServicer_to_server, generation)
-        register = inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
-        door.add("inference.GRPCInferenceService", register, inference)
-        say(f"gRPC on {await door.open(config.host, config.grpc.port)}")
-        doors.append(door)
-    if exchange is not None and config.admin.grpc_port is not None:
-        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
-        door.add("burnish.v1.Admin", burnish_pb2_grpc.add_AdminServicer_to_server, Admin(service, keys, exchange))
-        say(f"admin by gRPC on {await door.open(config.host, config.admin.grpc_port)}")
-        doors.append(door)
-    return doors
 
 
 async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:
