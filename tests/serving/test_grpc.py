@@ -281,7 +281,7 @@ def test_who_has_no_key_gets_nothing(server: GrpcServer, key: str) -> None:
             generation.Generate(pb.GenerateRequest(), **sent),
             generation.GenerateStream(pb.GenerateRequest(), **sent),
             inference.ModelInfer(request, **sent),
-            inference.ModelStreamInfer(iter([request]), **sent),
+            inference.ModelStreamInfer(**sent),  # which is refused before it says anything
             inference.ModelMetadata(v2.ModelMetadataRequest(), **sent),
             inference.ModelReady(v2.ModelReadyRequest(name="tiny"), **sent),
             inference.ServerMetadata(v2.ServerMetadataRequest(), **sent),

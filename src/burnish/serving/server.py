@@ -81,9 +81,9 @@ async def _serve(service: Service, config: ServeConfig, keys: Sequence[Key], say
     if config.admin.port is not None and config.admin.weights_folder is not None:
         exchange = Exchange(service, config.model, config.admin.weights_folder)
     async with AsyncExitStack() as closing:
-        for name, door, port in _grpc_doors(service, config, keys, exchange):
-            address = await door.open(config.host, port)
-            closing.push_async_callback(door.close, _LAST_WORD_SECONDS)
+        for name, grpc_door, port in _grpc_doors(service, config, keys, exchange):
+            address = await grpc_door.open(config.host, port)
+            closing.push_async_callback(grpc_door.close, _LAST_WORD_SECONDS)
             say(f"{name} on {address}")
         doors = [_Door(_options(create_app(service, keys), config, config.port))]
         if exchange is not None and config.admin.port is not None:

@@ -165,8 +165,11 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # as above
                     yield answer
 
         async def both(raws: AsyncIterator[bytes], context: Context[Any, Any]) -> AsyncIterator[Any]:
-            messages = (read(raw) async for raw in raws)
-            async with _told(context), aclosing(handler.stream_stream(messages, context)) as answers:
+            async def messages() -> AsyncIterator[Any]:
+                async for raw in raws:
+                    yield read(raw)
+
+            async with _told(context), aclosing(handler.stream_stream(messages(), context)) as answers:
                 async for answer in answers:
                     yield answer
 
