@@ -23,10 +23,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from burnish.config.serving import GrpcConfig, LimitsConfig
 from burnish.serving.proto import burnish_pb2 as pb
 from burnish.serving.proto import inference_pb2 as v2
-from burnish.serving.proto.burnish_pb2_grpc import AdminStub, GenerationStub
+from burnish.serving.proto.burnish_pb2_grpc import AdminStub, GenerationStub, add_GenerationServicer_to_server
 from burnish.serving.proto.inference_pb2_grpc import GRPCInferenceServiceStub
+from burnish.serving.rpc.admin import Admin
 from burnish.serving.rpc.door import GrpcDoor
-from burnish.serving.service import Service
+from burnish.serving.rpc.generation import Generation
+from burnish.serving.service import RefusedError, Service
 
 from .conftest import MakeEngine, wait_for
 from .test_rest import ADMIN, CHAT, KEY, Server, ended, free_port, started
@@ -366,6 +368,75 @@ def test_health_follows_the_engine(make_engine: MakeEngine) -> None:
     asyncio.run(follow())
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "details", "trailing"),
+    [
+        (RefusedError("invalid", "no", parameter="n"), STATUS.INVALID_ARGUMENT, "no", {"parameter": "n"}),
+        (RefusedError("invalid", "x" * 10**6, parameter="\u00e9"), STATUS.INVALID_ARGUMENT, "x" * 1000, {}),
+        (RefusedError("invalid", "\u00e9\n", parameter="a\nb"), STATUS.INVALID_ARGUMENT, "\u00e9\n", {}),
+        (RefusedError("not_found", "no"), STATUS.NOT_FOUND, "no", {}),
+        (RefusedError("too_many", "no", retry_seconds=7.2), STATUS.RESOURCE_EXHAUSTED, "no", {"retry-after": "7"}),
+        (RefusedError("busy", "no", retry_seconds=0.1), STATUS.UNAVAILABLE, "no", {"retry-after": "1"}),
+        (RefusedError("too_slow", "no"), STATUS.DEADLINE_EXCEEDED, "no", {}),
+        (RefusedError("failed", "no"), STATUS.INTERNAL, "no", {}),
+        (ValueError("secret"), STATUS.INTERNAL, "the server made a mistake; its log says which", {}),
+    ],
+    ids=lambda each: str(each)[:30],
+)
+def test_each_kind_of_refusal_has_its_status(
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception,
+    code: grpc.StatusCode,
+    details: str,
+    trailing: dict[str, str],
+) -> None:
+    """And none tells an exception that was not meant for who called."""
+
+    def refuse(self: Service, owner: str) -> None:
+        raise fault
+
+    monkeypatch.setattr(Service, "count", refuse)
+
+    async def ask() -> None:
+        service = Service(make_engine(), LimitsConfig())
+        door = GrpcDoor(service, GrpcConfig(), max_calls=10)
+        door.add("burnish.v1.Generation", add_GenerationServicer_to_server, Generation(service, ()))
+        async with grpc.aio.insecure_channel(await door.open("127.0.0.1", 0)) as channel:
+            stub = GenerationStub(channel)
+            for call in (stub.Generate(asks(), timeout=30), stub.GenerateStream(asks(), timeout=30)):
+                assert (await call.code(), await call.details()) == (code, details)
+                assert dict(await call.trailing_metadata()) == trailing
+        await door.close(1)
+
+    asyncio.run(ask())
+    assert ("secret" in caplog.text) == isinstance(fault, ValueError)
+
+
+def test_an_exchange_ends_though_who_asked_is_gone() -> None:
+    """Weights that are half loaded would be beside the next ones."""
+
+    async def leave() -> None:
+        begun, told, swapped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        class Slow:
+            async def swap(self, name: str, path: str) -> None:
+                begun.set()
+                await told.wait()
+                swapped.set()
+
+        admin = Admin(None, (), Slow())  # type: ignore[arg-type]  # its own exchange is all that it asks
+        asking = asyncio.create_task(admin.SwapWeights(pb.SwapWeightsRequest(model="tiny", path="x"), None))  # type: ignore[arg-type]
+        await asyncio.wait_for(begun.wait(), 10)
+        asking.cancel()
+        await asyncio.wait({asking}, timeout=10)
+        told.set()
+        await asyncio.wait_for(swapped.wait(), 10)
+
+    asyncio.run(leave())
+
+
 def test_reflection_is_off_unless_it_is_asked_for(server: GrpcServer, make_engine: MakeEngine) -> None:
     def services(address: str) -> list[str]:
         with grpc.insecure_channel(address) as channel:
@@ -624,6 +695,7 @@ def test_answers_that_are_under_way_end_before_the_server(tmp_path: Path, tiny_f
 
 def test_a_port_that_is_taken_is_one_line(tiny_folder: Path) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # with which two servers could share it
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
