@@ -514,6 +514,7 @@ def test_a_stream_of_the_open_inference_protocol(server: GrpcServer) -> None:
     assert refused.error_message.startswith("n: ") and refused.infer_response.id == "8"
     assert "".join(texts_of(piece.infer_response)[0] for piece in pieces) == text and len(pieces) > 2
     assert {piece.infer_response.id for piece in pieces} == {"9"}
+    assert all(texts_of(piece.infer_response)[0] for piece in pieces[:-1])  # none of them says nothing
     finals = [each.infer_response.parameters["triton_final_response"].bool_param for each in (first, refused, *pieces)]
     assert finals == [True, True, *[False] * (len(pieces) - 1), True]
     assert pieces[-1].infer_response.parameters["completion_tokens"].int64_param == 9
@@ -549,6 +550,8 @@ def renamed(request: v2.ModelInferRequest, **fields: str) -> v2.ModelInferReques
         (infers(b"Hi", n=("INT32", [0], b"")), "n"),
         (infers(b"Hi", n=("INT32", [-1], b"")), "n"),
         (infers(b"Hi", n=("INT32", [2**62] * 9, b"")), "n"),
+        (infers(b"Hi", n=("INT32", [-1, -1], b"\x01\x00\x00\x00")), "n"),
+        (infers(b"Hi", n=("INT32", [1] * 10_000, b"\x01\x00\x00\x00")), "n"),
         (infers(b"Hi", n=("FP16", [1], b"\x00\x00")), "n"),
         (infers(b"Hi", stop=("BYTES", [1], b"\xff\xff\xff\xffx")), "stop"),
         (infers(b"Hi", stop=("BYTES", [9], strings(*[b"x"] * 9))), "stop"),
