@@ -23,7 +23,7 @@ RANKS = {
     "stats": 2,
     "rewards": 2,
     "reproducibility": 3,
-    "monitoring": 3,
+    "monitoring": 4,
     "data": 4,
     "models": 4,
     "memory": 5,
@@ -91,7 +91,11 @@ def test_no_circle_among_modules() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if not path.stem.endswith(("_pb2", "_pb2_grpc"))],  # those are generated
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
 def test_sizes(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= MAX_FILE_LINES

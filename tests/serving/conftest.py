@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 
 from burnish.config.schema import ModelConfig
+from burnish.config.serving import DeployConfig, LimitsConfig
 from burnish.records import SamplingSettings
 from burnish.serving.asks import Ask, Done, Event, Failed, Token, Weights
+from burnish.serving.deployments import Deployments
 from burnish.serving.engine import Engine
+from burnish.serving.metrics import ServeMetrics
+from burnish.serving.parts import Parts
+from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
 
 MakeEngine = Callable[..., Engine]
@@ -101,3 +106,16 @@ def make_engine(load_tiny: Callable[..., Weights]) -> Iterator[MakeEngine]:
     yield make
     for engine in made:
         engine.stop(10)
+
+
+@pytest.fixture
+def make_parts(make_engine: MakeEngine) -> Callable[..., Parts]:
+    """The parts of a server without a door."""
+
+    def make(engine: Engine | None = None, limits: LimitsConfig | None = None, **deploy: Any) -> Parts:
+        service = Service(engine or make_engine(), limits or LimitsConfig())
+        metrics = ServeMetrics(service)
+        deployments = Deployments(service, DeployConfig(**deploy), None, metrics.deployed)
+        return Parts(service=service, keys=(), metrics=metrics, deployments=deployments)
+
+    return make

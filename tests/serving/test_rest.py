@@ -368,6 +368,7 @@ def test_answers_that_are_under_way_end_before_the_server(tmp_path: Path, tiny_f
         (["--host", "0.0.0.0"], "host=0.0.0.0 lets others ask: give keys_file"),
         (["--keys_file", "none"], "keys_file=none: cannot be read as text"),
         (["--admin.port", "1"], "admin.port and admin.weights_folder belong together"),
+        (["--admin.grpc_port", "1"], "admin.grpc_port needs admin.port and admin.weights_folder"),
         (["--prot", "1"], "unknown setting 'prot' .* did you mean 'port'"),
         (["--model.lora.rank", "4"], "model.lora is for training"),
         (["--keys_file", "keys", "--admin.port", "1", "--admin.weights_folder", "."], "has no key of the role admin"),

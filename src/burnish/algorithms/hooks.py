@@ -98,6 +98,13 @@ class Hooks:
             self.run.write_step("rollouts", state.step, rollouts)
             self.run.trim_rollouts(self.checkpoint.max_rollout_megabytes * 1e6)
         self._stop_in_time(metrics["seconds"])
+        self._finish_step(state, metrics)
+        if self.profile is not None:
+            self.profile.begin(state.step + 1)
+        self._step_began = self._sampled = time.monotonic()
+
+    def _finish_step(self, state: TrainState, metrics: dict[str, Any]) -> None:
+        """Evaluate where it is time, log, let the guards look, and save."""
         self.should_stop = self.should_stop or state.step == self.stop_after
         is_last = state.step == self.num_steps
         evaluates = is_last or state.step % self.evaluate_every == 0
@@ -122,9 +129,6 @@ class Hooks:
             self.should_stop = not self.guarding.pause(lambda: self.should_stop)
         self.should_stop = self.should_stop or action == "stop"
         self.around = max(self.around, time.monotonic() - began)
-        if self.profile is not None:
-            self.profile.begin(state.step + 1)
-        self._step_began = self._sampled = time.monotonic()
 
     def _stop_in_time(self, seconds: float) -> None:
         """Stop if a step like the longest so far, the samples ahead, its evaluation and its save might not end before

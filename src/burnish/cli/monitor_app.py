@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,6 +128,16 @@ def check(
     return 1 if alerts else 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where Prometheus and Alertmanager keep their things and listen."""
+
+    folder: Annotated[Path, Parameter(name="--folder", help="For files, data and logs.")] = Path("monitoring")
+    port: Annotated[int, Parameter(name="--port", help="Port of Prometheus.")] = 9090
+    alertmanager_port: Annotated[int, Parameter(name="--alertmanager-port", help="Port of Alertmanager.")] = 9093
+    scrape_seconds: Annotated[int, Parameter(name="--scrape-seconds", help="How often is looked.")] = 15
+
+
 @monitor_app.command
 def up(
     *,
@@ -134,10 +145,7 @@ def up(
     serve: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a server.")] = (),
     receivers: Annotated[Path | None, Parameter(help="Who is told; else alerts show in Prometheus alone.")] = None,
     key_file: Annotated[Path | None, Parameter(help="A file with a key of the role monitor, alone.")] = None,
-    folder: Annotated[Path, Parameter(help="For files, data and logs.")] = Path("monitoring"),
-    port: Annotated[int, Parameter(help="Port of Prometheus.")] = 9090,
-    alertmanager_port: Annotated[int, Parameter(help="Port of Alertmanager.")] = 9093,
-    scrape_seconds: Annotated[int, Parameter(help="How often is looked.")] = 15,
+    places: Annotated[Places, Parameter(name="*")] = Places(),
     slo: Slo = None,
     runbooks: Runbooks = _RUNBOOKS,
 ) -> int:
@@ -153,24 +161,24 @@ def up(
         raise UserError("give what is watched: --train HOST:PORT, --serve HOST:PORT")
     if key_file is not None and not key_file.is_file():
         raise UserError(f"--key-file {key_file}: is not there")
-    if scrape_seconds < 1:
-        raise UserError(f"--scrape-seconds {scrape_seconds}: must be at least 1")
+    if places.scrape_seconds < 1:
+        raise UserError(f"--scrape-seconds {places.scrape_seconds}: must be at least 1")
     known, own = _rules(slo)
     told = None if receivers is None else alertmanager_yaml(read_receivers(receivers))
     stack = Stack(
-        folder=folder,
+        folder=places.folder,
         train=train,
         serve=serve,
         key_file=key_file,
-        prometheus_port=port,
-        alertmanager_port=alertmanager_port,
-        scrape_seconds=scrape_seconds,
+        prometheus_port=places.port,
+        alertmanager_port=places.alertmanager_port,
+        scrape_seconds=places.scrape_seconds,
     )
     write_files(stack, rules_yaml([*known, *own], runbooks), told)
     with running(stack, tells=told is not None) as ended:
-        print(f"Prometheus on http://127.0.0.1:{port}/alerts", file=sys.stderr, flush=True)
+        print(f"Prometheus on http://127.0.0.1:{places.port}/alerts", file=sys.stderr, flush=True)
         if told is not None:
-            print(f"Alertmanager on http://127.0.0.1:{alertmanager_port}", file=sys.stderr, flush=True)
+            print(f"Alertmanager on http://127.0.0.1:{places.alertmanager_port}", file=sys.stderr, flush=True)
         told_to_stop = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: told_to_stop.append(True))
@@ -178,15 +186,16 @@ def up(
             if told_to_stop:
                 return 0
             time.sleep(_LOOK_SECONDS)
-        raise MachineError(f"{name} ended by itself: see its log in {folder}")
+        raise MachineError(f"{name} ended by itself: see its log in {places.folder}")
 
 
 def _rules(slo: Path | None) -> tuple[list[Rule], list[Rule]]:
     """Our rules, and those of objectives that are given instead of ours."""
-    from burnish.monitoring.rules import serving_rules, training_rules
+    from burnish.monitoring.rules import training_rules
+    from burnish.monitoring.serving_rules import SERVING_RULES
     from burnish.monitoring.slo import DEFAULT_OBJECTIVES, burn_rules, read_objectives
 
-    known = [*training_rules(), *serving_rules()]
+    known = [*training_rules(), *SERVING_RULES]
     if slo is not None:
         return known, [rule for each in read_objectives(slo) for rule in burn_rules(each)]
     return [*known, *(rule for each in DEFAULT_OBJECTIVES for rule in burn_rules(each))], []

@@ -89,11 +89,24 @@ class DeployConfig(Section):
         return self
 
 
+class GrpcConfig(Section):
+    """The door for gRPC: answers, the Open Inference Protocol, and health."""
+
+    port: int | None = Field(None, ge=0, le=65535)
+    """Port on the same host; null is off, 0 takes a free one and says which."""
+    reflection: bool = False
+    """Tell whoever asks which services and messages there are."""
+    message_bytes: int = Field(4_194_304, ge=1000)
+    """Size of a message, both ways. Clients take no larger ones either, unless they are told to."""
+
+
 class AdminConfig(Section):
     """The routes that change what is served, on a port of their own."""
 
     port: int | None = Field(None, ge=0, le=65535)
     """Port on the same host; null is off. It needs a key of the role admin."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """The same over gRPC; null is off. It needs admin.port, too."""
     weights_folder: Path | None = None
     """Weights are taken from here alone, and from folders below."""
 
@@ -101,6 +114,8 @@ class AdminConfig(Section):
     def _needs_a_folder(self) -> "AdminConfig":
         if (self.port is None) != (self.weights_folder is None):
             raise ConfigError("admin.port and admin.weights_folder belong together: give both, or neither")
+        if self.grpc_port is not None and self.port is None:
+            raise ConfigError("admin.grpc_port needs admin.port and admin.weights_folder")
         return self
 
 
@@ -117,6 +132,15 @@ class DriftConfig(Section):
     """Chance of a false alarm, of all features together, in `looks` looks; each look may spend an equal part of it."""
     looks: int = Field(30, ge=1)
     """Looks that share `alpha`: give as many as there are in the time in which one false alarm may be had."""
+
+
+class TlsConfig(Section):
+    """TLS for every door."""
+
+    certificate: Path
+    """File with the certificate and those that signed it, as PEM."""
+    key: Path
+    """File with its key, as PEM."""
 
 
 class ServeConfig(Section):
@@ -138,6 +162,9 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
     deploy: DeployConfig = DeployConfig()
+    drift: DriftConfig = DriftConfig()
+    tls: TlsConfig | None = None
+    grpc: GrpcConfig = GrpcConfig()
     admin: AdminConfig = AdminConfig()
 
     @model_validator(mode="after")

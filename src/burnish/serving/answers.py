@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -108,7 +108,7 @@ class Answers:
         """Tokens of the prompts that were known before, each prompt counted once."""
         return sum(each.cached_tokens for each in self.all[:: self.num_answers])
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
         """(number of the answer, what happened to it) until all are over. Whoever stops listening cancels the rest.
 
         Raises:

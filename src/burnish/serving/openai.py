@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from burnish.serving.answers import Answers
-from burnish.serving.asks import Done, Event, Token
+from burnish.serving.asks import Done, Event, Token, Weights
 from burnish.serving.journal import Feedback
 from burnish.serving.refusals import RefusedError
-from burnish.serving.service import Wish
+from burnish.serving.service import Wish, prompt_of_messages
 
 _MAX_SEED = 2**63 - 1
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's
+_TOLD_FAULTS = 1000
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class _Body(BaseModel):
@@ -141,6 +144,15 @@ class ChatRequest(_Request):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
 
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+        return 1
+
+    def prompts(self, weights: Weights) -> list[tuple[int, ...]]:
+        """The conversation as token ids."""
+        return [prompt_of_messages(weights, self.said())]
+
     def said(self) -> list[dict[str, str]]:
         """The turns, as a chat template takes them."""
         return [
@@ -183,13 +195,34 @@ class CompletionRequest(_Request):
         is_one = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
         return 1 if is_one else len(self.prompt)
 
-    def prompts(self, token_ids: Any) -> list[tuple[int, ...]]:
-        """The prompts as token ids; `token_ids(text)` makes them of a text."""
+    def prompts(self, weights: Weights) -> list[tuple[int, ...]]:
+        """The prompts as token ids."""
+        tokenizer = weights.policy.tokenizer
         if isinstance(self.prompt, str):
-            return [tuple(token_ids(self.prompt))]
+            return [tuple(tokenizer(self.prompt)["input_ids"])]
         if self.prompt and isinstance(self.prompt[0], int):
             return [tuple(self.prompt)]
-        return [tuple(token_ids(each)) if isinstance(each, str) else tuple(each) for each in self.prompt]  # type: ignore[arg-type]
+        return [
+            tuple(tokenizer(each)["input_ids"]) if isinstance(each, str) else tuple(each)  # type: ignore[arg-type]
+            for each in self.prompt
+        ]
+
+
+def checked(kind: type[BodyT], content: bytes | Mapping[str, Any]) -> BodyT:
+    """A request from JSON, or from its fields.
+
+    Raises:
+        RefusedError: it is not what was expected.
+    """
+    try:
+        return kind.model_validate_json(content) if isinstance(content, bytes) else kind.model_validate(content)
+    except ValidationError as error:
+        if error.error_count() > _TOLD_FAULTS:  # to tell them all would take long, and gigabytes
+            raise RefusedError("invalid", f"the request has {error.error_count():,} faults") from error
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        message = f"unknown parameter: {place}" if fault["type"] == "extra_forbidden" else f"{place}: {fault['msg']}"
+        raise RefusedError("invalid", message, parameter=place or None) from error
 
 
 @dataclass(slots=True)

@@ -13,3 +13,8 @@ class RefusedError(Exception):
     def __init__(self, kind: Kind, message: str, *, parameter: str | None = None, retry_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.kind, self.parameter, self.retry_seconds = kind, parameter, retry_seconds
+
+    @property
+    def retry_after(self) -> str | None:
+        """Whole seconds after which it may be asked again; None where waiting does not help."""
+        return str(max(1, round(self.retry_seconds))) if self.kind in ("too_many", "busy") else None

@@ -5,27 +5,26 @@ import functools
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from burnish.monitoring.exporter import CONTENT_TYPE
-from burnish.serving.answers import Answers, Asked
+from burnish.serving.answers import Answers
+from burnish.serving.asking import ask_for
 from burnish.serving.keys import Key, Role, owner_of
 from burnish.serving.metrics import CountRequests, ServeMetrics
-from burnish.serving.openai import ChatRequest, CompletionRequest, FeedbackRequest, Writer
+from burnish.serving.openai import BodyT, ChatRequest, CompletionRequest, FeedbackRequest, Writer, checked
 from burnish.serving.parts import Parts
 from burnish.serving.refusals import Kind, RefusedError
-from burnish.serving.service import Service, prompt_of_messages
+from burnish.serving.service import Service
 
 _BODY_SECONDS = 30.0  # for a request to arrive
 _LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
 _STORE_SECONDS = 20.0  # for a rating to be written
-_TOLD_FAULTS = 1000
 _STALLED_SECONDS = 30.0  # without a step while there is work
 _STATUS: dict[Kind, tuple[int, str]] = {
     "invalid": (400, "invalid_request_error"),
@@ -35,8 +34,6 @@ _STATUS: dict[Kind, tuple[int, str]] = {
     "too_slow": (504, "server_error"),
     "failed": (500, "server_error"),
 }
-
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class TokenizeRequest(BaseModel):
@@ -63,7 +60,7 @@ def error_body(message: str, kind: str, *, parameter: str | None = None) -> dict
 def refused(error: RefusedError) -> JSONResponse:
     """An answer that is none."""
     status, kind = _STATUS[error.kind]
-    headers = {"Retry-After": str(max(1, round(error.retry_seconds)))} if status in (429, 503) else {}
+    headers = {} if error.retry_after is None else {"Retry-After": error.retry_after}
     return JSONResponse(error_body(str(error), kind, parameter=error.parameter), status, headers)
 
 
@@ -99,26 +96,17 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
                     raise HTTPException(413, f"the body is larger than {limit_bytes:,} bytes")
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from error
-    try:
-        return kind.model_validate_json(bytes(body))
-    except ValidationError as error:
-        if error.error_count() > _TOLD_FAULTS:  # to tell them all would take long, and gigabytes
-            raise RefusedError("invalid", f"the body has {error.error_count():,} faults") from error
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        message = f"unknown parameter: {place}" if fault["type"] == "extra_forbidden" else f"{place}: {fault['msg']}"
-        raise RefusedError("invalid", message, parameter=place or None) from error
+    return checked(kind, bytes(body))
 
 
 def create_app(parts: Parts) -> FastAPI:
     """The routes."""
-    service, metrics, deployments = parts.service, parts.metrics, parts.deployments
+    service, metrics = parts.service, parts.metrics
     app = FastAPI(title="burnish", docs_url=None, redoc_url=None)
     app.add_middleware(CountRequests, metrics=metrics)
     add_errors(app, metrics)
     _add_health(app, service)
     _add_metrics(app, parts.keys, metrics)
-    tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
 
     async def owner(request: Request) -> str:
         return key_of(request, parts.keys, ("user", "admin")).name if parts.keys else "anyone"
@@ -128,9 +116,6 @@ def create_app(parts: Parts) -> FastAPI:
         return owner
 
     Asker = Annotated[str, Depends(asker)]
-
-    async def in_thread(call: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(tokenizing, call, *arguments)
 
     @app.get("/v1/models", dependencies=[Depends(owner)])
     async def models() -> dict[str, Any]:
@@ -144,12 +129,7 @@ def create_app(parts: Parts) -> FastAPI:
     async def chat_completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        service.check_number(1, wish)
-        asked = Asked(owner=asker, messages=body.said(), settings=body.settings())
-        with service.lease(body.model, deployments.arm_for(body.model, sticky(body, asked))) as weights:
-            prompt = await in_thread(prompt_of_messages, weights, body.said())
-            answers = service.ask(weights, [prompt], wish, asked)
-        deployments.repeat_in_shadow(answers, wish)
+        answers = await ask_for(parts, body, wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=True)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
@@ -157,18 +137,12 @@ def create_app(parts: Parts) -> FastAPI:
     async def completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        service.check_number(body.num_prompts, wish)
-        asked = Asked(owner=asker, settings=body.settings())
-        with service.lease(body.model, deployments.arm_for(body.model, sticky(body, asked))) as weights:
-            tokenizer = weights.policy.tokenizer
-            prompts = await in_thread(body.prompts, lambda text: tokenizer(text)["input_ids"])
-            answers = service.ask(weights, prompts, wish, asked)
-        deployments.repeat_in_shadow(answers, wish)
+        answers = await ask_for(parts, body, wish, owner=asker)
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     _add_feedback(app, parts, asker)
-    _add_tokenizer(app, service, asker, in_thread)
+    _add_tokenizer(app, service, asker)
     return app
 
 
@@ -190,17 +164,12 @@ def _add_feedback(app: FastAPI, parts: Parts, asker: Any) -> None:
         return {"status": "kept"}
 
 
-def sticky(body: ChatRequest | CompletionRequest, asked: Asked) -> str:
-    """What keeps a conversation with the weights that it began with: the user that the request names, else nothing."""
-    return f"{asked.owner} {body.user}" if body.user else asked.id
-
-
-def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -> None:
+def _add_tokenizer(app: FastAPI, service: Service, asker: Any) -> None:
     @app.post("/tokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(TokenizeRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
-        tokens = await in_thread(lambda: policy.tokenizer(body.prompt)["input_ids"])
+        tokens = await service.tokenize(lambda: policy.tokenizer(body.prompt)["input_ids"])
         return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
 
     @app.post("/detokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(DetokenizeRequest))
@@ -209,7 +178,7 @@ def _add_tokenizer(app: FastAPI, service: Service, asker: Any, in_thread: Any) -
         policy = service.weights(body.model).policy
         if any(not 0 <= token < policy.head.weight_VH.shape[0] for token in body.tokens):
             raise RefusedError("invalid", "tokens: one is not the model's", parameter="tokens")
-        return {"prompt": await in_thread(policy.tokenizer.decode, body.tokens)}
+        return {"prompt": await service.tokenize(lambda: policy.tokenizer.decode(body.tokens))}
 
 
 async def _answer(request: Request, answers: Answers, writer: Writer, *, streams: bool, usage: bool) -> Response:

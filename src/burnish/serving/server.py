@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -16,7 +16,9 @@ from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
 from burnish.serving.admin import create_admin_app
 from burnish.serving.asks import Weights
+from burnish.serving.certificates import certificate_end, grpc_credentials
 from burnish.serving.deployments import Deployments
+from burnish.serving.drifting import watch_drift
 from burnish.serving.engine import Engine
 from burnish.serving.journal import Journal
 from burnish.serving.keys import read_keys
@@ -24,13 +26,19 @@ from burnish.serving.loading import WeightLoader
 from burnish.serving.metrics import ServeMetrics
 from burnish.serving.parity import served_mismatch
 from burnish.serving.parts import Parts
+from burnish.serving.proto import burnish_pb2_grpc, inference_pb2_grpc
 from burnish.serving.rest import create_app
+from burnish.serving.rpc.admin import Admin
+from burnish.serving.rpc.door import GrpcDoor
+from burnish.serving.rpc.generation import Generation
+from burnish.serving.rpc.inference import Inference
 from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
 
 _KEEP_ALIVE_SECONDS = 5
 _MAX_HEADER_BYTES = 65_536
 _STOP_SECONDS = 10.0
+_LAST_WORD_SECONDS = 2.0  # for answers over gRPC to arrive; a watched health, or a stream that rests, would never end
 _LOOK_SECONDS = 0.05
 
 
@@ -45,7 +53,7 @@ class _Door(uvicorn.Server):
     def address(self) -> str:
         """Where it listens."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://{host}:{port}"
+        return f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
 
 
 def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
@@ -58,6 +66,7 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
     keys = () if config.keys_file is None else read_keys(config.keys_file)
     if config.admin.port is not None and all(key.role != "admin" for key in keys):
         raise ConfigError(f"admin.port: keys_file={config.keys_file} has no key of the role admin")
+    ends = None if config.tls is None else certificate_end(config.tls)
     with ExitStack() as at_the_end:
         journal = _journal(config, at_the_end)
         compute_repeatably(config.model.num_threads)
@@ -69,6 +78,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         service = Service(engine, config.limits)
         metrics = ServeMetrics(service)
         metrics.exporter.set("burnish_serve_mismatch", mismatch, name)
+        if ends is not None:
+            metrics.exporter.set("burnish_serve_certificate_expiry_timestamp_seconds", ends)
         if journal is not None:
             service.on_answered.append(journal.answered)
             journal.on_lost = lambda: metrics.exporter.count("burnish_serve_unstored_total", 1)
@@ -76,11 +87,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         history = None if folder is None else folder / "deployments.jsonl"
         deployments = Deployments(service, config.deploy, history, metrics.deployed)
         parts = Parts(service=service, keys=keys, metrics=metrics, deployments=deployments, journal=journal)
-        apps = [(create_app(parts), config.port)]
-        if config.admin.port is not None and folder is not None:
-            loader = WeightLoader(service, metrics, config.model, folder)
-            apps.append((create_admin_app(parts, loader), config.admin.port))
-        asyncio.run(_serve(service, config, apps, say))
+        watch_drift(config.drift, parts, say)
+        asyncio.run(_serve(config, parts, say))
 
 
 def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
@@ -104,20 +112,54 @@ def _engine(config: ServeConfig, weights: Weights) -> Engine:
     return engine
 
 
-async def _serve(
-    service: Service, config: ServeConfig, apps: list[tuple[FastAPI, int]], say: Callable[[str], None]
+async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) -> None:
+    loader, folder = None, config.admin.weights_folder
+    if config.admin.port is not None and folder is not None:
+        loader = WeightLoader(parts.service, parts.metrics, config.model, folder)
+    async with AsyncExitStack() as closing:
+        credentials = None if config.tls is None else grpc_credentials(config.tls)
+        for name, grpc_door, port in _grpc_doors(config, parts, loader):
+            address = await grpc_door.open(config.host, port, credentials=credentials)
+            closing.push_async_callback(grpc_door.close, _LAST_WORD_SECONDS)
+            say(f"{name} on {address}")
+        doors = [_Door(_options(create_app(parts), config, config.port))]
+        if loader is not None and config.admin.port is not None:
+            doors.append(_Door(_options(create_admin_app(parts, loader), config, config.admin.port)))
+        tasks = [asyncio.create_task(_opened(door)) for door in doors]
+        while not all(door.started for door in doors):
+            if failed := next((task for task in tasks if task.done()), None):
+                for task in tasks:
+                    task.cancel()
+                failed.result()
+            await asyncio.sleep(_LOOK_SECONDS)
+        say(f"{', '.join(parts.service.engine.models())} on {doors[0].address}/v1")
+        for door in doors[1:]:
+            say(f"admin on {door.address}/admin")
+        await _told_to_stop(parts.service, config, tasks, say)
+        for door in doors:
+            door.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _grpc_doors(config: ServeConfig, parts: Parts, loader: WeightLoader | None) -> Iterator[tuple[str, GrpcDoor, int]]:
+    """(what it is, the door, its port) of those for gRPC that the settings ask for."""
+    service, max_calls = parts.service, config.limits.connections
+    if config.grpc.port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door.add("burnish.v1.Generation", burnish_pb2_grpc.add_GenerationServicer_to_server, Generation(parts))
+        register = inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+        door.add("inference.GRPCInferenceService", register, Inference(parts))
+        yield "gRPC", door, config.grpc.port
+    if loader is not None and config.admin.grpc_port is not None:
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door.add("burnish.v1.Admin", burnish_pb2_grpc.add_AdminServicer_to_server, Admin(parts, loader))
+        yield "admin by gRPC", door, config.admin.grpc_port
+
+
+async def _told_to_stop(
+    service: Service, config: ServeConfig, tasks: Sequence[asyncio.Task[None]], say: Callable[[str], None]
 ) -> None:
-    doors = [_Door(_options(app, config, port)) for app, port in apps]
-    tasks = [asyncio.create_task(_opened(door)) for door in doors]
-    while not all(door.started for door in doors):
-        if failed := next((task for task in tasks if task.done()), None):
-            for task in tasks:
-                task.cancel()
-            failed.result()
-        await asyncio.sleep(_LOOK_SECONDS)
-    say(f"{', '.join(service.engine.models())} on {doors[0].address}/v1")
-    for door in doors[1:]:
-        say(f"admin on {door.address}/admin")
+    """Until SIGTERM, Ctrl-C or the end of a door, and the answers that are under way."""
     told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
@@ -127,9 +169,6 @@ async def _serve(
     if asked.done():
         say("stopping: no new requests; answers that are under way end; once more ends at once")
         await _drained(service, config.drain_seconds, told, say)
-    for door in doors:
-        door.should_exit = True
-    await asyncio.gather(*tasks)
 
 
 async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:
@@ -163,4 +202,6 @@ def _options(app: FastAPI, config: ServeConfig, port: int) -> Any:
         timeout_graceful_shutdown=int(_STOP_SECONDS),
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         http="h11",
+        ssl_certfile=None if config.tls is None else config.tls.certificate,
+        ssl_keyfile=None if config.tls is None else config.tls.key,
     )

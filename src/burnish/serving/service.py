@@ -6,8 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from burnish.config.serving import LimitsConfig
 from burnish.data.chat import Chat
@@ -18,6 +20,8 @@ from burnish.serving.answers import Answered, Answers, Asked
 from burnish.serving.asks import Arm, Ask, Event, Weights
 from burnish.serving.engine import Engine
 from burnish.serving.refusals import RefusedError
+
+ResultT = TypeVar("ResultT")
 
 _MOST_BIAS = 100.0  # as OpenAI's
 _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
@@ -67,11 +71,16 @@ class Service:
         self.on_answered: list[Callable[[Answered], None]] = []
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}  # of an owner: requests, and when that was
+        self._tokenizing = ThreadPoolExecutor(1, "burnish-tokenizer")  # so that a long prompt stops nobody else
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
         return self.engine.is_alive and bool(self.engine.models()) and not self.is_draining
+
+    async def tokenize(self, call: Callable[[], ResultT]) -> ResultT:
+        """What a call of a tokenizer gives. It runs beside the event loop, after those before it."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, call)
 
     def weights(self, model: str) -> Weights:
         """The weights that answer for a name now.
