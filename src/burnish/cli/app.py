@@ -16,6 +16,7 @@ from burnish.cli.compare import compare
 from burnish.cli.eval_app import contamination, eval_app
 from burnish.cli.experiment_app import experiment_app
 from burnish.cli.power import power_app
+from burnish.cli.ui import ui
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
 
@@ -44,6 +45,7 @@ app.command(experiment_app)
 app.command(render_app)
 app.command(power_app)
 app.command(watch)
+app.command(ui)
 app.command(compare)
 app.command(contamination)
 
