@@ -170,7 +170,10 @@ def test_a_run_is_evaluated_on_what_it_holds_out_as_training_did(command: Comman
             "the training data: no file gone.jsonl",
         ),
         (["robust", "nothing"], "one or more of changed ones (task.perturb)"),
-        (["import", "tasks.jsonl", "--kind", "xml"], "--kind xml: is not known; give one of csv, votes, lm-eval, inspect"),
+        (
+            ["import", "tasks.jsonl", "--kind", "xml"],
+            "--kind xml: is not known; give one of csv, votes, lm-eval, inspect",
+        ),
     ],
 )
 def test_mistakes_are_one_line(command: Command, arguments: list[str], message: str) -> None:

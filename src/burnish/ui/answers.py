@@ -23,9 +23,15 @@ def as_text(value: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """A number, or None for infinity, no number at all, and what no float can hold."""
+    """A number, or None for what JSON cannot say: no number at all, infinity, an integer beyond every float.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError("is no number")
     try:
-        return value if value is None or math.isfinite(float(value)) else None
+        return value if value is None or math.isfinite(value) else None
     except OverflowError:
         return None
 

@@ -66,7 +66,9 @@ def mean_with_band(metric: str, series: Sequence[Series], band: BandKind) -> Cur
 
 def _t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     n, mean = len(values), float(values.mean())
-    half = float(t.ppf(0.5 + _LEVEL / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    if n < 2 or np.ptp(values) == 0:  # no width would say that the mean is known for sure
+        return math.nan, math.nan
+    half = float(t.ppf(0.5 + _LEVEL / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
     return mean - half, mean + half
 
 

@@ -44,6 +44,8 @@ def reading(what: object) -> Iterator[None]:
         yield
     except BurnishError:
         raise
+    except OSError as error:  # names the file itself
+        raise DataError(reason_of(error)) from error
     except FAULTS as error:
         raise DataError(f"{what}: {reason_of(error)}") from error
 

@@ -74,7 +74,7 @@ class Runs:
         record: dict[str, Any] = known(run.record, nothing)
         config = known(lambda: self._config(run.path / "config.yaml"), nothing)
         row = self.row(run) or RunRow(name=run.path.name, reason="no run: it has none of " + ", ".join(_SIGNS))
-        if row.reason is not None and row.reason not in faults:
+        if row.reason is not None:
             faults.append(row.reason)
         model = record.get("model")
         settings = record.get("settings")
@@ -94,7 +94,7 @@ class Runs:
             metrics=known(lambda: metric_names(run), no_names),
             rollout_steps=known(lambda: run.steps("rollouts"), no_steps),
             evaluated_steps=known(lambda: run.steps("evaluations"), no_steps),
-            faults=faults,
+            faults=list(dict.fromkeys(faults)),
         )
 
     def replicates(self, run: RunFolder) -> list[RunFolder]:
@@ -115,8 +115,11 @@ class Runs:
         return sorted(found, key=lambda each: each.path.name)
 
     def seeds(self, run: RunFolder) -> list[Replicate]:
-        """The replicates by name with the seed of each."""
-        found = self.replicates(run)
+        """The replicates by name with the seed of each; none of a run whose configuration `detail` calls damaged."""
+        try:
+            found = self.replicates(run)
+        except DataError:
+            return []
         return [
             Replicate(name=each.path.name, seed=self._config(each.path / "config.yaml").get("seed")) for each in found
         ]

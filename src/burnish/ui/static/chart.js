@@ -56,7 +56,7 @@ function said(curve, index) {
 
 function axes([firstStep, lastStep], [low, high], x, y) {
   const parts = [];
-  for (const value of ticks(low, high, 4)) {
+  for (const value of ticks(low, high, 6)) {
     parts.push(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
     parts.push(svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, tick(value, high - low)));
   }
@@ -98,7 +98,7 @@ function marks(curve, known, x, y, isPoints) {
   if (!isPoints && known.length > 1) return parts;
   for (const index of known) {
     const [px, py] = [x(curve.steps[index]), y(curve.values[index])];
-    if (isPoints && curve.low[index] !== null && curve.high[index] !== null) {
+    if (isPoints && curve.num_runs[index] === 1 && curve.low[index] !== null && curve.high[index] !== null) {
       parts.push(svg("line", { class: "bar", x1: px, x2: px, y1: y(curve.low[index]), y2: y(curve.high[index]) }));
     }
     parts.push(svg("circle", { class: "point", cx: px, cy: py, r: 3.5 }));

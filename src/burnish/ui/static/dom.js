@@ -32,10 +32,12 @@ export const link = (...parts) => "#/" + parts.map(encodeURIComponent).join("/")
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : value.toFixed(size >= 1000 ? 0 : digits);
+  return size >= 1e6 || (size < 1e-3 && size > 0) ? value.toExponential(2) : value.toFixed(size >= 1000 ? 0 : digits);
 }
+
+// The same of what is counted: whole where it is.
+export const count = (value) => (Number.isInteger(value) ? String(value) : number(value));
 
 export const interval = (low, high) => (low === null || high === null ? "–" : `[${number(low)}, ${number(high)}]`);
 export const time = (text) => text.replace("T", " ").replace(/Z$/, "");
@@ -51,9 +53,9 @@ export function select(label, options, value, onchange) {
 }
 
 // A table of rows of cells; a cell is text, a node, or null. `columns` are [heading, is a number].
-export function table(caption, columns, rows) {
+export function table(caption, columns, rows, kind = "scroll") {
   const cell = (each, index) => el("td", { class: columns[index][1] ? "number" : null }, each ?? "–");
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  return el("div", { class: kind, tabindex: "0", role: "region", "aria-label": caption },
     el("table", {},
       el("caption", { class: "hidden" }, caption),
       el("thead", {}, el("tr", {}, columns.map(([name, isNumber]) =>

@@ -1,6 +1,6 @@
 // The eval stores, the figures of one, and two of them compared.
 
-import { ask, badge, el, fault, interval, link, note, number, path, select, table, time } from "./dom.js";
+import { ask, badge, count, el, fault, interval, link, note, number, path, select, table, time } from "./dom.js";
 
 export async function showEvaluations(main, again) {
   const found = await ask(path("evaluations"), again.signal);
@@ -8,7 +8,7 @@ export async function showEvaluations(main, again) {
     const name = el("a", { href: link("evaluations", store.name) }, store.name);
     if (store.reason !== null) return [name, badge(store.status), el("span", { class: "reason" }, store.reason)];
     const figure = store.figure;
-    return [name, badge(store.status), store.label, store.source, number(store.num_items),
+    return [name, badge(store.status), store.label, store.source, count(store.num_items),
       figure === null ? "–" : `${figure.measure} ${number(figure.value)}`,
       figure === null ? "–" : interval(figure.low, figure.high), time(store.created)];
   });
@@ -56,7 +56,7 @@ function compared(found) {
       `${claim.difference > 0 ? "+" : ""}${number(claim.difference)}, 95 % CI ${interval(claim.low, claim.high)}, ` +
       `${claim.test} p = ${number(claim.p_value, 4)}`),
     table("Means", [["Store"], ["Mean", true], ["95 % CI", true], ["By"]],
-      found.arms.map((arm) => [arm.label, number(arm.mean), interval(arm.low, arm.high), arm.interval])),
+      found.arms.map((arm) => [arm.label, number(arm.mean), interval(arm.low, arm.high), arm.interval]), "scroll narrow"),
     ...found.notes.map((text) => note(`note: ${text}`)),
   ];
 }
@@ -68,6 +68,6 @@ export async function showEvaluation(main, again, name) {
     el("p", {}, `${found.label}: ${found.asked}`),
     table("Figures", [["Measure"], ["Of"], ["Value", true], ["95 % CI", true], ["n", true], ["Method"]],
       found.figures.map((each) => [
-        each.measure, each.of, number(each.value), interval(each.low, each.high), number(each.n), each.method])),
+        each.measure, each.of, number(each.value), interval(each.low, each.high), count(each.n), each.method])),
     ...found.remarks.map(note));
 }

@@ -110,7 +110,7 @@ async function curvesOf(section, again, name, first) {
       metrics = now.metrics;
       drawPicker();
     }
-    if (!picture.contains(document.activeElement)) await draw(); // not while somebody reads a value
+    if (!picture.querySelector(":focus-visible")) await draw(); // not while the arrow keys read a value
   };
 }
 

@@ -1,6 +1,6 @@
 // The table of runs: sorted by any column, filtered by words.
 
-import { ask, badge, el, fault, link, note, number, path, time } from "./dom.js";
+import { ask, badge, count, el, link, number, path, time } from "./dom.js";
 
 const COLUMNS = [
   ["name", "Run", false], ["status", "Status", false], ["algorithm", "Algorithm", false], ["step", "Step", true],
@@ -15,7 +15,7 @@ let sortedBy = "created", isAscending = false, wanted = "";
 export async function showRuns(main, again) {
   const heads = el("tr");
   const body = el("tbody");
-  const count = el("p", { class: "note", role: "status" });
+  const total = el("p", { class: "note", role: "status" });
   let runs = [];
 
   const draw = () => {
@@ -24,9 +24,11 @@ export async function showRuns(main, again) {
     const kept = runs.filter((run) => words.every((word) => text(run).includes(word)));
     kept.sort((a, b) => compared(a[sortedBy], b[sortedBy]));
     body.replaceChildren(...kept.slice(0, MOST_ROWS).map(row));
-    count.textContent = kept.length > MOST_ROWS
+    total.textContent = kept.length > MOST_ROWS
       ? `the first ${MOST_ROWS} of ${kept.length} runs: filter to see others`
       : `${kept.length} of ${runs.length} runs`;
+    const numBroken = runs.filter((run) => run.reason !== null).length;
+    if (numBroken) total.textContent += `, ${numBroken} broken`;
     heads.replaceChildren(...COLUMNS.map(([key, name, isNumber]) => head(key, name, isNumber, draw)));
   };
   const filter = el("input", {
@@ -37,13 +39,13 @@ export async function showRuns(main, again) {
     const found = await ask(path("runs"), again.signal);
     runs = found.runs;
     draw();
-    if (!runs.length) count.textContent = `no runs in ${found.folder}: burnish train quickstart makes one`;
+    if (!runs.length) total.textContent = `no runs in ${found.folder}: burnish train quickstart makes one`;
     if (runs.some((run) => run.status === "running")) again.in(REFRESH_SECONDS, load);
   };
   await load();
   main.replaceChildren(
     el("h1", {}, "Runs"),
-    el("div", { class: "controls" }, el("label", { class: "control wide" }, el("span", {}, "Filter"), filter), count),
+    el("div", { class: "controls" }, el("label", { class: "control wide" }, el("span", {}, "Filter"), filter), total),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" },
       el("table", { class: "runs" }, el("caption", { class: "hidden" }, "Runs"), el("thead", {}, heads), body)));
 }
@@ -74,7 +76,7 @@ function row(run) {
   if (run.reason !== null) {
     return el("tr", {}, name, el("td", {}, badge(run.status)), el("td", { colspan: "6", class: "reason" }, run.reason));
   }
-  const cells = [number(run.step), number(run.held_out_before), number(run.held_out), number(run.reward)];
+  const cells = [count(run.step), number(run.held_out_before), number(run.held_out), number(run.reward)];
   return el("tr", {}, name, el("td", {}, badge(run.status)), el("td", {}, run.algorithm ?? "–"),
     cells.map((each) => el("td", { class: "number" }, each)), el("td", { class: "time" }, time(run.created)));
 }
