@@ -75,6 +75,24 @@ def test_runs_that_differ_by_seed_alone_are_one_method(project: Project, client:
     assert curve["interval"] == "lowest to highest over 2 seeds"
 
 
+def test_a_seed_counts_once(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.runs_folder, tmp_path / "runs")
+    first, second, _ = project.runs
+    for name, created in (("older", "2020-01-01"), ("newer", "2099-01-01")):
+        shutil.copytree(second.path, tmp_path / "runs" / name)
+        RunFolder(tmp_path / "runs" / name).update_record(created=created)
+    client = client_of(tmp_path / "runs")
+
+    def names(run: str) -> list[str]:
+        return [each["name"] for each in client.get(f"/api/runs/{run}/replicates").json()]
+
+    assert names(first.path.name) == ["newer", first.path.name]
+    assert names("older") == ["older", first.path.name] and names(second.path.name) == [
+        first.path.name,
+        second.path.name,
+    ]
+
+
 def test_the_band_of_a_mean() -> None:
     series = [{1: 1.0, 2: 5.0}, {1: 2.0, 2: 5.0}, {1: 6.0, 2: 5.0, 3: 9.0}]
     lowest = mean_with_band("x", series, "range")
@@ -248,13 +266,13 @@ def test_a_new_file_is_seen(project: Project, tmp_path: Path) -> None:
 def test_a_thousand_runs(project: Project, tmp_path: Path) -> None:
     """How long that takes is in the changelog; here, that all of them are there, and each with its own figures."""
     model = project.runs[0]
-    kept = json.loads((model.path / "summary.json").read_text())
+    kept, settings = json.loads((model.path / "summary.json").read_text()), (model.path / "config.yaml").read_text()
     for number in range(1000):
         folder = tmp_path / "runs" / f"run-{number:04d}"
         folder.mkdir(parents=True)
-        for name in ("run.json", "config.yaml"):
-            shutil.copy(model.path / name, folder / name)
+        shutil.copy(model.path / "run.json", folder / "run.json")
         (folder / "summary.json").write_text(json.dumps({**kept, "step": number}))
+        (folder / "config.yaml").write_text(settings.replace("seed: 1\n", f"seed: {number}\n"))
     client = client_of(tmp_path / "runs")
     rows = client.get("/api/runs").json()["runs"]
     assert sorted((row["name"], row["step"]) for row in rows) == [(f"run-{i:04d}", i) for i in range(1000)]

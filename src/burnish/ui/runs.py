@@ -98,21 +98,28 @@ class Runs:
         )
 
     def replicates(self, run: RunFolder) -> list[RunFolder]:
-        """The runs that differ from this one in their seed alone, and itself, by name.
+        """This run and those that differ from it in their seed alone, by name. A seed counts once: of several runs that
+        share one it is this run, or else the newest.
 
         Raises:
             DataError: its configuration cannot be read.
         """
         own = method_of(self._config(run.path / "config.yaml"))
-        found = [run]
+        of_seed: dict[str, tuple[str, RunFolder]] = {}
         for name in names_in(self.folder):
-            other = self.folder / name
+            other = RunFolder(self.folder / name)
             try:
-                if other != run.path and method_of(self._config(other / "config.yaml")) == own:
-                    found.append(RunFolder(other))
+                config = self._config(other.path / "config.yaml")
+                if method_of(config) != own:
+                    continue
+                row = self.row(other)
             except FAULTS:  # the list says what is wrong with it
                 continue
-        return sorted(found, key=lambda each: each.path.name)
+            if row is not None and row.reason is None:
+                seed, known = str(config.get("seed")), (row.created, other)
+                of_seed[seed] = max(of_seed.get(seed, known), known, key=lambda each: (each[0], each[1].path.name))
+        of_seed[str(self._config(run.path / "config.yaml").get("seed"))] = "", run
+        return sorted((found for _, found in of_seed.values()), key=lambda each: each.path.name)
 
     def seeds(self, run: RunFolder) -> list[Replicate]:
         """The replicates by name with the seed of each; none of a run whose configuration `detail` calls damaged."""

@@ -92,11 +92,12 @@ function band(curve, x, y) {
 }
 
 function marks(curve, known, x, y, isPoints) {
-  const parts = pieces(curve, (index) => curve.values[index] !== null).map((piece) => svg("path", {
+  const found = pieces(curve, (index) => curve.values[index] !== null);
+  const parts = found.filter((piece) => piece.length > 1).map((piece) => svg("path", {
     class: "line", d: "M" + piece.map((index) => `${x(curve.steps[index])},${y(curve.values[index])}`).join("L"),
   }));
-  if (!isPoints && known.length > 1) return parts;
-  for (const index of known) {
+  const alone = found.filter((piece) => piece.length === 1).flat(); // which no line would show
+  for (const index of isPoints ? known : alone) {
     const [px, py] = [x(curve.steps[index]), y(curve.values[index])];
     if (isPoints && curve.num_runs[index] === 1 && curve.low[index] !== null && curve.high[index] !== null) {
       parts.push(svg("line", { class: "bar", x1: px, x2: px, y1: y(curve.low[index]), y2: y(curve.high[index]) }));
