@@ -9,6 +9,7 @@ import { showServing } from "./serving.js";
 const VIEWS = { runs: [showRuns, showRun], evaluations: [showEvaluations, showEvaluation], serving: [showServing] };
 const RETRY_SECONDS = 5;
 
+const main = document.getElementById("main");
 let current = null; // what the view that is shown still waits for
 
 // The time of a view: ends its requests and its next look when another view is opened.
@@ -33,8 +34,6 @@ function lifetime(onfault) {
 }
 
 async function show() {
-  if (location.hash === "#main") return; // the link that skips the header
-  const main = document.getElementById("main");
   const [view = "runs", name] = location.hash.replace(/^#\//, "").split("/").filter(Boolean).map(decoded);
   const shown = VIEWS[view]?.[name === undefined ? 0 : 1];
   current?.end();
@@ -57,6 +56,7 @@ async function show() {
   }
   if (again.signal.aborted) return;
   main.replaceChildren(trouble, place);
+  if (main.hasAttribute("data-shown")) main.focus(); // whoever came by a link reads on from here
   main.setAttribute("data-shown", view);
   window.scrollTo(0, 0);
 }
@@ -69,5 +69,9 @@ function decoded(text) {
   }
 }
 
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the part after # is the view
+  main.focus();
+});
 window.addEventListener("hashchange", show);
 show();
