@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,23 +37,24 @@ class Page:
     runs_folder: Path
 
 
-def started(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A command that serves, and the address that it says."""
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command that serves, and the address that it says within two minutes; Ctrl-C ends it."""
     command = [sys.executable, "-m", "burnish", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "http://127.0.0.1:" in line:
-            return process, "http://127.0.0.1:" + line.partition("http://127.0.0.1:")[2].split()[0].removesuffix("/v1")
-    raise AssertionError(f"{command} ended with {process.wait()}")
-
-
-def stopped(process: subprocess.Popen[str]) -> int:
-    process.send_signal(signal.SIGINT)
+    too_late = threading.Timer(120, process.kill)
+    too_late.start()
     try:
+        assert process.stderr is not None
+        said = next((line for line in process.stderr if "http://" in line), "")
+        assert said, f"{command} ended with {process.wait()}"
+        too_late.cancel()
+        yield process, said[said.index("http://") :].split()[0].removesuffix("/v1")
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
-        return process.returncode
+        assert process.returncode == 0
     finally:
+        too_late.cancel()
         process.kill()
         process.wait()
 
@@ -70,14 +73,13 @@ def page(project: Project, tiny_folder: Path, tmp_path_factory: pytest.TempPathF
     broken = RunFolder.create(folder / "runs", "broken")
     broken.write_record({"created": "2026-01-01", "status": "running"})
     (broken.path / "metrics.jsonl").write_text('{"st\n{}\n')
-    server, serve_url = started(
-        "serve", str(tiny_folder), "--name", "tiny", "--port", "0", "--model.compute_dtype=float32"
-    )
+    serve = ("serve", str(tiny_folder), "--name", "tiny", "--port", "0", "--model.compute_dtype=float32")
     folders = ("--runs-folder", str(folder / "runs"), "--evals-folder", str(project.evals_folder))
-    process, address = started("ui", *folders, "--port", "0", "--serve-url", serve_url)
-    yield Page(process, address, folder / "runs")
-    assert stopped(process) == 0
-    stopped(server)
+    with (
+        serving(*serve) as (_, serve_url),
+        serving("ui", *folders, "--port", "0", "--serve-url", serve_url) as (process, address),
+    ):
+        yield Page(process, address, folder / "runs")
 
 
 @pytest.fixture(scope="module")
