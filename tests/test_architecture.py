@@ -35,9 +35,10 @@ RANKS = {
     "algorithms": 8,
     "experiments": 9,
     "serving": 9,
-    "cli": 10,
-    "recipes": 10,
-    "__main__": 11,
+    "ui": 10,
+    "cli": 11,
+    "recipes": 11,
+    "__main__": 12,
 }
 
 

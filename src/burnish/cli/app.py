@@ -19,6 +19,7 @@ from burnish.cli.experiment_app import experiment_app
 from burnish.cli.feedback import feedback_app
 from burnish.cli.monitor_app import monitor_app
 from burnish.cli.power import power_app
+from burnish.cli.ui import ui
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
 
@@ -50,6 +51,7 @@ app.command(experiment_app)
 app.command(render_app)
 app.command(power_app)
 app.command(watch)
+app.command(ui)
 app.command(compare)
 app.command(contamination)
 

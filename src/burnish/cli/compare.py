@@ -2,9 +2,6 @@
 
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,9 +42,10 @@ def compare(
         Each the folder of an eval store; a run, for its last evaluation (path, name, beginning of its name, or
         `last`); or RUN@STEP.
     """
+    from burnish.evaluation.comparable import told_apart
     from burnish.evaluation.comparison import compare_arms
 
-    compared = _told_apart([_arm(each, runs_folder) for each in arms], arms)
+    compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
     found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
         print(json.dumps(_as_tree(found), indent=1))
@@ -68,18 +66,6 @@ def _arm(what: str, runs_folder: Path) -> "Arm":
     if len(tables) == 1:
         return Arm(label=tables[0].label, tables=tables)
     return Arm(label=f"{tables[0].label} and {len(tables) - 1} more" if "," in what else what, tables=tables)
-
-
-def _told_apart(arms: Sequence["Arm"], names: Sequence[str]) -> list["Arm"]:
-    """Arms by their labels, or where some have the same by what they were called.
-
-    Raises:
-        UserError: two arms are called the same.
-    """
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{repeated[0]} is named twice: there is nothing to compare it with in itself")
-    labels = Counter(arm.label for arm in arms)
-    return [arm if labels[arm.label] == 1 else replace(arm, label=name) for arm, name in zip(arms, names, strict=True)]
 
 
 def _globbed(name: str, runs_folder: Path) -> list[str]:
@@ -128,7 +114,7 @@ def _interval(low: float, high: float, form: str = "+.3f") -> str:
 
 
 def _print_claim(claim: "Claim", found: "Comparison") -> None:
-    from burnish.stats.wording import claimed, open_questions, what_both_take
+    from burnish.evaluation.comparison import verdict_lines
 
     print(f"{claim.label_b} against {claim.label_a}")
     rows: list[tuple[str, ...]] = [("  over", "n", "difference", "interval", "by", "p", "test")]
@@ -149,15 +135,10 @@ def _print_claim(claim: "Claim", found: "Comparison") -> None:
     if claim.errors is not None:
         _print_errors(claim)
     _print_slices(claim)
-    small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
-    print(f"  verdict: {claimed(claim.verdict, small, found.margin)}")
-    if claim.verdict == "undecided":
-        if claim.evidence[0].unit == "both" and claim.errors is not None:
-            takes = [what_both_take(claim.evidence[0], claim.errors, num_items=found.num_units, alpha=claim.alpha_each)]
-        else:
-            takes = open_questions(claim.evidence, alpha=claim.alpha_each)
-        for line in takes:
-            print(f"    {line}")
+    verdict, *takes = verdict_lines(claim, found)
+    print(f"  verdict: {verdict}")
+    for line in takes:
+        print(f"    {line}")
 
 
 def _evidence_row(each: "Difference", found: "Comparison") -> tuple[str, ...]:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from burnish.cli.columns import print_columns
-from burnish.cli.eval_show import Reading, counted, interval_text, print_store
+from burnish.cli.eval_show import interval_text, print_store
 from burnish.cli.models import environment_for, model_path
 from burnish.config.evaluation import EvalConfig, EvalTaskConfig
 from burnish.config.loading import read_recipe, resolve_layers, shipped_recipes
 from burnish.errors import ConfigError, UserError
 from burnish.evaluation.contamination import find_contamination, store_items, train_texts
+from burnish.evaluation.content import Reading, counted
 from burnish.evaluation.figures import mean_figure
 from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval, import_votes
 from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval

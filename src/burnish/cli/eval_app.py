@@ -79,7 +79,8 @@ def eval_show(store: str, *, shown: Shown = Shown()) -> int:
     store
         Folder of the store, its name, the beginning of its name, or `last`.
     """
-    from burnish.cli.eval_show import Reading, show_store
+    from burnish.cli.eval_show import show_store
+    from burnish.evaluation.content import Reading
     from burnish.evaluation.store import EvalStore
 
     ks = None if shown.k is None else [_whole(each) for each in shown.k.split(",") if each.strip()]

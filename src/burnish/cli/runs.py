@@ -33,6 +33,6 @@ def _summary(run: RunFolder, known: dict[str, Any]) -> dict[str, Any]:
     if "held_out" in known:  # a summary, not a record
         return known
     try:
-        return run.summary() | {"status": run.status()}
+        return run.current_summary()
     except UserError:
         return {"created": known["created"], "status": "of another version", **_NO_SUMMARY}

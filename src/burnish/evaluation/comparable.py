@@ -88,6 +88,18 @@ def common_items(tables: Sequence[ScoreTable]) -> CommonItems:
     )
 
 
+def told_apart(arms: Sequence[Arm], names: Sequence[str]) -> list[Arm]:
+    """Arms by their labels, or where some have the same by what they were called.
+
+    Raises:
+        UserError: two arms are called the same.
+    """
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{repeated[0]} is named twice: there is nothing to compare it with in itself")
+    labels = Counter(arm.label for arm in arms)
+    return [arm if labels[arm.label] == 1 else replace(arm, label=name) for arm, name in zip(arms, names, strict=True)]
+
+
 def require_arm(arm: Arm) -> None:
     """Refuse an arm with a table that is none, and runs that are no replicates of each other.
 

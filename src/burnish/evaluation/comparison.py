@@ -25,6 +25,7 @@ from burnish.stats.levels import require_alpha, require_margin
 from burnish.stats.multiple import benjamini_hochberg, holm, holm_of_given
 from burnish.stats.ranking import Strengths, bradley_terry, win_rate
 from burnish.stats.variance import ErrorParts
+from burnish.stats.wording import claimed, open_questions, what_both_take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,18 @@ def compare_arms(
         strengths=strengths,
         notes=(*_counted_as_wrong(arms, alpha, margin), *cautions(arms, items), *note),
     )
+
+
+def verdict_lines(claim: Claim, found: Comparison) -> list[str]:
+    """The verdict in words, and where it is undecided what it would take to decide, a line each."""
+    small = claim.p_equivalent is not None and claim.p_equivalent < found.alpha
+    verdict = claimed(claim.verdict, small, found.margin)
+    if claim.verdict != "undecided":
+        return [verdict]
+    if claim.evidence[0].unit == "both" and claim.errors is not None:
+        takes = what_both_take(claim.evidence[0], claim.errors, num_items=found.num_units, alpha=claim.alpha_each)
+        return [verdict, takes]
+    return [verdict, *open_questions(claim.evidence, alpha=claim.alpha_each)]
 
 
 def _by_arm(arms: Sequence[Arm], of_tables: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:

@@ -207,6 +207,14 @@ class RunFolder:
             return None
         return summary
 
+    def current_summary(self) -> dict[str, Any]:
+        """The summary that was kept when the run ended; of one that has not ended, what it is now.
+
+        Raises:
+            UserError: another version of burnish wrote it, or a file of it is damaged.
+        """
+        return self.kept_summary() or self.summary() | {"status": self.status()}
+
     def update_record(self, **changes: Any) -> None:
         """Change fields of run.json."""
         self.write_record(self.record() | changes)
