@@ -45,6 +45,10 @@ class LimitsConfig(Section):
     """Characters of a stop string."""
     biases: int = Field(1024, ge=0)
     """Entries of `logit_bias`."""
+    schema_characters: int = Field(20_000, ge=1)
+    """Characters of a JSON schema that answers must have, or of those of tools of which one must be called."""
+    tools: int = Field(64, ge=0)
+    """Tools that a request may offer."""
     answers: int = Field(64, ge=1)
     """Answers of one key that wait or are made; more are refused with 503."""
     connections: int = Field(1000, ge=1)

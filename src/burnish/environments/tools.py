@@ -154,13 +154,18 @@ def _readable(text: str) -> str:
     return text[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
 
 
-def with_described_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """The messages with the tools in a system message, for a chat template that does not show tools itself."""
+def described_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    """What tells a model of tools and of how to call them."""
     schemas = "\n".join(json.dumps(tool) for tool in tools)
-    text = (
+    return (
         f"You may call these functions:\n{schemas}\n"
         'To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call> and nothing after it.'
     )
+
+
+def with_described_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The messages with the tools in a system message, for a chat template that does not show tools itself."""
+    text = described_tools(tools)
     if messages and messages[0].role == "system":
         return (replace(messages[0], content=f"{messages[0].content}\n\n{text}"), *messages[1:])
     return (Message(role="system", content=text), *messages)

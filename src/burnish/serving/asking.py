@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from burnish.serving.answers import Answers, Asked
+from burnish.serving.constraints import schema_constraint
 from burnish.serving.openai import ChatRequest, CompletionRequest
 from burnish.serving.parts import Parts
 from burnish.serving.service import Wish
@@ -16,12 +17,16 @@ async def ask_for(parts: Parts, body: ChatRequest | CompletionRequest, wish: Wis
     """
     service = parts.service
     service.check_number(body.num_prompts, wish)
+    service.check_form(wish, len(body.offered) if isinstance(body, ChatRequest) else 0)
     messages = body.said() if isinstance(body, ChatRequest) else None
     request = Asked(owner=owner, messages=messages, settings=body.settings())
     # a user that the request names stays with the weights that it began with; else each request is for itself
     sticky = f"{owner} {body.user}" if body.user else request.id
     with service.lease(body.model, parts.deployments.arm_for(body.model, sticky)) as weights:
         prompts = await service.tokenize(lambda: body.prompts(weights))
-        answers = service.ask(weights, prompts, wish, request)
+        constraint = None
+        if (schema := wish.schema) is not None:
+            constraint = await service.tokenize(lambda: schema_constraint(weights, schema, parameter="response_format"))
+        answers = service.ask(weights, prompts, wish, request, constraint)
     parts.deployments.repeat_in_shadow(answers, wish)
     return answers

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from burnish.errors import MachineError
 from burnish.models.policy import Policy
 from burnish.records import SamplingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 Arm = Literal["stable", "canary", "shadow"]
@@ -67,6 +70,23 @@ class Failed:
 Event = Token | Done | Failed
 
 
+class Constraint(Protocol):
+    """The form that an answer must have."""
+
+    def forbidden(self) -> Tensor:
+        """Which tokens [V] may not come next."""
+        ...
+
+    def take(self, token_id: int) -> None:
+        """The next token. Raises a ValueError where it may not come."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One answer that is asked for. `on_event` is called from the engine's thread and must return at once.
@@ -83,6 +103,7 @@ class Ask:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_top: int = 0
+    constraint: Constraint | None = None
     owner: str = ""
     deadline: float = float("inf")
 
@@ -94,7 +115,7 @@ class Ask:
     @property
     def shapes_logits(self) -> bool:
         """Whether the model's own distribution is changed before a token is drawn."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias or self.constraint)
 
 
 class QueueFullError(MachineError):

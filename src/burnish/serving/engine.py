@@ -37,6 +37,7 @@ from burnish.serving.asks import (
 )
 from burnish.serving.cache import CacheRow, RowCache
 from burnish.serving.prefixes import PrefixStore
+from burnish.serving.shaping import shaped, tops_of
 from burnish.serving.streaming import TextStream
 
 _LOG = logging.getLogger(__name__)
@@ -375,22 +376,36 @@ class Engine:
 
     def _extend(self, rows: list[_Row], logits_RV: Tensor) -> None:
         """Draw the next token of every row and end those that end with it."""
-        shaped_RV = _shaped(logits_RV, rows)
+        shaped_RV = shaped(logits_RV, rows, self._forbidden(rows))
         seeds_R = np.array([row.ask.seed for row in rows], dtype=np.uint64)
         positions_R = np.array([len(row.token_ids) for row in rows], dtype=np.uint64)
         drawn = draw(shaped_RV, [row.ask.sampling for row in rows], lambda count: uniforms(seeds_R, positions_R, count))
         logprobs_R = drawn.model_logprobs_R
         if shaped_RV is not logits_RV:
             logprobs_R = logits_RV.log_softmax(1).gather(1, drawn.ids_R[:, None])[:, 0]
-        tops = _tops(logits_RV, rows)
+        tops = tops_of(logits_RV, rows)
         for index, (row, token, logprob) in enumerate(
             zip(rows, drawn.ids_R.tolist(), logprobs_R.tolist(), strict=True)
         ):
+            if row.is_over:  # its form could not be followed
+                continue
             try:
                 self._add(row, token, logprob, tops.get(index, ()))
             except Exception as error:  # a listener that is gone, a token that has no text: this answer's fault alone
                 _LOG.exception("an answer failed")
                 self._fail([row], _explained(error))
+
+    def _forbidden(self, rows: list[_Row]) -> dict[int, Tensor]:
+        """What the rows that have a form may not go on with; one whose form cannot be followed fails alone."""
+        found = {}
+        for index, row in enumerate(rows):
+            if row.ask.constraint is not None:
+                try:
+                    found[index] = row.ask.constraint.forbidden()
+                except Exception as error:
+                    _LOG.exception("an answer's form could not be followed")
+                    self._fail([row], _explained(error))
+        return found
 
     def _add(self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         sampling = row.ask.sampling
@@ -400,6 +415,9 @@ class Engine:
         is_end = token in sampling.stop_token_ids
         text = "" if is_end else row.text.add(token)
         row.ask.on_event(Token(token, text, logprob, top))
+        if row.ask.constraint is not None and not is_end:
+            row.ask.constraint.take(token)
+            is_end = row.ask.constraint.is_over
         if not (is_end or row.text.is_stopped or len(row.token_ids) == sampling.max_tokens):
             return
         tail = row.text.end()
@@ -437,32 +455,6 @@ class Engine:
             self._reserved -= row.ask.num_tokens
         if row.cache is not None:
             row.served.cache.close(row.cache)
-
-
-def _shaped(logits_RV: Tensor, rows: list[_Row]) -> Tensor:
-    """The logits with each row's bias and penalties; the same tensor where there are none."""
-    if not any(row.ask.shapes_logits for row in rows):
-        return logits_RV
-    shaped_RV = logits_RV.clone()
-    for index, row in enumerate(rows):
-        change = dict(row.ask.logit_bias)
-        for token, count in row.counts.items():
-            penalty = row.ask.presence_penalty + row.ask.frequency_penalty * count
-            change[token] = change.get(token, 0.0) - penalty
-        if change:
-            ids = torch.tensor(list(change), device=logits_RV.device)
-            shaped_RV[index, ids] += torch.tensor(list(change.values()), device=logits_RV.device)
-    return shaped_RV
-
-
-def _tops(logits_RV: Tensor, rows: list[_Row]) -> dict[int, tuple[tuple[int, float], ...]]:
-    """The likeliest tokens under the model, for the rows that ask for some."""
-    asking = [index for index, row in enumerate(rows) if row.ask.num_top]
-    if not asking:
-        return {}
-    top = logits_RV[asking].log_softmax(1).topk(max(rows[index].ask.num_top for index in asking))
-    pairs = zip(asking, top.indices.tolist(), top.values.tolist(), strict=True)
-    return {index: tuple(zip(ids, values, strict=True))[: rows[index].ask.num_top] for index, ids, values in pairs}
 
 
 def _explained(error: Exception) -> Exception:

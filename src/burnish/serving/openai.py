@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from burnish.serving.answers import Answers
 from burnish.serving.asks import Done, Event, Token, Weights
+from burnish.serving.constraints import ANY_OBJECT
 from burnish.serving.journal import Feedback
 from burnish.serving.refusals import RefusedError
 from burnish.serving.service import Wish, prompt_of_messages
+from burnish.serving.tools import CallReader, CallTurn, Tool, ToolChoice, forced_schema
 
 _MAX_SEED = 2**63 - 1
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's
@@ -39,13 +42,59 @@ class ChatMessage(_Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
+    tool_calls: Annotated[list[CallTurn], Field(fail_fast=True, max_length=128)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=100)] | None = None
+    # OpenAI's client may send an answer back with all that it could have had
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def as_template(self) -> dict[str, Any]:
+        """The turn as a chat template takes it.
+
+        Raises:
+            RefusedError: it says nothing.
+        """
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise RefusedError("invalid", "messages: a turn needs content", parameter="messages")
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+        named = {"name": self.name, "tool_call_id": self.tool_call_id}
+        calls = {"tool_calls": [each.as_template() for each in self.tool_calls]} if self.tool_calls else {}
+        return {"role": self.role, "content": text, **{k: v for k, v in named.items() if v is not None}, **calls}
+
+
+class SchemaFormat(_Body):
+    """A named JSON schema."""
+
+    name: Annotated[str, Field(max_length=100)]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What an answer must be: text, some JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+    def schema_text(self) -> str | None:
+        """The schema that answers must have.
+
+        Raises:
+            RefusedError: there is none, or one that has no use.
+        """
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise RefusedError(
+                "invalid", "response_format: json_schema goes with type json_schema", parameter="response_format"
+            )
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
 class StreamOptions(_Body):
@@ -143,6 +192,10 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -151,14 +204,17 @@ class ChatRequest(_Request):
 
     def prompts(self, weights: Weights) -> list[tuple[int, ...]]:
         """The conversation as token ids."""
-        return [prompt_of_messages(weights, self.said())]
+        offered = [each.model_dump(exclude_none=True) for each in self.offered]
+        return [prompt_of_messages(weights, self.said(), offered)]
 
-    def said(self) -> list[dict[str, str]]:
+    def said(self) -> list[dict[str, Any]]:
         """The turns, as a chat template takes them."""
-        return [
-            {"role": each.role, "content": each.text} | ({"name": each.name} if each.name is not None else {})
-            for each in self.messages
-        ]
+        return [each.as_template() for each in self.messages]
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that may be called."""
+        return [] if self.tool_choice == "none" else list(self.tools or ())
 
     def as_wish(self) -> Wish:
         """How answers are to be made."""
@@ -168,10 +224,20 @@ class ChatRequest(_Request):
             raise RefusedError(
                 "invalid", "give max_completion_tokens or max_tokens, which it replaces", parameter="max_tokens"
             )
-        return self.wish(
+        schema = forced_schema(self.offered, self.tool_choice)
+        if self.response_format is not None and (wanted := self.response_format.schema_text()) is not None:
+            if schema is not None:
+                raise RefusedError(
+                    "invalid",
+                    "response_format: an answer cannot have a form and be a call",
+                    parameter="response_format",
+                )
+            schema = wanted
+        wish = self.wish(
             max_tokens=self.max_completion_tokens or self.max_tokens,
             num_top=(self.top_logprobs or 0) if self.logprobs else None,
         )
+        return replace(wish, schema=schema)
 
 
 class CompletionRequest(_Request):
@@ -227,7 +293,9 @@ def checked(kind: type[BodyT], content: bytes | Mapping[str, Any]) -> BodyT:
 
 @dataclass(slots=True)
 class _Choice:
+    reader: CallReader | None = None
     text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     reason: str | None = None
     offset: int = 0  # characters of the tokens whose log-probabilities were told
@@ -236,10 +304,13 @@ class _Choice:
 class Writer:
     """Writes the answers to one request, whole or piece by piece."""
 
-    def __init__(self, answers: Answers, wish: Wish, decode: Any, *, is_chat: bool) -> None:
-        """`decode(token id)` is the token as text."""
+    def __init__(self, answers: Answers, wish: Wish, decode: Any, *, is_chat: bool, tools: Sequence[str] = ()) -> None:
+        """`decode(token id)` is the token as text; `tools` are the names of those that may be called."""
         self._answers, self._wish, self._decode, self._is_chat = answers, wish, decode, is_chat
-        self._choices = [_Choice() for _ in range(len(answers.prompts) * answers.num_answers)]
+        self._choices = [
+            _Choice(reader=CallReader(tools) if tools else None)
+            for _ in range(len(answers.prompts) * answers.num_answers)
+        ]
         self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{answers.id}"
         self._created = int(time.time())
 
@@ -248,9 +319,16 @@ class Writer:
         choice = self._choices[number]
         if isinstance(event, Token):
             choice.tokens.append(event)
+        text = event.text if isinstance(event, Token | Done) else ""
+        if choice.reader is not None:
+            text = choice.reader.take(text)
         if isinstance(event, Done):
             choice.reason = event.reason
-        text = event.text if isinstance(event, Token | Done) else ""
+            if choice.reader is not None:
+                rest, choice.calls = choice.reader.end()
+                text += rest
+            if choice.calls:
+                choice.reason = "tool_calls"
         choice.text += text
         return text
 
@@ -259,9 +337,11 @@ class Writer:
         choices = []
         for number, choice in enumerate(self._choices):
             logprobs = self._logprobs(choice.tokens)
-            content = (
-                {"message": {"role": "assistant", "content": choice.text}} if self._is_chat else {"text": choice.text}
-            )
+            content: dict[str, Any] = {"text": choice.text}
+            if self._is_chat:
+                calls = {"tool_calls": choice.calls} if choice.calls else {}
+                said = choice.text if choice.text.strip() or not choice.calls else None
+                content = {"message": {"role": "assistant", "content": said, **calls}}
             choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": choice.reason})
         return self._head("") | {"choices": choices, "usage": self.usage()}
 
@@ -280,10 +360,12 @@ class Writer:
         offset, choice = 0, self._choices[number]
         if tokens and not self._is_chat:
             offset, choice.offset = choice.offset, choice.offset + len(self._decode(tokens[0].id))
-        reason = event.reason if isinstance(event, Done) else None
+        reason = choice.reason if isinstance(event, Done) else None
         if not (text or tokens or reason):
             return None
         content: dict[str, Any] = {"delta": {"content": text} if text else {}} if self._is_chat else {"text": text}
+        if reason == "tool_calls":
+            content["delta"]["tool_calls"] = [{"index": place, **call} for place, call in enumerate(choice.calls)]
         return self._piece(number, content | {"logprobs": self._logprobs(tokens, offset) if tokens else None}, reason)
 
     def closing(self) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def create_app(parts: Parts) -> FastAPI:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
         answers = await ask_for(parts, body, wish, owner=asker)
-        writer = Writer(answers, wish, _decoder(answers), is_chat=True)
+        tools = [each.function.name for each in body.offered]
+        writer = Writer(answers, wish, _decoder(answers), is_chat=True, tools=tools)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))

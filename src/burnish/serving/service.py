@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from burnish.config.serving import LimitsConfig
 from burnish.data.chat import Chat
+from burnish.environments.tools import described_tools
 from burnish.errors import DataError, MachineError
 from burnish.records import SamplingSettings
 from burnish.reproducibility.seeds import seed_for
 from burnish.serving.answers import Answered, Answers, Asked
 from burnish.serving.asks import Arm, Ask, Event, Weights
+from burnish.serving.constraints import Constraint
 from burnish.serving.engine import Engine
 from burnish.serving.refusals import RefusedError
 
@@ -46,20 +49,47 @@ class Wish:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_top: int | None = None
     ignores_end: bool = False
+    schema: str | None = None
+    """JSON schema that answers must have."""
 
 
-def prompt_of_messages(weights: Weights, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-    """Token ids of a conversation up to where the assistant speaks. Special tokens in what is said are broken.
+def prompt_of_messages(
+    weights: Weights, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[int, ...]:
+    """Token ids of a conversation up to where the assistant speaks. Special tokens in what a client sends are broken.
+    Tools, and earlier calls of them, are put into words where the template does not know them.
 
     Raises:
         RefusedError: the template refuses it.
     """
     chat = Chat(tokenizer=weights.policy.tokenizer, stop_token_ids=weights.policy.stop_token_ids)
-    said = [{**message, "content": chat.defused(message["content"])} for message in messages]
+
+    def defused(value: Any) -> Any:
+        if isinstance(value, str):
+            return chat.defused(value)
+        if isinstance(value, Mapping):
+            return {defused(key): defused(each) for key, each in value.items()}
+        return [defused(each) for each in value] if isinstance(value, list) else value
+
+    said, offered = [defused(message) for message in messages], [defused(tool) for tool in tools]
+    if "tools" not in str(chat.tokenizer.chat_template):
+        said = [_in_words(message) for message in said]
+        if offered:
+            begin = 1 if said[0]["role"] == "system" else 0
+            before = [f"{said[0]['content']}\n\n"] if begin else [""]
+            said = [{"role": "system", "content": before[0] + described_tools(offered)}, *said[begin:]]
+            offered = []
     try:
-        return tuple(chat.prompt_ids(chat.render(said, asks=True)))
+        return tuple(chat.prompt_ids(chat.render(said, asks=True, tools=offered)))
     except DataError as error:
         raise RefusedError("invalid", str(error), parameter="messages") from error
+
+
+def _in_words(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn whose calls are text, as the model was told to write them."""
+    calls = [json.dumps(each["function"], ensure_ascii=False) for each in message.get("tool_calls", ())]
+    written = [message["content"], *(f"<tool_call>{call}</tool_call>" for call in calls)]
+    return {"role": message["role"], "content": "\n".join(each for each in written if each)}
 
 
 class Service:
@@ -134,7 +164,25 @@ class Service:
         if num_prompts * wish.num_answers > limit:
             raise RefusedError("invalid", f"n: at most {limit} answers, of all prompts together", parameter="n")
 
-    def ask(self, weights: Weights, prompts: Sequence[tuple[int, ...]], wish: Wish, request: Asked) -> Answers:
+    def check_form(self, wish: Wish, num_tools: int) -> None:
+        """Refuse a schema that is too long, or too many tools, before anything is made of them.
+
+        Raises:
+            RefusedError: it is.
+        """
+        if num_tools > self.limits.tools:
+            raise RefusedError("invalid", f"tools: at most {self.limits.tools}", parameter="tools")
+        if len(wish.schema or "") > (limit := self.limits.schema_characters):
+            raise RefusedError("invalid", f"response_format: at most {limit} characters", parameter="response_format")
+
+    def ask(
+        self,
+        weights: Weights,
+        prompts: Sequence[tuple[int, ...]],
+        wish: Wish,
+        request: Asked,
+        constraint: Constraint | None = None,
+    ) -> Answers:
         """Ask leased weights for answers to prompts.
 
         Raises:
@@ -174,6 +222,7 @@ class Service:
                 frequency_penalty=wish.frequency_penalty,
                 logit_bias=wish.logit_bias,
                 num_top=wish.num_top or 0,
+                constraint=None if constraint is None else constraint.copy(),
                 owner=request.owner,
                 deadline=deadline,
             )
