@@ -181,7 +181,7 @@ def test_a_conversation_with_calls_goes_on(create: Callable[..., Any]) -> None:
         ({"tools": [STOP] * 4}, "at most 3"),
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "name"),
         ({"tool_choice": "required"}, "needs tools"),
-        ({"messages": [{"role": "user"}]}, "a turn needs content"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: is needed"),
         (
             {
                 "messages": [

@@ -52,14 +52,14 @@ class ChatMessage(_Body):
     audio: None = None
     function_call: None = None
 
-    def as_template(self) -> dict[str, Any]:
-        """The turn as a chat template takes it.
+    def as_template(self, place: str) -> dict[str, Any]:
+        """The turn as a chat template takes it; `place` is where it stands in the request.
 
         Raises:
             RefusedError: it says nothing.
         """
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise RefusedError("invalid", "messages: a turn needs content", parameter="messages")
+            raise RefusedError("invalid", f"{place}.content: is needed", parameter=f"{place}.content")
         parts = self.content if isinstance(self.content, list) else []
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
         named = {"name": self.name, "tool_call_id": self.tool_call_id}
@@ -209,7 +209,7 @@ class ChatRequest(_Request):
 
     def said(self) -> list[dict[str, Any]]:
         """The turns, as a chat template takes them."""
-        return [each.as_template() for each in self.messages]
+        return [each.as_template(f"messages.{place}") for place, each in enumerate(self.messages)]
 
     @property
     def offered(self) -> list[Tool]:
