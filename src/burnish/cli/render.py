@@ -6,11 +6,14 @@ import os
 from collections.abc import Sequence
 
 from burnish.algorithms.session import algorithm_of, schema_for
-from burnish.config.loading import resolve
+from burnish.cli.models import environment_for
+from burnish.config.loading import resolve, resolve_layers
 from burnish.config.schema import RunConfig
+from burnish.config.serving import ServeConfig
 from burnish.distributed.render import Job, ray_job, slurm_script
 from burnish.errors import ConfigError
 from burnish.reproducibility.environment import versions
+from burnish.serving.render import serving_manifest
 
 
 def print_slurm(
@@ -30,6 +33,16 @@ def print_kubernetes(recipe: str, settings: Sequence[str], job: dict[str, int], 
             "burnish render kubernetes needs Ray, whose version the cluster must have: pip install 'burnish[ray]'"
         )
     print(ray_job(_job(recipe, settings, job), image=image, claim=claim, ray_version=ray), end="")
+    return 0
+
+
+def print_serving(model: str, settings: Sequence[str], where: dict[str, str]) -> int:
+    """Print what Kubernetes needs to serve a model. The settings are read as they will be there, but for the file of
+    keys, which is there alone.
+    """
+    flags = [f"--model.path={model}", *settings]
+    config = resolve_layers(ServeConfig, [], flags=flags, environment=environment_for(ServeConfig)).config
+    print(serving_manifest(config, model, settings, **where), end="")
     return 0
 
 

@@ -147,12 +147,22 @@ class TlsConfig(Section):
     """File with its key, as PEM."""
 
 
+class TracingConfig(Section):
+    """Spans of answers for OpenTelemetry."""
+
+    endpoint: str | None = Field(None, pattern="^https?://")
+    """Where spans go as OTLP over HTTP, as http://127.0.0.1:4318/v1/traces; null is off."""
+
+
 class ServeConfig(Section):
     """A server of one model."""
 
     model: ModelConfig
     name: str | None = Field(None, min_length=1, max_length=128)
     """What requests call the model; null is the name of its folder or run."""
+    also: dict[str, str] = Field({})
+    """{"name": "path", ...}: other models, or trained adapters, by the names that requests call them. Each is loaded
+    whole, an adapter with its base."""
     host: str = "127.0.0.1"
     """Address to listen on. Elsewhere than on 127.0.0.1 give keys_file, too."""
     port: int = Field(8000, ge=0, le=65535)
@@ -168,6 +178,7 @@ class ServeConfig(Section):
     deploy: DeployConfig = DeployConfig()
     drift: DriftConfig = DriftConfig()
     tls: TlsConfig | None = None
+    tracing: TracingConfig = TracingConfig()
     grpc: GrpcConfig = GrpcConfig()
     admin: AdminConfig = AdminConfig()
 

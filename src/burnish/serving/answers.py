@@ -24,6 +24,8 @@ class Asked:
     owner: str
     messages: Sequence[Mapping[str, Any]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str | None = None
+    """The span that the request belongs to, as W3C's header names it."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)

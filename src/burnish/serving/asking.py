@@ -9,8 +9,11 @@ from burnish.serving.parts import Parts
 from burnish.serving.service import Wish
 
 
-async def ask_for(parts: Parts, body: ChatRequest | CompletionRequest, wish: Wish, *, owner: str) -> Answers:
-    """Ask the weights that a request is for: a canary's, if one is being tried and it is its turn.
+async def ask_for(
+    parts: Parts, body: ChatRequest | CompletionRequest, wish: Wish, *, owner: str, traceparent: str | None = None
+) -> Answers:
+    """Ask the weights that a request is for: a canary's, if one is being tried and it is its turn. `traceparent` is the
+    span that the request belongs to.
 
     Raises:
         RefusedError: the request is not taken.
@@ -19,7 +22,7 @@ async def ask_for(parts: Parts, body: ChatRequest | CompletionRequest, wish: Wis
     service.check_number(body.num_prompts, wish)
     service.check_form(wish, len(body.offered) if isinstance(body, ChatRequest) else 0)
     messages = body.said() if isinstance(body, ChatRequest) else None
-    request = Asked(owner=owner, messages=messages, settings=body.settings())
+    request = Asked(owner=owner, messages=messages, settings=body.settings(), traceparent=traceparent)
     # a user that the request names stays with the weights that it began with; else each request is for itself
     sticky = f"{owner} {body.user}" if body.user else request.id
     with service.lease(body.model, parts.deployments.arm_for(body.model, sticky)) as weights:

@@ -153,8 +153,8 @@ class Deployments:
     def repeat_in_shadow(self, answers: Answers, wish: Wish) -> None:
         """Ask the shadow what was asked, where there is one and nobody waits: users must not feel it."""
         trial, engine = self._trials.get(answers.weights.name), self._service.engine
-        if trial is None or trial.weights.arm != "shadow" or engine.num_waiting:
-            return
+        if trial is None or trial.weights.arm != "shadow" or engine.num_waiting or wish.schema is not None:
+            return  # a form would have to be followed once more
         if engine.num_running + len(answers.all) > engine.max_rows // 2 or self._service.is_draining:
             return
         digest = hashlib.sha256(answers.id.encode()).digest()

@@ -129,7 +129,7 @@ def create_app(parts: Parts) -> FastAPI:
     async def chat_completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        answers = await ask_for(parts, body, wish, owner=asker)
+        answers = await ask_for(parts, body, wish, owner=asker, traceparent=request.headers.get("traceparent"))
         tools = [each.function.name for each in body.offered]
         writer = Writer(answers, wish, _decoder(answers), is_chat=True, tools=tools)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
@@ -138,7 +138,7 @@ def create_app(parts: Parts) -> FastAPI:
     async def completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
-        answers = await ask_for(parts, body, wish, owner=asker)
+        answers = await ask_for(parts, body, wish, owner=asker, traceparent=request.headers.get("traceparent"))
         writer = Writer(answers, wish, _decoder(answers), is_chat=False)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 

@@ -15,7 +15,6 @@ from burnish.config.serving import ServeConfig
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
 from burnish.serving.admin import create_admin_app
-from burnish.serving.asks import Weights
 from burnish.serving.certificates import certificate_end, grpc_credentials
 from burnish.serving.deployments import Deployments
 from burnish.serving.drifting import watch_drift
@@ -33,6 +32,7 @@ from burnish.serving.rpc.door import GrpcDoor
 from burnish.serving.rpc.generation import Generation
 from burnish.serving.rpc.inference import Inference
 from burnish.serving.service import Service
+from burnish.serving.tracing import trace_answers
 from burnish.serving.weights import load_weights
 
 _KEEP_ALIVE_SECONDS = 5
@@ -66,18 +66,22 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
     keys = () if config.keys_file is None else read_keys(config.keys_file)
     if config.admin.port is not None and all(key.role != "admin" for key in keys):
         raise ConfigError(f"admin.port: keys_file={config.keys_file} has no key of the role admin")
+    if name in config.also:
+        raise ConfigError(f"also: {name} is the name of the first model; give --name, or call the other one otherwise")
     ends = None if config.tls is None else certificate_end(config.tls)
     with ExitStack() as at_the_end:
         journal = _journal(config, at_the_end)
         compute_repeatably(config.model.num_threads)
-        say(f"loading {config.model.path}")
-        weights = load_weights(config.model, name, 1)
-        mismatch = served_mismatch(weights.policy, max_rows=config.engine.max_rows)
-        engine = _engine(config, weights)
+        say(f"loading {', '.join([config.model.path, *config.also.values()])}")
+        engine = _engine(config)
         at_the_end.callback(engine.stop, _STOP_SECONDS)
         service = Service(engine, config.limits)
         metrics = ServeMetrics(service)
-        metrics.exporter.set("burnish_serve_mismatch", mismatch, name)
+        for each, path in {name: config.model.path, **config.also}.items():
+            weights = load_weights(config.model.model_copy(update={"path": path}), each, 1)
+            mismatch = served_mismatch(weights.policy, max_rows=config.engine.max_rows)
+            metrics.exporter.set("burnish_serve_mismatch", mismatch, each)
+            engine.install(weights)
         if ends is not None:
             metrics.exporter.set("burnish_serve_certificate_expiry_timestamp_seconds", ends)
         if journal is not None:
@@ -88,6 +92,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         deployments = Deployments(service, config.deploy, history, metrics.deployed)
         parts = Parts(service=service, keys=keys, metrics=metrics, deployments=deployments, journal=journal)
         watch_drift(config.drift, parts, say)
+        if config.tracing.endpoint is not None:
+            at_the_end.callback(trace_answers(config.tracing.endpoint, service))
         asyncio.run(_serve(config, parts, say))
 
 
@@ -99,17 +105,15 @@ def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
     return journal
 
 
-def _engine(config: ServeConfig, weights: Weights) -> Engine:
+def _engine(config: ServeConfig) -> Engine:
     options = config.engine
-    engine = Engine(
+    return Engine(
         max_rows=options.max_rows,
         max_waiting=options.max_waiting,
         prefill_tokens=options.prefill_tokens,
         cache_tokens=options.cache_tokens,
         prefix_bytes=options.prefix_bytes,
     )
-    engine.install(weights)
-    return engine
 
 
 async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) -> None:
