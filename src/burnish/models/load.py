@@ -116,7 +116,8 @@ def inspect_model(path: str) -> ModelFacts:
             f"model.path: the weights of {source} are quantised, and such weights are not trained here; "
             "take the model they were made from, with model.lora and model.lora.base_bits 8 or 4"
         )
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    has_own = (Path(source) / "tokenizer_config.json").is_file()  # an adapter may come without one
+    tokenizer = _from_pretrained(AutoTokenizer, source if base is None or has_own else base)
     return ModelFacts(
         source=source,
         base=base,
