@@ -5,7 +5,7 @@ PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
 
-.PHONY: help setup demo check test cluster-packages test-cluster test-vllm bench lock
+.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm bench lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -29,7 +29,7 @@ check: setup ## Lint, types and fast tests: two minutes where bfloat16 is fast, 
 	$(BIN)/mypy --no-error-summary
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --quiet -n 2 -m 'not slow'
 
-test: setup cluster-packages ## Everything, the real model included
+test: setup cluster-packages monitor-packages ## Everything, the real model included
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
@@ -39,6 +39,12 @@ test: setup cluster-packages ## Everything, the real model included
 cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v slurmctld && command -v munged && command -v ip; } > /dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge iproute2 procps > /dev/null; fi
+
+monitor-packages: ## What tests of monitoring, of the store and of pages need of Debian's packages, where one may install them; otherwise they are skipped
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v promtool && command -v amtool && command -v chromium && ls -d /usr/lib/postgresql; } > /dev/null 2>&1; then \
+		test -e /usr/sbin/policy-rc.d || { printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			prometheus prometheus-alertmanager postgresql chromium > /dev/null; fi
 
 test-cluster: setup cluster-packages ## Several processes and machines: Ray, the layouts of the learners, what is lost
 	$(BIN)/python -m pytest --durations 10 -m cluster

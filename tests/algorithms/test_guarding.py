@@ -29,6 +29,11 @@ def loss(scored, batch):
 """
 
 
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def faulty(make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch) -> Callable[..., RunConfig]:
     """A supervised run whose loss is NaN at some of its calls, one for each step."""
@@ -161,3 +166,21 @@ def test_settings_that_cannot_be(make_config, quiet: Console, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="webhook_file"):
         train(make_config("sft", guards={"webhook_file": tmp_path / "none"}), quiet)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_guards_are_silent_in_a_run_that_learns(make_config, quiet: Console, seed: int) -> None:
+    """All but `slow` and `waiting`, which go by the clock of a machine that others use, too."""
+    config = make_config(
+        "grpo",
+        seed=seed,
+        train__num_steps=40,
+        evaluation__every_steps=10,
+        checkpoint__every_steps=40,
+        guards={"off": ("slow", "waiting")},
+    )
+    run = train(config, quiet)
+    rewards = [line["reward_mean"] for line in run.metrics()]
+    assert sum(rewards[-5:]) > sum(rewards[:5])
+    assert [event["message"] for event in events(run, "alert")] == []
