@@ -164,6 +164,7 @@ class ServeConfig(Section):
     deploy: DeployConfig = DeployConfig()
     drift: DriftConfig = DriftConfig()
     tls: TlsConfig | None = None
+    """TLS for every door, with the files of a certificate; null is none."""
     grpc: GrpcConfig = GrpcConfig()
     admin: AdminConfig = AdminConfig()
 
