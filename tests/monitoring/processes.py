@@ -21,8 +21,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-PROMETHEUS = shutil.which("prometheus")
-with_prometheus = pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus is here: apt-get install prometheus")
+ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+with_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None or ALERTMANAGER is None,
+    reason="not here: apt-get install prometheus prometheus-alertmanager",
+)
 
 
 def free_port() -> int:
@@ -41,11 +44,14 @@ def series(text: str) -> dict[str, list[tuple[tuple[tuple[str, str], ...], float
 
 
 @contextmanager
-def running(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of burnish in a process of its own, which is told to stop at the end; what it says is in `log`."""
+def running(log: Path, *arguments: str, script: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of burnish in a process of its own, which is told to stop at the end; what it says is in `log`. A
+    script is run in place of burnish.
+    """
+    program = ["-m", "burnish"] if script is None else [str(script)]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "burnish", *arguments],
+            [sys.executable, *program, *arguments],
             stdout=out,
             stderr=out,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -96,7 +96,7 @@ class ServeMetrics:
         for gone in self._versions - versions.keys():
             self.exporter.remove("burnish_serve_weight_version", *gone)
         for new in versions.keys() - self._versions:
-            for ending in ("failed", "late"):
+            for ending in ("stop", "length", "failed", "late"):
                 self.exporter.count("burnish_serve_answers_total", 0, *new, ending)
         for labels, number in versions.items():
             put("burnish_serve_weight_version", number, *labels)
