@@ -162,6 +162,16 @@ def test_a_run_is_drawn_and_its_completions_stand_side_by_side(window: Browser, 
 
 
 @in_browser
+def test_an_alerts_address_leads_to_its_runbook(window: Browser, page: Page) -> None:
+    window.open("about:blank")
+    window.open(f"{page.address}/runbooks#TrainingSilent", width=360)
+    assert window.wait("document.querySelector('section:target h2')?.textContent") == "TrainingSilent"
+    assert window.wait("document.querySelector('section:target').getBoundingClientRect().top < innerHeight")
+    assert window.value("getComputedStyle(document.body).fontSize") == "15px"  # the style sheet is taken
+    assert window.value("document.documentElement.scrollWidth") <= 360
+
+
+@in_browser
 def test_hostile_text_is_text(window: Browser, page: Page) -> None:
     go(window, page, "runs")
     window.value("[...document.querySelectorAll('a')].find(each => each.textContent.includes('<script>')).click()")

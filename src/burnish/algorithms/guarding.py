@@ -70,6 +70,17 @@ class Guarding:
             if stop is not None:
                 stop()
 
+    def linger(self, should_stop: Callable[[], bool]) -> None:
+        """Let Prometheus read the last numbers of a run that is over: else its last step would not be known there, and
+        a run that ended well would look like one that is gone.
+        """
+        self.watchdog.stop()
+        seconds = self._config.metrics.linger_seconds
+        if self._metrics is None or not seconds or should_stop():
+            return
+        self._say(f"waiting up to {seconds:g} s until the last numbers have been read; Ctrl-C ends it")
+        self._metrics.exporter.wait_for_scrape(seconds, should_stop)
+
     def after_step(self, metrics: Mapping[str, Any], *, around_seconds: float) -> Action | None:
         """Look at a step's line; what is to be done, of several things the strongest. `around_seconds` is the longest
         that something else than a step took.
@@ -83,8 +94,9 @@ class Guarding:
             self._metrics.step(metrics, self._guards.firing, self.watchdog.allowed_seconds)
         return self._act(alerts)
 
-    def not_finite(self, error: NotFiniteError, step: int) -> RollBackError:
-        """Tell of a gradient that is no number, in the step after `step`; why the run must go back.
+    def not_finite(self, error: NotFiniteError, step: int, should_stop: Callable[[], bool]) -> RollBackError:
+        """Tell of a gradient that is no number, in the step after `step`; why the run must go back. One that must not
+        ends once Prometheus knows, or is stopped.
 
         Raises:
             NotFiniteError: it must not, so it ends.
@@ -93,7 +105,10 @@ class Guarding:
         action = self._config.guards.action_for(condition.name, condition.severity)
         alert = Alert(condition=condition, action=action, state="firing", step=step + 1, first_step=step + 1)
         self._tell(alert)
+        if self._metrics is not None:
+            self._metrics.show_condition(condition.name, holds=True)
         if action != "roll_back":
+            self.linger(should_stop)
             raise error
         return RollBackError(alert)
 

@@ -389,7 +389,9 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
         progress.say(f"steps {state.step + 1} to {recorded} were not saved yet and are repeated")
     with _failure_recorded(run), _stop_on_signal(hooks), guarding.watching():
         state = _trained(algorithm, config, inputs, roles, hooks, state)
-    _conclude(run, state, num_steps, progress)
+        _conclude(run, state, num_steps, progress)
+        if state.step == num_steps:
+            guarding.linger(lambda: hooks.should_stop)
 
 
 def _trained(
@@ -425,7 +427,7 @@ def _trained(
             hooks.progress.say(f"{error}; starting anew")
             hooks.run.add_event("lost", step=state.step, reason=str(error))
         except NotFiniteError as error:
-            lost = guarding.not_finite(error, state.step)
+            lost = guarding.not_finite(error, state.step, lambda: hooks.should_stop)
             guarding.roll_back(lost.alert)
         except RollBackError as error:
             lost = error

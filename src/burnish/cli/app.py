@@ -464,7 +464,7 @@ def schema(
     ----------
     algorithm
         grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
-        or eval, or serve.
+        or eval, receivers or serve.
     """
     from burnish.cli.config import print_schema
 

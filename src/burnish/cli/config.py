@@ -17,9 +17,10 @@ from burnish.config.evaluation import EvalConfig
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes, visible_settings
 from burnish.config.serving import ServeConfig
 from burnish.errors import ConfigError, UserError
+from burnish.monitoring.alertmanager import Receivers
 from burnish.reproducibility.run_folder import RunFolder
 
-_OTHERS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "serve": ServeConfig}
+_OTHERS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "receivers": Receivers, "serve": ServeConfig}
 
 
 def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
@@ -49,7 +50,7 @@ def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
 
 
 def print_schema(algorithm: str, as_json: bool) -> int:
-    """Print the settings of an algorithm, of `eval` or of `serve`, as text or as JSON schema."""
+    """Print the settings of an algorithm, of `eval`, `receivers` or `serve`, as text or as JSON schema."""
     schema: type[BaseModel] = _OTHERS.get(algorithm) or schema_of(algorithm)
     if as_json:
         print(json.dumps(schema.model_json_schema(), indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,11 +46,14 @@ def rules(
     known, own = _rules(slo)
     text = rules_yaml([*known, *own], runbooks)
     if out is None:
+        if tests is not None:
+            raise UserError("--tests needs a file of rules, OUT, to test")
         print(text, end="")
         return 0
     write_text(out, text)
     print(f"{len(known) + len(own)} rules in {out}; check them with: promtool check rules {out}")
     if tests is not None:
+        tests.mkdir(parents=True, exist_ok=True)
         for interval, content in tests_yaml(known, str(out.resolve()), runbooks).items():
             write_text(tests / f"{out.stem}-test-{interval}.yml", content)
         print(f"run their tests with: promtool test rules {tests}/{out.stem}-test-*.yml")
@@ -142,9 +146,10 @@ class Places:
 def up(
     *,
     train: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a run's metrics.port.")] = (),
-    serve: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a server.")] = (),
+    serve: Annotated[tuple[str, ...], Parameter(negative="", help="host:port of a server; https:// for TLS.")] = (),
     receivers: Annotated[Path | None, Parameter(help="Who is told; else alerts show in Prometheus alone.")] = None,
     key_file: Annotated[Path | None, Parameter(help="A file with a key of the role monitor, alone.")] = None,
+    ca_file: Annotated[Path | None, Parameter(help="Certificates that a server's may be signed by.")] = None,
     places: Annotated[Places, Parameter(name="*")] = Places(),
     slo: Slo = None,
     runbooks: Runbooks = _RUNBOOKS,
@@ -159,8 +164,9 @@ def up(
 
     if not train and not serve:
         raise UserError("give what is watched: --train HOST:PORT, --serve HOST:PORT")
-    if key_file is not None and not key_file.is_file():
-        raise UserError(f"--key-file {key_file}: is not there")
+    for flag, file in (("--key-file", key_file), ("--ca-file", ca_file)):
+        if file is not None and not file.is_file():
+            raise UserError(f"{flag} {file}: is not there")
     if places.scrape_seconds < 1:
         raise UserError(f"--scrape-seconds {places.scrape_seconds}: must be at least 1")
     known, own = _rules(slo)
@@ -170,23 +176,22 @@ def up(
         train=train,
         serve=serve,
         key_file=key_file,
+        ca_file=ca_file,
         prometheus_port=places.port,
         alertmanager_port=places.alertmanager_port,
         scrape_seconds=places.scrape_seconds,
     )
     write_files(stack, rules_yaml([*known, *own], runbooks), told)
-    with running(stack, tells=told is not None) as ended:
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's & has it ignored
+        signal.signal(number, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), running(stack, tells=told is not None) as ended:
         print(f"Prometheus on http://127.0.0.1:{places.port}/alerts", file=sys.stderr, flush=True)
         if told is not None:
             print(f"Alertmanager on http://127.0.0.1:{places.alertmanager_port}", file=sys.stderr, flush=True)
-        told_to_stop = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: told_to_stop.append(True))
         while (name := ended()) is None:
-            if told_to_stop:
-                return 0
             time.sleep(_LOOK_SECONDS)
         raise MachineError(f"{name} ended by itself: see its log in {places.folder}")
+    return 0
 
 
 def _rules(slo: Path | None) -> tuple[list[Rule], list[Rule]]:

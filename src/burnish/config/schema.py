@@ -365,6 +365,8 @@ class MetricsConfig(Section):
     """Port of /metrics; null is off."""
     host: str = "127.0.0.1"
     """Address to listen on: whoever reaches it may read."""
+    linger_seconds: float = Field(20.0, ge=0)
+    """A finished run waits until its last numbers have been read, at most so long: more than Prometheus' interval."""
 
 
 class RunConfig(Section):

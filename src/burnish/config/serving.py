@@ -178,6 +178,7 @@ class ServeConfig(Section):
     deploy: DeployConfig = DeployConfig()
     drift: DriftConfig = DriftConfig()
     tls: TlsConfig | None = None
+    """TLS for every door, with the files of a certificate; null is none."""
     tracing: TracingConfig = TracingConfig()
     grpc: GrpcConfig = GrpcConfig()
     admin: AdminConfig = AdminConfig()

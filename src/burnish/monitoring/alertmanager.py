@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from burnish.config.schema import Section
 from burnish.errors import ConfigError
 from burnish.monitoring.conditions import Severity
+from burnish.monitoring.reading import checked, read_yaml
 
 _LOUDER: dict[Severity, tuple[Severity, ...]] = {
     "info": ("info", "warning", "critical"),
@@ -72,12 +73,18 @@ class Receivers(Section):
     """Who is told. Secrets stand in files, never here."""
 
     slack: Slack | None = None
+    """A channel of Slack; null is none, as for the others. At least one is needed."""
     email: Email | None = None
+    """An address."""
     pagerduty: PagerDuty | None = None
+    """A service of PagerDuty."""
     webhook: Webhook | None = None
+    """A URL of your own."""
     wait_seconds: Annotated[int, Field(ge=0)] = 30
     """After a first alert, how long others are waited for, to tell them together."""
-    again_hours: Annotated[float, Field(gt=0)] = 4.0
+    change_seconds: Annotated[int, Field(ge=1)] = 300
+    """Time between what was told and its change: that more alerts came to it, or that it is over."""
+    again_hours: Annotated[float, Field(ge=1 / 60)] = 4.0
     """What still fires is told again after so long."""
 
     @model_validator(mode="after")
@@ -93,14 +100,7 @@ def read_receivers(file: Path) -> Receivers:
     Raises:
         ConfigError: it cannot be read, or is another one; or a secret's file is not there.
     """
-    try:
-        found = Receivers.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML") from error
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ConfigError(f"{file}: {place}{': ' if place else ''}{fault['msg']}") from error
+    found = checked(Receivers, read_yaml(file), str(file))
     for name, path in _secrets(found).items():
         if not path.is_file():
             raise ConfigError(f"{file}: {name}: {path} is not there")
@@ -109,7 +109,8 @@ def read_receivers(file: Path) -> Receivers:
 
 def alertmanager_yaml(receivers: Receivers) -> str:
     """The configuration. Every receiver gets what is at least as severe as it asks for; a run's or a server's critical
-    alert silences its milder ones, and one that is down silences the rest of it.
+    alert silences its milder ones, one that is down silences the rest of it, and a budget that burns fast silences
+    those that burn slowly. What is of no server, a sum over all, silences nothing else.
     """
     parts = {
         "slack": receivers.slack and _slack(receivers.slack),
@@ -123,7 +124,7 @@ def alertmanager_yaml(receivers: Receivers) -> str:
             "receiver": "nobody",
             "group_by": ["alertname", "run", "model", "instance"],
             "group_wait": f"{receivers.wait_seconds}s",
-            "group_interval": "5m",
+            "group_interval": f"{receivers.change_seconds}s",
             "repeat_interval": f"{int(receivers.again_hours * 60)}m",
             "routes": [
                 {
@@ -135,7 +136,8 @@ def alertmanager_yaml(receivers: Receivers) -> str:
             ],
         },
         "inhibit_rules": [
-            _inhibit('severity="critical"', 'severity=~"warning|info"', "run", "instance"),
+            _inhibit('severity="critical",instance!=""', 'severity=~"warning|info"', "run", "instance"),
+            _inhibit('alertname=~"Slo.*",severity="critical"', 'alertname=~"Slo.*",severity="warning"'),
             _inhibit('alertname="TrainingDown"', 'alertname=~"Training.*",alertname!="TrainingDown"', "instance"),
             _inhibit('alertname="ServingDown"', 'alertname=~"Serving.*",alertname!="ServingDown"', "instance"),
         ],

@@ -83,6 +83,7 @@ STEP_METRICS: dict[str, tuple[str, str]] = {
     "value_error": ("", "Mean squared error of the critic."),
     "value_mean": ("", "Mean value that the critic expects."),
     "value_clip_fraction": ("share", "Values whose change was clipped."),
+    "explained_variance": ("share", "Of the returns' variance, what the critic explains."),
     "grad_norm": ("", "Norm of the gradient before clipping."),
     "learning_rate": ("", "Learning rate of the step."),
     "tokens": ("tokens", "Tokens of the step."),
@@ -109,7 +110,13 @@ TRAINING: tuple[Spec, ...] = (
     _gauge("burnish_train_step_timestamp_seconds", "seconds", "When the newest step ended, since 1970.", "run"),
     _gauge("burnish_train_step_allowed_seconds", "seconds", "Time after which a step is missed.", "run"),
     _gauge("burnish_train_condition", "", "1 while a condition of the guards holds, else 0.", "run", "condition"),
-    _gauge("burnish_train_own", "", "A metric of your own loss, a component, a multiplier.", "run", "name"),
+    _gauge(
+        "burnish_train_own",
+        "",
+        "A metric of your own loss, a part of one (loss.NAME), the critic's (critic.NAME), a multiplier.",
+        "run",
+        "name",
+    ),
     *(_gauge(f"burnish_train_{name}", unit, meaning, "run") for name, (unit, meaning) in STEP_METRICS.items()),
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -23,6 +25,7 @@ from burnish.monitoring.catalogue import Spec
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no rule and no panel asks for
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LOOK_SECONDS = 0.2
 _CLASSES: dict[str, Any] = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
 
 
@@ -39,6 +42,7 @@ class Exporter:
                 spec.name, spec.meaning, spec.labels, registry=self.registry, **options
             )
         self._aliases = {spec.name.removesuffix("_total"): spec.alias for spec in specs if spec.alias}
+        self._scrapes = _Scrapes()
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
@@ -72,6 +76,7 @@ class Exporter:
             server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
             raise MachineError(f"metrics.port={port}: cannot listen on {host}:{port}: {error}") from error
+        server.set_app(self._scrapes.counted(server.get_app()))
 
         def stop() -> None:
             server.shutdown()
@@ -80,9 +85,48 @@ class Exporter:
 
         return stop
 
+    def wait_for_scrape(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
+        """Wait until a scrape that begins from now on has its whole answer; whether one had it in time."""
+        return self._scrapes.wait(seconds, should_stop)
+
     def _of(self, name: str, labels: Iterable[str]) -> Any:
         metric, values = self._metrics[name], tuple(labels)
         return metric.labels(*values) if values else metric
+
+
+class _Scrapes:
+    """Which scrapes began and which have their whole answer, so that a process that ends can be seen to the last."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_begun = 0
+        self._newest_answered = -1
+
+    def counted(self, app: Any) -> Any:
+        """A WSGI application that notes its answers, each once it is sent."""
+
+        def noted(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+            with self._changed:
+                number = self._num_begun
+                self._num_begun += 1
+            yield from app(environ, start_response)
+            with self._changed:  # the server asks for more when it has sent what it has
+                self._newest_answered = max(self._newest_answered, number)
+                self._changed.notify_all()
+
+        return noted
+
+    def wait(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
+        """See `Exporter.wait_for_scrape`."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            first = self._num_begun
+            while self._newest_answered < first:
+                left = until - time.monotonic()
+                if left <= 0 or should_stop():
+                    return False
+                self._changed.wait(min(left, _LOOK_SECONDS))  # what would stop it, a signal, wakes nobody
+        return True
 
 
 class _Aliased:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from burnish.config.schema import Section
 from burnish.errors import ConfigError
 from burnish.monitoring.conditions import Severity
+from burnish.monitoring.reading import checked, read_yaml
 from burnish.monitoring.rules import Rule
 
 
@@ -42,8 +42,8 @@ DEFAULT_OBJECTIVES = (
     Objective(
         name="FirstToken",
         percent=95.0,
-        bad=f'(sum(rate({_FIRST}_count{{arm!="shadow"}}[WINDOW])) - '
-        f'sum(rate({_FIRST}_bucket{{arm!="shadow",le="2.5"}}[WINDOW])))',
+        bad=f'sum(rate({_FIRST}_count{{arm!="shadow"}}[WINDOW])) - '
+        f'sum(rate({_FIRST}_bucket{{arm!="shadow",le="2.5"}}[WINDOW]))',
         total=f'sum(rate({_FIRST}_count{{arm!="shadow"}}[WINDOW]))',
     ),
 )
@@ -77,17 +77,10 @@ def read_objectives(file: Path) -> list[Objective]:
     Raises:
         ConfigError: it holds none, or one that cannot be.
     """
-    try:
-        tree: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML") from error
+    tree = read_yaml(file)
     if not isinstance(tree, list) or not tree:
         raise ConfigError(f"{file}: needs a list of objectives, each with name, percent, bad and total")
-    try:
-        found = [Objective.model_validate(each) for each in tree]
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigError(f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    found = [checked(Objective, each, f"{file}: objective {number}") for number, each in enumerate(tree, 1)]
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"{file}: two objectives have one name")
@@ -101,13 +94,14 @@ def burn_rules(objective: Objective) -> list[Rule]:
 
 def _burn_rule(objective: Objective, burn: _Burn) -> Rule:
     budget = 1 - objective.percent / 100
-    rate = burn.share * objective.days * 24 / burn.long_hours
+    rate = max(1.0, burn.share * objective.days * 24 / burn.long_hours)  # slower, and the budget lasts
 
     def ratio(window: str) -> str:
         bad, total = (each.replace("WINDOW", window) for each in (objective.bad, objective.total))
-        return f"{bad} / {total} > {min(rate * budget, 0.99):.6g}"
+        return f"({bad}) / ({total}) > {min(rate * budget, 0.99):.6g}"
 
-    events = f"{objective.total.replace('WINDOW', burn.long)} * {burn.long_hours * 3600:g} > {objective.least_events:g}"
+    total = objective.total.replace("WINDOW", burn.long)
+    events = f"({total}) * {burn.long_hours * 3600:g} > {objective.least_events:g}"
     return Rule(
         name=f"Slo{objective.name}{burn.suffix}",
         severity=burn.severity,

@@ -32,4 +32,8 @@ class TrainingMetrics:
         put("burnish_train_step_timestamp_seconds", time.time(), run)
         put("burnish_train_step_allowed_seconds", allowed_seconds, run)
         for name, holds in conditions.items():
-            put("burnish_train_condition", float(holds), run, name)
+            self.show_condition(name, holds=holds)
+
+    def show_condition(self, name: str, *, holds: bool) -> None:
+        """Show whether a condition holds."""
+        self.exporter.set("burnish_train_condition", float(holds), self._run, name)

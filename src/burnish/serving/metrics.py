@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from burnish.monitoring.catalogue import SERVING
 from burnish.monitoring.exporter import Exporter
 from burnish.serving.answers import Answered
 from burnish.serving.asks import Arm
+from burnish.serving.refusals import Kind
 from burnish.serving.service import Service
 
 ARMS: tuple[Arm, ...] = ("stable", "canary", "shadow")
@@ -30,7 +31,20 @@ class ServeMetrics:
         self.exporter = Exporter(SERVING, refresh=self._refresh)
         self.exporter.set("burnish_serve_info", 1, version("burnish"))
         self.exporter.set("burnish_serve_start_timestamp_seconds", time.time())
+        self._begin_at_zero()
         service.on_answered.append(self.answered)
+
+    def _begin_at_zero(self) -> None:
+        """Show the counters that alerts look at before there is anything to count: Prometheus sees no increase in one
+        that begins with 1.
+        """
+        for kind in get_args(Kind):
+            self.exporter.count("burnish_serve_refused_total", 0, kind)
+        for result in ("done", "refused"):
+            self.exporter.count("burnish_serve_swaps_total", 0, result)
+        for name in self._service.engine.models():
+            self.exporter.count("burnish_serve_rollbacks_total", 0, name)
+            self.exporter.set("burnish_serve_canary_share", 0, name)
 
     def answered(self, answered: Answered) -> None:
         """Count an answer that is over."""
@@ -81,6 +95,9 @@ class ServeMetrics:
         versions = {(name, arm): each.version for arm in ARMS for name, each in engine.models(arm).items()}
         for gone in self._versions - versions.keys():
             self.exporter.remove("burnish_serve_weight_version", *gone)
+        for new in versions.keys() - self._versions:
+            for ending in ("stop", "length", "failed", "late"):
+                self.exporter.count("burnish_serve_answers_total", 0, *new, ending)
         for labels, number in versions.items():
             put("burnish_serve_weight_version", number, *labels)
         self._versions = set(versions)

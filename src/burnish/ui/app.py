@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -34,6 +34,7 @@ from burnish.ui.evaluations import Evaluations
 from burnish.ui.events import read_events
 from burnish.ui.reading import NotFoundError
 from burnish.ui.rollouts import read_group, read_step
+from burnish.ui.runbooks import runbooks_html
 from burnish.ui.runs import Runs
 from burnish.ui.serving import ask_server
 
@@ -79,6 +80,10 @@ def create_app(places: Places) -> FastAPI:
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
+
+    @app.get("/runbooks", include_in_schema=False)
+    def runbooks() -> HTMLResponse:
+        return HTMLResponse(runbooks_html())
 
     app.mount("/static", StaticFiles(directory=STATIC))
 
