@@ -17,11 +17,9 @@ async def ask_for(parts: Parts, body: ChatRequest | CompletionRequest, wish: Wis
     service = parts.service
     service.check_number(body.num_prompts, wish)
     messages = body.said() if isinstance(body, ChatRequest) else None
-    request = Asked(owner=owner, messages=messages, settings=body.settings())
-    # a user that the request names stays with the weights that it began with; else each request is for itself
-    sticky = f"{owner} {body.user}" if body.user else request.id
-    with service.lease(body.model, parts.deployments.arm_for(body.model, sticky)) as weights:
+    request = Asked(owner=owner, user=body.user, messages=messages, settings=body.settings())
+    with service.lease(body.model, parts.deployments.arm_for(body.model, request.unit)) as weights:
         prompts = await service.tokenize(lambda: body.prompts(weights))
         answers = service.ask(weights, prompts, wish, request)
-    parts.deployments.repeat_in_shadow(answers, wish)
+    parts.deployments.asked(answers, wish)
     return answers
