@@ -287,11 +287,10 @@ def test_ordinary_numbers_stay(text: str) -> None:
     assert redacted(text, ("email", "card", "phone")) == text
 
 
-@given(st.integers(-9_999_999, 9_999_999), st.integers(-9_999_999, 9_999_999), st.sampled_from("+-*/"))
+@given(st.integers(0, 999_999), st.integers(0, 999_999), st.sampled_from("+*=,"))
 def test_sums_stay(a: int, b: int, sign: str) -> None:
-    for text in (f"{a} {sign} {b} = {a + b}", f"{a:,} {sign} {b:,}"):
-        if not any(part.isdigit() and len(part) > 7 for part in text.split()) and sign != "-" and sign != "/":
-            assert redacted(text, ("email", "card", "phone")) == text
+    text = f"{a} {sign} {b} = {a + b}, or {a:,} {sign} {b:,}"
+    assert redacted(text, ("email", "card", "phone")) == text
 
 
 def test_an_address_is_blotted_out_where_it_is_told() -> None:
