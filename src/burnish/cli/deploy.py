@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,7 +117,7 @@ def _ask(url: str, key_file: Path | None, model: str, route: str, body: dict[str
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: must begin with http:// or https://")
     request = urllib.request.Request(
-        f"{url.rstrip('/')}/admin/models/{model}/{route}",
+        f"{url.rstrip('/')}/admin/models/{urllib.parse.quote(model)}/{route}",
         data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {_key(key_file)}", "Content-Type": "application/json"},
     )

@@ -31,11 +31,11 @@ def export(
         File to write; `--data.source` of the training.
     """
     from burnish.reproducibility.files import write_text
+    from burnish.serving.database import open_to_read
     from burnish.serving.export import feedback_examples, feedback_pairs
-    from burnish.serving.journal import read_url
 
     begin = _timestamp(since)
-    database = read_url(store)
+    database = open_to_read(store)
     rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
     database.close()
     if not rows:

@@ -88,7 +88,7 @@ def create_admin_app(parts: Parts, loader: WeightLoader) -> FastAPI:
                     "or give force",
                     parameter="path",
                 )
-            deployments.start(weights, body.path, body.share, entry)
+            await deployments.start(weights, body.path, body.share, entry)
         return deployments.status(name)
 
     @app.get("/admin/models/{name:path}/trial")

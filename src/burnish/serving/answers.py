@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ class Asked:
     """A request: of whom, when (since 1970), the messages if it is a chat, and the settings that it named."""
 
     owner: str
+    user: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str | None = None
@@ -30,11 +32,21 @@ class Asked:
     at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
 
+    @property
+    def unit(self) -> str:
+        """Who is given an arm: a user that the request names stays with one, else each request is for itself."""
+        return f"{self.owner} {self.user}" if self.user else self.id
+
+    @property
+    def unit_hash(self) -> str:
+        """The same without the name."""
+        return hashlib.sha256(self.unit.encode("utf-8", "surrogatepass")).hexdigest()
+
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """An answer, over when `ending` is set. `gaps` are the seconds between its tokens, as they were told; `number`
-    counts the answers to a request.
+    """An answer, over when `ending` is set. `gaps` are the seconds between its tokens, as they were told, and
+    `first_seconds` those from the request to the first; `number` counts the answers to a request.
     """
 
     request: Asked
@@ -50,6 +62,7 @@ class Answered:
     cached_tokens: int = 0
     timing: Timing | None = None
     seconds: float = 0.0
+    first_seconds: float | None = None
     _last: float = 0.0
 
     def take(self, event: Event) -> None:
@@ -63,6 +76,8 @@ class Answered:
         if isinstance(event, Token):
             if self.token_ids:
                 self.gaps.append(now - self._last)
+            else:
+                self.first_seconds = self.seconds
             self._last = now
             self.token_ids.append(event.id)
             self.logprobs.append(event.logprob)
@@ -118,7 +133,7 @@ class Answers:
         """
         unfinished: Ending = "cancelled"
         try:
-            while any(each.ending is None for each in self.all):
+            while not self.are_over:
                 try:
                     async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                         number, event = await self.queue.get()
@@ -131,11 +146,20 @@ class Answers:
                     raise RefusedError(kind, str(event.error)) from event.error
                 yield number, event
         finally:
-            self.cancel()
-            for each in self.all:
-                if each.ending is None:
-                    each.ending = unfinished
-                    self._on_answered(each)
+            self.close(unfinished)
+
+    def close(self, ending: Ending = "cancelled") -> None:
+        """End what is not over; nobody listens any more."""
+        self.cancel()
+        for each in self.all:
+            if each.ending is None:
+                each.ending, each.seconds = ending, time.monotonic() - each.request.began
+                self._on_answered(each)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether all have ended."""
+        return all(each.ending is not None for each in self.all)
 
     async def finish(self) -> None:
         """Wait until all are over, whoever listens.

@@ -22,14 +22,12 @@ async def ask_for(
     service.check_number(body.num_prompts, wish)
     service.check_form(wish, len(body.offered) if isinstance(body, ChatRequest) else 0)
     messages = body.said() if isinstance(body, ChatRequest) else None
-    request = Asked(owner=owner, messages=messages, settings=body.settings(), traceparent=traceparent)
-    # a user that the request names stays with the weights that it began with; else each request is for itself
-    sticky = f"{owner} {body.user}" if body.user else request.id
-    with service.lease(body.model, parts.deployments.arm_for(body.model, sticky)) as weights:
+    request = Asked(owner=owner, user=body.user, messages=messages, settings=body.settings(), traceparent=traceparent)
+    with service.lease(body.model, parts.deployments.arm_for(body.model, request.unit)) as weights:
         prompts = await service.tokenize(lambda: body.prompts(weights))
         constraint = None
         if (schema := wish.schema) is not None:
             constraint = await service.tokenize(lambda: schema_constraint(weights, schema, parameter="response_format"))
         answers = service.ask(weights, prompts, wish, request, constraint)
-    parts.deployments.repeat_in_shadow(answers, wish)
+    parts.deployments.asked(answers, wish)
     return answers

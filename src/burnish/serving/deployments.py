@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +19,15 @@ from burnish.config.serving import DeployConfig
 from burnish.reproducibility.run_folder import utc_now
 from burnish.serving.answers import Answered, Answers, Asked
 from burnish.serving.asks import Arm, Weights
-from burnish.serving.gate import Gate
+from burnish.serving.gate import Decision, Gate
+from burnish.serving.journal import Rated
 from burnish.serving.refusals import RefusedError
 from burnish.serving.service import Service, Wish
 
+_LOG = logging.getLogger(__name__)
 _KEPT_EVENTS = 1000
-_SHADOW_OWNER = "shadow"
+_MOST_OPEN = 10_000  # requests; more were forgotten by whoever asked
+_SHADOW_OWNER = "the shadow"  # no key has a name with a space
 _STOPPED = {"roll_back": "rolled back", "promote": "promoted"}
 
 
@@ -36,6 +41,11 @@ class Trial:
     gate: Gate
     began: float = field(default_factory=time.time)
     counts: dict[str, int] = field(default_factory=lambda: {"stable": 0, "canary": 0, "shadow": 0})
+    open: dict[str, Answers] = field(default_factory=dict)
+    """Requests since it began that are not over, by id."""
+    counted: set[str] = field(default_factory=set)
+    """Users who stay with an arm: each counts once, however much is asked."""
+    raters: set[str] = field(default_factory=set)
     shadow: dict[str, float] = field(default_factory=dict)
     """Sums over answers that both arms gave: equal, tokens of the stable, tokens of the shadow, failed."""
 
@@ -56,6 +66,7 @@ class Deployments:
         self._trials: dict[str, Trial] = {}
         self._shadowing: set[asyncio.Task[None]] = set()
         self._events: list[dict[str, Any]] = []
+        self._writing = ThreadPoolExecutor(1, "burnish-deployments")  # a slow disk holds up nobody who asks
         service.on_answered.append(self.answered)
 
     def arm_for(self, model: str, key: str) -> Arm:
@@ -71,8 +82,8 @@ class Deployments:
         trial = self._trials.get(model)
         return trial.share if trial is not None and trial.weights.arm == "canary" else 0.0
 
-    def start(self, weights: Weights, source: str, share: float, entry: dict[str, Any] | None) -> None:
-        """Try weights that the engine has, as their arm says. `entry` is what was registered of them.
+    async def start(self, weights: Weights, source: str, share: float, entry: dict[str, Any] | None) -> None:
+        """Try weights, as their arm says. `entry` is what was registered of them.
 
         Raises:
             RefusedError: other weights of this model are being tried.
@@ -82,7 +93,7 @@ class Deployments:
         gate = Gate(
             alpha=config.alpha, margin=config.margin, min_pairs=config.min_answers, max_pairs=config.max_answers
         )
-        self._service.engine.install(weights)
+        await asyncio.to_thread(self._service.engine.install, weights)
         self._trials[name] = Trial(weights=weights, source=source, share=share, gate=gate)
         self._tell(name, f"{weights.arm} began", share=share, registered=entry)
 
@@ -132,30 +143,64 @@ class Deployments:
             found["compared"] = _per_answer(trial.shadow)
         return {"trial": found, "events": events}
 
+    def asked(self, answers: Answers, wish: Wish) -> None:
+        """Take a request whose answers begin."""
+        trial = self._trials.get(answers.weights.name)
+        if trial is None:
+            return
+        if trial.weights.arm == "shadow":
+            self._repeat_in_shadow(trial, answers, wish)
+        trial.open[answers.id] = answers
+        while len(trial.open) > _MOST_OPEN:
+            del trial.open[next(iter(trial.open))]
+        arm, request = answers.weights.arm, answers.all[0].request
+        if arm == "shadow" or trial.weights.arm == "shadow" or trial.gate.is_full("served"):
+            return
+        if request.unit not in trial.counted:
+            if request.user:
+                trial.counted.add(request.unit)
+            trial.gate.begin(answers.id, arm)
+
     def answered(self, answered: Answered) -> None:
         """Take an answer that is over."""
-        trial, arm = self._trials.get(answered.weights.name), answered.weights.arm
-        if trial is None or answered.request.at < trial.began or arm == "shadow":
+        trial = self._trials.get(answered.weights.name)
+        answers = None if trial is None else trial.open.get(answered.request.id)
+        if trial is None or answers is None:  # asked before the trial began
             return
-        trial.counts[arm] += 1
-        if trial.weights.arm == "canary" and answered.ending != "cancelled":
-            self._judge(trial, answered)
+        trial.counts[answered.weights.arm] += 1
+        if answers.are_over:
+            del trial.open[answers.id]
+            self._decide(trial, trial.gate.end(answers.id, self._values(answers)))
 
-    def rated(self, model: str, arm: Arm, version: int, *, is_good: bool) -> None:
-        """Take a rating of an answer."""
-        trial = self._trials.get(model)
-        if trial is None or trial.weights.arm != "canary" or arm == "shadow":
+    def rated(self, found: Rated, *, is_good: bool) -> None:
+        """Take a rating. The first of a request counts, or of a user who stays with an arm."""
+        trial = self._trials.get(found.model)
+        if trial is None or trial.weights.arm != "canary" or found.arm == "shadow" or found.asked < trial.began:
             return
-        current = trial.weights if arm == "canary" else self._service.weights(model)
-        if version == current.version:
-            self._add(trial, "liked", arm, is_good)
+        current = trial.weights if found.arm == "canary" else self._service.weights(found.model)
+        if found.fingerprint != current.fingerprint or found.unit in trial.raters or trial.gate.is_full("liked"):
+            return
+        trial.raters.add(found.unit)
+        self._decide(trial, trial.gate.rate(found.unit, found.arm, is_good=is_good))
 
-    def repeat_in_shadow(self, answers: Answers, wish: Wish) -> None:
-        """Ask the shadow what was asked, where there is one and nobody waits: users must not feel it."""
-        trial, engine = self._trials.get(answers.weights.name), self._service.engine
-        if trial is None or trial.weights.arm != "shadow" or engine.num_waiting or wish.schema is not None:
-            return  # a form would have to be followed once more
-        if engine.num_running + len(answers.all) > engine.max_rows // 2 or self._service.is_draining:
+    def end_shadows(self) -> None:
+        """Let go what nobody waits for."""
+        for task in self._shadowing:
+            task.cancel()
+
+    def close(self) -> None:
+        """Write what is still to be written of the history."""
+        self._writing.shutdown(wait=True)
+
+    def _repeat_in_shadow(self, trial: Trial, answers: Answers, wish: Wish) -> None:
+        """Ask the shadow what was asked, if there is much room: what users ask must not wait for it."""
+        if wish.schema is not None:  # a form would have to be followed once more
+            return
+        engine, num_answers = self._service.engine, len(answers.all)
+        tokens = sum(len(each.prompt_ids) + each.max_tokens for each in answers.all)
+        if engine.num_left + num_answers > engine.max_rows // 2 or self._service.is_draining:
+            return
+        if engine.reserved_tokens + 2 * tokens > engine.cache_tokens // 2:
             return
         digest = hashlib.sha256(answers.id.encode()).digest()
         if int.from_bytes(digest[:8], "big") >= trial.share * 2**64:
@@ -177,7 +222,7 @@ class Deployments:
             trial.shadow["failed"] = trial.shadow.get("failed", 0) + 1
             return
         until = time.monotonic() + self._service.limits.seconds
-        while any(each.ending is None for each in answers.all) and time.monotonic() < until:
+        while not answers.are_over and time.monotonic() < until:
             await asyncio.sleep(0.05)
         for ours, theirs in zip(answers.all, repeated.all, strict=True):
             if ours.ending in ("stop", "length"):
@@ -192,25 +237,31 @@ class Deployments:
                     trial.shadow[key] = trial.shadow.get(key, 0.0) + value
                 trial.shadow["answers"] = trial.shadow.get("answers", 0) + 1
 
-    def _judge(self, trial: Trial, answered: Answered) -> None:
-        arm = answered.weights.arm
-        served = answered.ending in ("stop", "length")
-        self._add(trial, "served", arm, served)
-        if served and answered.timing is not None:
-            first = answered.timing.queue + answered.timing.prefill
-            self._add(trial, "finished", arm, answered.ending == "stop")
-            self._add(trial, "quick", arm, first <= self._config.first_token_seconds)
+    def _values(self, answers: Answers) -> dict[str, bool]:
+        """What the measures of the gate say of a request. One that was cancelled says at most that it was slow."""
+        first, limit = answers.all[0], self._config.first_token_seconds
+        values: dict[str, bool] = {}
+        if any(each.ending in ("failed", "late") for each in answers.all):
+            values["served"] = False
+        elif all(each.ending in ("stop", "length") for each in answers.all):
+            values["served"] = True
+            values["finished"] = first.ending == "stop"
+        if first.first_seconds is not None:
+            values["quick"] = first.first_seconds <= limit
+        elif first.seconds > limit:
+            values["quick"] = False
+        return values
 
-    def _add(self, trial: Trial, measure: str, arm: Arm, value: bool) -> None:
-        if self._trials.get(trial.weights.name) is not trial or arm == "shadow":
+    def _decide(self, trial: Trial, decision: Decision) -> None:
+        name = trial.weights.name
+        if self._trials.get(name) is not trial:
             return
-        decision = trial.gate.add(measure, arm, value)
         if decision == "roll back":
-            self.roll_back(trial.weights.name, trial.gate.worse() or "worse")
+            self.roll_back(name, trial.gate.worse() or "worse")
         elif decision == "promote" and self._config.is_automatic:
             shown = f"no measure is worse by {self._config.margin:g}"
             shown = shown if trial.gate.is_shown() else f"nothing was shown in {self._config.max_answers} answers"
-            self.promote(trial.weights.name, shown)
+            self.promote(name, shown)
 
     def _end(self, name: str, how: Literal["promote", "roll_back"], reason: str) -> None:
         trial = self._trials.pop(name, None)
@@ -235,8 +286,15 @@ class Deployments:
         self._events = [*self._events[-_KEPT_EVENTS:], event]
         self._on_event(event)
         if self._history is not None:
-            with self._history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._writing.submit(_append, self._history, event)
+
+
+def _append(history: Path, event: dict[str, Any]) -> None:
+    try:
+        with history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+    except OSError:  # a full disk: what was decided holds, and `status` tells it
+        _LOG.exception("the history of deployments could not be written: %s", event)
 
 
 def _per_answer(sums: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from burnish.data.rows import Row
-from burnish.serving.journal import Database
+from burnish.serving.database import Database
 
 _SELECT = """SELECT request_id, number, asked, model, messages, text, ending, version, rating, is_preferred,
     correction FROM answers JOIN requests ON id = request_id LEFT JOIN feedback USING (request_id, number)

@@ -1,51 +1,30 @@
-"""What was asked, what was answered by which weights, and what people said of it: in SQLite, or in PostgreSQL where
-several servers share it.
-"""
+"""What was asked, what was answered by which weights, and what people said of it."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sqlite3
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from burnish.errors import ConfigError, MachineError, UserError
+from burnish.errors import MachineError
 from burnish.serving.answers import Answered
 from burnish.serving.asks import Arm
+from burnish.serving.database import Database, Run, first_line
 from burnish.serving.redaction import redacted
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
-_LOCK_SECONDS = 10.0
-_MOST_PENDING = 10_000  # what is to be written and is not yet; more is lost, and counted
+_MOST_PENDING_BYTES = 100_000_000  # about, of what is to be written and is not yet; more is lost, and counted
+_ENTRY_BYTES, _TOKEN_BYTES = 1000, 40
 _CLEAN_EVERY_SECONDS = 3600.0
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS burnish_format (format INTEGER NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS requests (
-        id TEXT PRIMARY KEY, asked DOUBLE PRECISION NOT NULL, owner TEXT NOT NULL, model TEXT NOT NULL, messages TEXT,
-        settings TEXT NOT NULL)""",
-    """CREATE TABLE IF NOT EXISTS answers (
-        request_id TEXT NOT NULL REFERENCES requests (id) ON DELETE CASCADE, number INTEGER NOT NULL, prompt TEXT,
-        text TEXT NOT NULL, ending TEXT NOT NULL, arm TEXT NOT NULL, version INTEGER NOT NULL,
-        fingerprint TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
-        mean_logprob DOUBLE PRECISION, first_token_seconds DOUBLE PRECISION, seconds DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (request_id, number))""",
-    """CREATE TABLE IF NOT EXISTS feedback (
-        request_id TEXT NOT NULL, number INTEGER NOT NULL, owner TEXT NOT NULL, told DOUBLE PRECISION NOT NULL,
-        rating TEXT, is_preferred INTEGER NOT NULL, correction TEXT, comment TEXT,
-        PRIMARY KEY (request_id, number, owner),
-        FOREIGN KEY (request_id, number) REFERENCES answers (request_id, number) ON DELETE CASCADE)""",
-    "CREATE INDEX IF NOT EXISTS requests_by_time ON requests (asked)",
-)
+_CLOSE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,51 +42,15 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rated:
-    """An answer that was found, with what the gate of a deployment and the metrics want to know of it."""
+    """An answer that was found, with what the gate of a deployment and the metrics want to know of it. `unit` is who
+    was given the arm: a user who stays with one, or else the request.
+    """
 
     model: str
     arm: Arm
-    version: int
-
-
-class Database:
-    """A connection by URL: a path, or postgresql://... One thread at a time uses it."""
-
-    def __init__(self, url: str) -> None:
-        """Raises a ConfigError where it cannot be opened, or holds something else."""
-        self._is_postgres = url.startswith(("postgresql://", "postgres://"))
-        try:
-            self._connection = _connect_postgres(url) if self._is_postgres else _connect_sqlite(url)
-            for table in _TABLES:
-                self.run(table)
-            known = self.run("SELECT format FROM burnish_format")
-            if not known:
-                self.run("INSERT INTO burnish_format VALUES (?)", _FORMAT)
-            self.commit()
-        except Exception as error:
-            raise ConfigError(f"store.url: cannot be used as a store: {_first_line(error)}") from error
-        if known and known[0]["format"] != _FORMAT:
-            raise ConfigError(f"store.url: was written by another version of burnish (format {known[0]['format']})")
-
-    def run(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """The rows that a statement gives."""
-        cursor = self._connection.execute(statement.replace("?", "%s") if self._is_postgres else statement, values)
-        if cursor.description is None:
-            return []
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-    def commit(self) -> None:
-        """Keep what was run since."""
-        self._connection.commit()
-
-    def undo(self) -> None:
-        """Forget what was run since."""
-        self._connection.rollback()
-
-    def close(self) -> None:
-        """End the connection."""
-        self._connection.close()
+    fingerprint: str
+    unit: str
+    asked: float
 
 
 class Journal:
@@ -117,160 +60,172 @@ class Journal:
 
     def __init__(self, url: str, *, keep_days: float, redact: Sequence[str]) -> None:
         """Raises a ConfigError where the store cannot be opened."""
-        self._keep_seconds, self._redact = keep_days * 86400, tuple(redact)
+        self._url, self._keep_seconds, self._redact = url, keep_days * 86400, tuple(redact)
         self.on_lost: Callable[[], None] = lambda: None
-        self._thread = ThreadPoolExecutor(1, "burnish-store")
-        self._pending = 0
+        self._database: Database | None = Database(url)
+        self._jobs: queue.Queue[tuple[int, Callable[[], None]] | None] = queue.Queue()
+        self._pending_bytes = 0
         self._lock = threading.Lock()
-        self._cleaned = 0.0
-        self._database = self._thread.submit(Database, url).result(_LOCK_SECONDS + 5)
+        self._clean_at = 0.0
+        # not an executor's, whose threads the end of the process waits for, however long the database hangs
+        self._thread = threading.Thread(target=self._run, name="burnish-store", daemon=True)
+        self._thread.start()
 
     def answered(self, answered: Answered) -> None:
         """Write an answer that is over, with its request. Returns at once."""
         if answered.weights.arm == "shadow":
             return
-        with self._lock:
-            is_full = self._pending >= _MOST_PENDING
-            self._pending += not is_full
-        if is_full:
+        rows = self._rows(answered)
+        size = _ENTRY_BYTES + len(answered.text) + _TOKEN_BYTES * len(answered.prompt_ids)
+        if not self._add(size, lambda: self._write(rows)):
             self.on_lost()
-        else:
-            self._thread.submit(self._write, answered)
 
     def tell(self, feedback: Feedback) -> Future[Rated | None]:
-        """Write feedback; the answer that it is of, or None where this owner asked for no such answer."""
-        return self._thread.submit(self._tell, feedback)
+        """Write feedback; the answer that it is of, or None where this owner asked for no such answer. What was said of
+        an answer before stays, where nothing new is said; one answer of a request is the best.
+
+        The future ends with a MachineError where the store cannot be written.
+        """
+        future: Future[Rated | None] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self._transact(lambda run: self._tell(run, feedback)))
+            except Exception as error:
+                _LOG.error("feedback could not be stored: %s", first_line(error))
+                future.set_exception(MachineError("the store cannot be written"))
+
+        if not self._add(_ENTRY_BYTES + len(feedback.correction or "") + len(feedback.comment or ""), work):
+            future.set_exception(MachineError("the store is too far behind"))
+        return future
 
     def close(self) -> None:
-        """Write what is still to be written, then end."""
-        self._thread.submit(self._database.close)
-        self._thread.shutdown(wait=True)
+        """Write what is still to be written, for as long as that does not hang, then end."""
+        self._jobs.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            _LOG.error("the store hangs: about %d answers or ratings were not written", self._jobs.qsize())
 
-    def _write(self, answered: Answered) -> None:
-        try:
-            with self._transaction() as run:
-                self._insert(run, answered)
-                if time.time() - self._cleaned > _CLEAN_EVERY_SECONDS:
-                    self._cleaned = time.time()
-                    run("DELETE FROM requests WHERE asked < ?", self._cleaned - self._keep_seconds)
-        except Exception:  # a full disk, a database that is gone: the answer was given, and that is told
-            _LOG.exception("an answer could not be stored")
-            self.on_lost()
-        finally:
+    def _add(self, size: int, work: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._pending_bytes + size > _MOST_PENDING_BYTES:
+                return False
+            self._pending_bytes += size
+        self._jobs.put((size, work))
+        return True
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=max(0.0, self._clean_at - time.monotonic()))
+            except queue.Empty:
+                job = 0, lambda: None
+            if job is None:
+                break
+            size, work = job
+            work()
             with self._lock:
-                self._pending -= 1
+                self._pending_bytes -= size
+            if time.monotonic() >= self._clean_at:
+                self._clean_at = time.monotonic() + _CLEAN_EVERY_SECONDS
+                self._clean_up()
+        if self._database is not None:
+            self._database.close()
 
-    def _insert(self, run: Callable[..., Any], answered: Answered) -> None:
-        request, weights, timing = answered.request, answered.weights, answered.timing
-        said = request.messages
-        messages = None if said is None else json.dumps([self._clean_message(each) for each in said])
-        prompt = (
-            None if said is not None else self._clean(str(weights.policy.tokenizer.decode(list(answered.prompt_ids))))
-        )
-        settings = json.dumps(dict(request.settings))
-        run(
-            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-            request.id,
-            request.at,
-            request.owner,
-            weights.name,
-            messages,
-            settings,
-        )
-        run(
-            f"INSERT INTO answers VALUES ({', '.join('?' * 13)})",
-            request.id,
-            answered.number,
-            prompt,
-            self._clean(answered.text),
-            answered.ending,
+    def _write(self, rows: Callable[[Run], None]) -> None:
+        try:
+            self._transact(rows)
+        except Exception as error:  # a full disk, a database that is gone: the answer was given, and that is told
+            _LOG.error("an answer could not be stored: %s", first_line(error))
+            self.on_lost()
+
+    def _clean_up(self) -> None:
+        before = time.time() - self._keep_seconds
+        try:
+            self._transact(lambda run: run("DELETE FROM requests WHERE asked < ?", before))
+        except Exception as error:
+            _LOG.error("old answers could not be removed: %s", first_line(error))
+
+    def _transact(self, work: Callable[[Run], T]) -> T:
+        """Once more over a new connection where the old one was lost: a database that starts anew loses nothing."""
+        for is_last in (False, True):
+            if self._database is None:
+                self._database = Database(self._url)
+            try:
+                with self._database.transaction() as run:
+                    return work(run)
+            except Exception:
+                if not self._database.is_gone:
+                    raise
+                self._database = None
+                if is_last:
+                    raise
+        raise AssertionError
+
+    def _rows(self, answered: Answered) -> Callable[[Run], None]:
+        """What writes an answer. It holds texts and numbers alone: the weights may go while a database hangs."""
+        request, weights, ending = answered.request, answered.weights, answered.ending
+        said, prompt_ids, tokenizer = request.messages, answered.prompt_ids, weights.policy.tokenizer
+        name, text = weights.name, answered.text
+        facts = (
+            str(ending),
             weights.arm,
             weights.version,
             weights.fingerprint,
-            len(answered.prompt_ids),
+            len(prompt_ids),
             len(answered.token_ids),
             sum(answered.logprobs) / len(answered.logprobs) if answered.logprobs else None,
-            None if timing is None else timing.queue + timing.prefill,
+            answered.first_seconds,
             answered.seconds,
         )
+        number = answered.number
 
-    def _tell(self, feedback: Feedback) -> Rated | None:
-        with self._transaction() as run:
-            found = run(
-                "SELECT model, arm, version FROM answers JOIN requests ON id = request_id "
-                "WHERE request_id = ? AND number = ? AND owner = ?",
-                feedback.request_id,
-                feedback.number,
-                feedback.owner,
-            )
-            if not found:
-                return None
+        def write(run: Run) -> None:
+            messages = None if said is None else json.dumps(self._cleaned(list(said)))
+            prompt = None if said is not None else self._cleaned(str(tokenizer.decode(list(prompt_ids))))
+            settings = json.dumps(self._cleaned(dict(request.settings)))
             run(
-                "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (request_id, number, owner) "
-                "DO UPDATE SET told = excluded.told, rating = excluded.rating, is_preferred = excluded.is_preferred, "
-                "correction = excluded.correction, comment = excluded.comment",
-                feedback.request_id,
-                feedback.number,
-                feedback.owner,
-                time.time(),
-                feedback.rating,
-                int(feedback.is_preferred),
-                None if feedback.correction is None else self._clean(feedback.correction),
-                None if feedback.comment is None else self._clean(feedback.comment),
+                "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                *(request.id, request.at, request.owner, request.unit_hash, name, messages, settings),
             )
+            row = (request.id, number, prompt, self._cleaned(text), *facts)
+            run(f"INSERT INTO answers VALUES ({', '.join('?' * len(row))})", *row)
+
+        return write
+
+    def _tell(self, run: Run, feedback: Feedback) -> Rated | None:
+        key = feedback.request_id, feedback.number, feedback.owner
+        found = run(
+            "SELECT model, arm, fingerprint, unit, asked FROM answers JOIN requests ON id = request_id "
+            "WHERE request_id = ? AND number = ? AND owner = ?",
+            *key,
+        )
+        if not found:
+            return None
+        if feedback.is_preferred:
+            run("UPDATE feedback SET is_preferred = 0 WHERE request_id = ? AND owner = ?", key[0], key[2])
+        run(
+            "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (request_id, number, owner) "
+            "DO UPDATE SET told = excluded.told, rating = COALESCE(excluded.rating, feedback.rating), "
+            "is_preferred = CASE WHEN excluded.is_preferred = 1 THEN 1 ELSE feedback.is_preferred END, "
+            "correction = COALESCE(excluded.correction, feedback.correction), "
+            "comment = COALESCE(excluded.comment, feedback.comment)",
+            *(*key, time.time(), feedback.rating, int(feedback.is_preferred)),
+            *(None if text is None else self._cleaned(text) for text in (feedback.correction, feedback.comment)),
+        )
         return Rated(**found[0])
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-        try:
-            yield self._database.run
-            self._database.commit()
-        except BaseException:
-            self._database.undo()
-            raise
-
-    def _clean(self, text: str) -> str:
-        return redacted(text.replace("\x00", "\ufffd"), self._redact)  # PostgreSQL has no NUL in a text
-
-    def _clean_message(self, message: Any) -> dict[str, Any]:
-        content = message.get("content")
-        return {**message, "content": self._clean(content) if isinstance(content, str) else content}
-
-
-def _connect_sqlite(url: str) -> Any:
-    path = Path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=_LOCK_SECONDS)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
-
-
-def _connect_postgres(url: str) -> Any:
-    try:
-        import psycopg
-    except ImportError as error:
-        raise UserError("PostgreSQL needs a package that is missing: pip install 'burnish[postgres]'") from error
-    wait = int(_LOCK_SECONDS * 1000)
-    return psycopg.connect(
-        url, connect_timeout=int(_LOCK_SECONDS), options=f"-c statement_timeout={wait} -c lock_timeout={wait}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def read_url(url: str) -> Database:
-    """The store behind a URL, to read.
-
-    Raises:
-        UserError: there is none.
-        MachineError: it cannot be opened.
-    """
-    if not url.startswith(("postgresql://", "postgres://")) and not Path(url).is_file():
-        raise UserError(f"--store {url}: there is no such store; `store.url` of the server names it")
-    try:
-        return Database(url)
-    except ConfigError as error:
-        raise MachineError(str(error).replace("store.url", f"--store {url}", 1)) from error
+    def _cleaned(self, value: Any) -> Any:
+        """The same with every text blotted out as told, and without what a database cannot hold: PostgreSQL has no NUL,
+        and a surrogate without its other half is no character.
+        """
+        if isinstance(value, str):
+            whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return redacted(whole.replace("\x00", "\ufffd"), self._redact)
+        if isinstance(value, dict):
+            return {key: self._cleaned(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._cleaned(each) for each in value]
+        return value

@@ -135,7 +135,7 @@ class _Request(_Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
             stops=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            seed=self.seed,
+            **({} if self.seed is None else {"seed": self.seed}),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()},

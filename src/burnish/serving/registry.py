@@ -68,8 +68,17 @@ def register(weights_folder: Path, checkpoint: str, stores: Sequence[EvalStore],
 
 
 def find_entry(weights_folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What was registered of weights with this fingerprint, the newest."""
+    """What was registered of weights with this fingerprint, the newest.
+
+    Raises:
+        DataError: what was registered cannot be read.
+    """
     file = weights_folder / _FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    entries = [json.loads(line) for line in lines if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        entries = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read: it must hold one entry of `burnish deploy register` a line"
+        ) from error
     return next((each for each in reversed(entries) if each["fingerprint"] == fingerprint), None)

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from burnish.errors import MachineError
 from burnish.monitoring.exporter import CONTENT_TYPE
 from burnish.serving.answers import Answers
 from burnish.serving.asking import ask_for
@@ -155,13 +156,18 @@ def _add_feedback(app: FastAPI, parts: Parts, asker: Any) -> None:
         body = await read_body(request, FeedbackRequest, parts.service.limits.body_bytes)
         if journal is None:
             raise RefusedError("invalid", "this server keeps no answers: it was started without store.url")
-        found = await asyncio.wait_for(asyncio.wrap_future(journal.tell(body.feedback(asker))), _STORE_SECONDS)
+        telling = asyncio.wrap_future(journal.tell(body.feedback(asker)))
+        try:
+            found = await asyncio.wait_for(telling, _STORE_SECONDS)
+        except (MachineError, TimeoutError) as error:
+            message = "the store does not answer: the feedback may not be kept"
+            raise RefusedError("busy", message, retry_seconds=5) from error
         if found is None:
             raise RefusedError("not_found", "no such answer of yours is kept", parameter="response_id")
         for kind in [*([body.rating] if body.rating else []), *(["best"] if body.best else [])]:
             count("burnish_serve_feedback_total", 1, found.model, found.arm, kind)
         if body.rating is not None:
-            parts.deployments.rated(found.model, found.arm, found.version, is_good=body.rating == "good")
+            parts.deployments.rated(found, is_good=body.rating == "good")
         return {"status": "kept"}
 
 
@@ -207,15 +213,17 @@ async def _answer(request: Request, answers: Answers, writer: Writer, *, streams
 
 
 async def _pieces(answers: Answers, writer: Writer, *, usage: bool) -> AsyncIterator[str]:
-    for piece in writer.opening():
-        yield _event(piece)
     try:
+        for piece in writer.opening():
+            yield _event(piece)
         async for number, event in answers.events():
             if (said := writer.piece(number, event, writer.take(number, event))) is not None:
                 yield _event(said)
     except RefusedError as error:
         yield _event(error_body(str(error), _STATUS[error.kind][1]))
         return
+    finally:
+        answers.close()  # whoever left during the opening never listened to the answers
     if usage:
         yield _event(writer.closing())
     yield "data: [DONE]\n\n"

@@ -90,6 +90,7 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         folder = config.admin.weights_folder
         history = None if folder is None else folder / "deployments.jsonl"
         deployments = Deployments(service, config.deploy, history, metrics.deployed)
+        at_the_end.callback(deployments.close)
         parts = Parts(service=service, keys=keys, metrics=metrics, deployments=deployments, journal=journal)
         watch_drift(config.drift, parts, say)
         if config.tracing.endpoint is not None:
@@ -139,7 +140,7 @@ async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) 
         say(f"{', '.join(parts.service.engine.models())} on {doors[0].address}/v1")
         for door in doors[1:]:
             say(f"admin on {door.address}/admin")
-        await _told_to_stop(parts.service, config, tasks, say)
+        await _told_to_stop(parts, config, tasks, say)
         for door in doors:
             door.should_exit = True
         await asyncio.gather(*tasks)
@@ -161,7 +162,7 @@ def _grpc_doors(config: ServeConfig, parts: Parts, loader: WeightLoader | None) 
 
 
 async def _told_to_stop(
-    service: Service, config: ServeConfig, tasks: Sequence[asyncio.Task[None]], say: Callable[[str], None]
+    parts: Parts, config: ServeConfig, tasks: Sequence[asyncio.Task[None]], say: Callable[[str], None]
 ) -> None:
     """Until SIGTERM, Ctrl-C or the end of a door, and the answers that are under way."""
     told: asyncio.Queue[None] = asyncio.Queue()
@@ -169,10 +170,11 @@ async def _told_to_stop(
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
     asked = asyncio.create_task(told.get())
     await asyncio.wait({asked, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    service.is_draining = True
+    parts.service.is_draining = True
+    parts.deployments.end_shadows()
     if asked.done():
         say("stopping: no new requests; answers that are under way end; once more ends at once")
-        await _drained(service, config.drain_seconds, told, say)
+        await _drained(parts.service, config.drain_seconds, told, say)
 
 
 async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,14 +27,19 @@ from burnish.serving.refusals import RefusedError
 
 ResultT = TypeVar("ResultT")
 
+_LOG = logging.getLogger(__name__)
 _MOST_BIAS = 100.0  # as OpenAI's
 _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
+
+
+def _any_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """How answers are to be made. `max_tokens` None is what the context leaves; `num_top` None tells no
-    log-probabilities.
+    log-probabilities. Without a seed it gets one, so that what is asked again is drawn alike.
     """
 
     num_answers: int = 1
@@ -43,7 +49,7 @@ class Wish:
     top_p: float = 1.0
     min_p: float = 0.0
     stops: tuple[str, ...] = ()
-    seed: int | None = None
+    seed: int = field(default_factory=_any_seed)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -204,7 +210,6 @@ class Service:
             on_answered=self._tell,
         )
         loop = asyncio.get_running_loop()
-        root = int.from_bytes(os.urandom(8), "little") if wish.seed is None else wish.seed
 
         def listener(number: int) -> Callable[[Event], None]:
             def listen(event: Event) -> None:
@@ -216,7 +221,7 @@ class Service:
             Ask(
                 prompt_ids=prompt,
                 sampling=samplings[number // wish.num_answers],
-                seed=seed_for(root, "served answer", number % wish.num_answers),
+                seed=seed_for(wish.seed, "served answer", number % wish.num_answers),
                 on_event=listener(number),
                 presence_penalty=wish.presence_penalty,
                 frequency_penalty=wish.frequency_penalty,
@@ -236,7 +241,10 @@ class Service:
 
     def _tell(self, answered: Answered) -> None:
         for listener in self.on_answered:
-            listener(answered)
+            try:
+                listener(answered)
+            except Exception:  # the answer is given, whatever those who only listen make of it
+                _LOG.exception("somebody who listens to answers failed")
 
     def _sampling(self, weights: Weights, prompt: tuple[int, ...], wish: Wish) -> SamplingSettings:
         room = min(weights.policy.context_length - len(prompt), self.limits.tokens)
