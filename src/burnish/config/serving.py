@@ -39,6 +39,9 @@ class LimitsConfig(Section):
     """Tokens of an answer. One that names no number may have as many, as far as the context goes."""
     logprobs: int = Field(20, ge=0)
     """`top_logprobs`, or `logprobs` of a completion."""
+    echo_tokens: int = Field(4096, ge=0)
+    """Tokens of the prompts of a request whose log-probabilities are told (`echo` with `logprobs`), once for each
+    answer. They are computed as slowly as a prompt is read, or slower."""
     stops: int = Field(8, ge=0)
     """Stop strings."""
     stop_characters: int = Field(256, ge=1)

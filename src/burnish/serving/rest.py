@@ -138,7 +138,7 @@ def create_app(parts: Parts) -> FastAPI:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
         answers = await ask_for(parts, body, wish, owner=asker)
-        writer = Writer(answers, wish, _decoder(answers), is_chat=False)
+        writer = Writer(answers, wish, _decoder(answers), is_chat=False, echoed=body.echoed(answers))
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     _add_feedback(app, parts, asker)

@@ -30,7 +30,7 @@ _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """How answers are to be made. `max_tokens` None is what the context leaves; `num_top` None tells no
-    log-probabilities.
+    log-probabilities. `echoes` repeats the prompt before the answer, which alone may have no token.
     """
 
     num_answers: int = 1
@@ -46,6 +46,12 @@ class Wish:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_top: int | None = None
     ignores_end: bool = False
+    echoes: bool = False
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether the log-probabilities of prompts are asked for."""
+        return self.echoes and self.num_top is not None
 
 
 def prompt_of_messages(weights: Weights, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
@@ -174,6 +180,7 @@ class Service:
                 frequency_penalty=wish.frequency_penalty,
                 logit_bias=wish.logit_bias,
                 num_top=wish.num_top or 0,
+                tells_prompt=wish.tells_prompts,
                 owner=request.owner,
                 deadline=deadline,
             )
@@ -205,8 +212,10 @@ class Service:
         """Refuse what no answer can be made of, or what is more than the limits."""
         limits, context = self.limits, weights.policy.context_length
         vocabulary = weights.policy.head.weight_VH.shape[0]
+        echoed = wish.num_answers * sum(map(len, prompts)) if wish.tells_prompts else 0
         counted: list[tuple[str, float, str]] = [
             ("max_tokens", (wish.max_tokens or 1) - limits.tokens, f"at most {limits.tokens}"),
+            ("echo", echoed - limits.echo_tokens, f"at most {limits.echo_tokens} tokens of prompts with logprobs"),
             ("top_logprobs", (wish.num_top or 0) - limits.logprobs, f"at most {limits.logprobs}"),
             ("stop", len(wish.stops) - limits.stops, f"at most {limits.stops} strings"),
             (
@@ -219,6 +228,8 @@ class Service:
         for parameter, excess, allowed in counted:
             if excess > 0:
                 raise RefusedError("invalid", f"{parameter}: {allowed}", parameter=parameter)
+        if wish.max_tokens == 0 and not wish.echoes:
+            raise RefusedError("invalid", "max_tokens: 0 needs echo: true", parameter="max_tokens")
         if "" in wish.stops:
             raise RefusedError("invalid", "stop: a stop string is empty", parameter="stop")
         if bad := next((token for token in wish.logit_bias if not 0 <= token < vocabulary), None):
@@ -232,10 +243,11 @@ class Service:
                 raise RefusedError("invalid", "a prompt is empty", parameter="prompt")
             if any(not 0 <= token < vocabulary for token in prompt):
                 raise RefusedError("invalid", "a prompt has a token that is not the model's", parameter="prompt")
-            if len(prompt) + (wish.max_tokens or 1) > context:
+            least = 1 if wish.max_tokens is None else wish.max_tokens
+            if len(prompt) + least > context:
                 raise RefusedError(
                     "invalid",
-                    f"the prompt has {len(prompt)} tokens and the answer may have {wish.max_tokens or 1}: together "
-                    f"more than the model's context of {context}",
+                    f"the prompt has {len(prompt)} tokens and the answer may have {least}: together more than the "
+                    f"model's context of {context}",
                     parameter="max_tokens",
                 )
