@@ -52,6 +52,10 @@ class LimitsConfig(Section):
     """Answers of one key that wait or are made; more are refused with 503."""
     connections: int = Field(1000, ge=1)
     """Connections that are open at once."""
+    head_seconds: float = Field(15.0, gt=0)
+    """Time for the first line and the headers of a request to arrive; then the connection is cut."""
+    unread_seconds: float = Field(30.0, gt=0)
+    """A connection whose client takes nothing of its answer for so long is cut, and the answer ends."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Of each who may ask, with bursts of as many; more are refused with 429. Null is no limit."""
     seconds: float = Field(600.0, gt=0)

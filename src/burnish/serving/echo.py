@@ -9,7 +9,7 @@ from torch import Tensor
 
 from burnish.models.head import Head
 from burnish.models.logprobs import CHUNK_ROWS
-from burnish.serving.asks import PromptRead
+from burnish.serving.asks import Ask, PromptRead
 
 
 class Echo:
@@ -37,3 +37,8 @@ class Echo:
     def told(self) -> PromptRead:
         """All of it, once the prompt is read."""
         return PromptRead(tuple(self._logprobs), tuple(self._tops))
+
+
+def echo_of(ask: Ask) -> Echo | None:
+    """What an ask needs."""
+    return Echo(ask.prompt_ids, ask.num_top) if ask.tells_prompt else None

@@ -36,7 +36,7 @@ from burnish.serving.asks import (
     Weights,
 )
 from burnish.serving.cache import CacheRow, RowCache
-from burnish.serving.echo import Echo
+from burnish.serving.echo import Echo, echo_of
 from burnish.serving.prefixes import PrefixStore
 from burnish.serving.streaming import TextStream
 
@@ -205,15 +205,7 @@ class Engine:
             if self._is_stopping or not self.is_alive:
                 raise EngineGoneError("the engine has stopped")
             served = next(each for each in self._served if each.weights.policy is weights.policy)
-            rows = [
-                _Row(
-                    ask,
-                    served,
-                    TextStream(served.decode, ask.sampling.stop),
-                    echo=Echo(ask.prompt_ids, ask.num_top) if ask.tells_prompt else None,
-                )
-                for ask in asks
-            ]
+            rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop), echo_of(ask)) for ask in asks]
             if self._num_waiting + len(rows) > self.max_waiting + self.max_rows - self._num_running:
                 raise QueueFullError(f"{self._num_waiting} answers wait already, and {self.max_waiting} may")
             owner = asks[0].owner
