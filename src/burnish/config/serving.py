@@ -39,6 +39,9 @@ class LimitsConfig(Section):
     """Tokens of an answer. One that names no number may have as many, as far as the context goes."""
     logprobs: int = Field(20, ge=0)
     """`top_logprobs`, or `logprobs` of a completion."""
+    echo_tokens: int = Field(4096, ge=0)
+    """Tokens of the prompts of a request whose log-probabilities are told (`echo` with `logprobs`), once for each
+    answer. They are computed as slowly as a prompt is read, or slower."""
     stops: int = Field(8, ge=0)
     """Stop strings."""
     stop_characters: int = Field(256, ge=1)
@@ -53,6 +56,10 @@ class LimitsConfig(Section):
     """Answers of one key that wait or are made; more are refused with 503."""
     connections: int = Field(1000, ge=1)
     """Connections that are open at once."""
+    head_seconds: float = Field(15.0, gt=0)
+    """Time for the first line and the headers of a request to arrive; then the connection is cut."""
+    unread_seconds: float = Field(30.0, gt=0)
+    """A connection whose client takes nothing of its answer for so long is cut, and the answer ends."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Of each who may ask, with bursts of as many; more are refused with 429. Null is no limit."""
     seconds: float = Field(600.0, gt=0)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from burnish.serving.asks import Done, Event, Failed, Timing, Token, Weights
+from burnish.serving.asks import Done, Event, Failed, PromptRead, Timing, Token, Weights
 from burnish.serving.refusals import Kind, RefusedError
 
 Ending = Literal["stop", "length", "cancelled", "late", "failed"]
@@ -71,6 +71,8 @@ class Answered:
         self.seconds = now - self.request.began
         if isinstance(event, Failed):
             self.ending = "late" if isinstance(event.error, TimeoutError) else "failed"
+            return
+        if isinstance(event, PromptRead):
             return
         self.text += event.text
         if isinstance(event, Token):

@@ -41,6 +41,16 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The prompt was read: of each of its tokens but the first, its log-probability under the model, after those before
+    it, and the likeliest ones. Comes before the first token.
+    """
+
+    logprobs: tuple[float, ...]
+    tops: tuple[tuple[tuple[int, float], ...], ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Seconds of an answer: until its turn came, from there to its first token, and from there to its last."""
@@ -67,7 +77,7 @@ class Failed:
     error: Exception
 
 
-Event = Token | Done | Failed
+Event = PromptRead | Token | Done | Failed
 
 
 class Constraint(Protocol):
@@ -92,7 +102,9 @@ class Ask:
     """One answer that is asked for. `on_event` is called from the engine's thread and must return at once.
 
     The penalties are of OpenAI's kind: on what the answer itself said already. `num_top` likeliest tokens come with
-    each token. Whoever is the same `owner` shares a turn with the others. `deadline` is by time.monotonic().
+    each token. With `tells_prompt` the prompt's own log-probabilities come first, and all of it is read. `max_tokens`
+    may be 0, which ends when the prompt is read. Whoever is the same `owner` shares a turn with the others. `deadline`
+    is by time.monotonic().
     """
 
     prompt_ids: tuple[int, ...]
@@ -104,6 +116,7 @@ class Ask:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_top: int = 0
     constraint: Constraint | None = None
+    tells_prompt: bool = False
     owner: str = ""
     deadline: float = float("inf")
 

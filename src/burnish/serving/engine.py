@@ -36,6 +36,7 @@ from burnish.serving.asks import (
     Weights,
 )
 from burnish.serving.cache import CacheRow, RowCache
+from burnish.serving.echo import Echo, echo_of
 from burnish.serving.prefixes import PrefixStore
 from burnish.serving.shaping import shaped, tops_of
 from burnish.serving.streaming import TextStream
@@ -51,6 +52,7 @@ class _Row:
     ask: Ask
     served: _Served
     text: TextStream
+    echo: Echo | None = None
     cache: CacheRow | None = None
     read: int = 0
     cached_tokens: int = 0
@@ -204,7 +206,7 @@ class Engine:
             if self._is_stopping or not self.is_alive:
                 raise EngineGoneError("the engine has stopped")
             served = next(each for each in self._served if each.weights.policy is weights.policy)
-            rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop)) for ask in asks]
+            rows = [_Row(ask, served, TextStream(served.decode, ask.sampling.stop), echo_of(ask)) for ask in asks]
             if self._num_waiting + len(rows) > self.max_waiting + self.max_rows - self._num_running:
                 raise QueueFullError(f"{self._num_waiting} answers wait already, and {self.max_waiting} may")
             owner = asks[0].owner
@@ -342,6 +344,11 @@ class Engine:
             torch.tensor(token_ids, device=policy.device), torch.tensor(positions, device=policy.device), cache
         )
         cache.end()
+        start = len(order)
+        for row, count in pieces:
+            if row.echo is not None:
+                row.echo.add(hidden_TH[start : start + count], policy.head)
+            start += count
         for row in rows[len(order) :]:
             self._remember(row)
         if rows:
@@ -358,9 +365,9 @@ class Engine:
             if row.is_decoding or row.cache is None or left == 0:
                 continue
             if row.read == 0:
-                if id(prompt) in reading:
+                if row.echo is None and id(prompt) in reading:
                     continue
-                if known := served.prefixes.find(row.ask.owner, prompt):
+                if row.echo is None and (known := served.prefixes.find(row.ask.owner, prompt)):
                     served.cache.copy_in(row.cache, *known)
                     row.read = row.cached_tokens = known[1]
             reading.add(id(prompt))
@@ -410,6 +417,11 @@ class Engine:
     def _add(self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]) -> None:
         sampling = row.ask.sampling
         row.first_at = row.first_at or time.monotonic()
+        if row.echo is not None and not row.token_ids:
+            row.ask.on_event(row.echo.told())
+        if sampling.max_tokens == 0:
+            self._finish(row, "length")
+            return
         row.token_ids.append(token)
         row.counts[token] += 1
         is_end = token in sampling.stop_token_ids
@@ -420,8 +432,10 @@ class Engine:
             is_end = row.ask.constraint.is_over
         if not (is_end or row.text.is_stopped or len(row.token_ids) == sampling.max_tokens):
             return
+        self._finish(row, "stop" if is_end or row.text.is_stopped else "length")
+
+    def _finish(self, row: _Row, reason: FinishReason) -> None:
         tail = row.text.end()
-        reason: FinishReason = "stop" if is_end or row.text.is_stopped else "length"
         self._close(row)
         timing = Timing(
             queue=row.begun_at - row.asked_at,

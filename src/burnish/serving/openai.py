@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from burnish.serving.answers import Answers
-from burnish.serving.asks import Done, Event, Token, Weights
+from burnish.serving.asks import Done, Event, PromptRead, Token, Weights
 from burnish.serving.constraints import ANY_OBJECT
 from burnish.serving.journal import Feedback
 from burnish.serving.refusals import RefusedError
-from burnish.serving.service import Wish, prompt_of_messages
+from burnish.serving.service import Wish, any_seed, prompt_of_messages
 from burnish.serving.tools import CallReader, CallTurn, Tool, ToolChoice, forced_schema
 
 _MAX_SEED = 2**63 - 1
@@ -135,7 +136,7 @@ class _Request(_Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
             stops=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            **({} if self.seed is None else {"seed": self.seed}),
+            seed=any_seed() if self.seed is None else self.seed,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()},
@@ -249,11 +250,23 @@ class CompletionRequest(_Request):
         | Annotated[list[int], Field(fail_fast=True)]
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
 
     def as_wish(self) -> Wish:
         """How answers are to be made."""
-        return self.wish(max_tokens=self.max_tokens or _DEFAULT_COMPLETION_TOKENS, num_top=self.logprobs)
+        max_tokens = _DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return replace(self.wish(max_tokens=max_tokens, num_top=self.logprobs), echoes=bool(self.echo))
+
+    def echoed(self, answers: Answers) -> list[str]:
+        """The prompts as text, where they are to be repeated."""
+        if not self.echo:
+            return []
+        given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        decode = answers.weights.policy.tokenizer.decode
+        pairs = zip(given, answers.prompts, strict=False)  # one prompt of token ids is not a list of prompts
+        return [each if isinstance(each, str) else str(decode(list(ids))) for each, ids in pairs]
 
     @property
     def num_prompts(self) -> int:
@@ -296,6 +309,7 @@ class _Choice:
     reader: CallReader | None = None
     text: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
+    read: PromptRead | None = None
     tokens: list[Token] = field(default_factory=list)
     reason: str | None = None
     offset: int = 0  # characters of the tokens whose log-probabilities were told
@@ -304,8 +318,20 @@ class _Choice:
 class Writer:
     """Writes the answers to one request, whole or piece by piece."""
 
-    def __init__(self, answers: Answers, wish: Wish, decode: Any, *, is_chat: bool, tools: Sequence[str] = ()) -> None:
-        """`decode(token id)` is the token as text; `tools` are the names of those that may be called."""
+    def __init__(
+        self,
+        answers: Answers,
+        wish: Wish,
+        decode: Any,
+        *,
+        is_chat: bool,
+        tools: Sequence[str] = (),
+        echoed: Sequence[str] = (),
+    ) -> None:
+        """`decode(token id)` is the token as text; `tools` are the names of those that may be called; `echoed` are the
+        prompts that stand before the answers.
+        """
+        self._echoed = [text for text in echoed for _ in range(answers.num_answers)]
         self._answers, self._wish, self._decode, self._is_chat = answers, wish, decode, is_chat
         self._choices = [
             _Choice(reader=CallReader(tools) if tools else None)
@@ -317,6 +343,8 @@ class Writer:
     def take(self, number: int, event: Event) -> str:
         """Add what happened to an answer; returns the text that it makes certain."""
         choice = self._choices[number]
+        if isinstance(event, PromptRead):
+            choice.read = event
         if isinstance(event, Token):
             choice.tokens.append(event)
         text = event.text if isinstance(event, Token | Done) else ""
@@ -336,8 +364,11 @@ class Writer:
         """The answer to a request that does not stream."""
         choices = []
         for number, choice in enumerate(self._choices):
-            logprobs = self._logprobs(choice.tokens)
-            content: dict[str, Any] = {"text": choice.text}
+            before = self._prompt_logprobs(number, choice.read)
+            logprobs = self._logprobs(choice.tokens, choice.offset)
+            if before is not None and logprobs is not None:
+                logprobs = {name: [*before[name], *logprobs[name]] for name in before}
+            content: dict[str, Any] = {"text": "".join(self._echoed[number : number + 1]) + choice.text}
             if self._is_chat:
                 calls = {"tool_calls": choice.calls} if choice.calls else {}
                 said = choice.text if choice.text.strip() or not choice.calls else None
@@ -348,7 +379,8 @@ class Writer:
     def opening(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
         if not self._is_chat:
-            return []
+            texts = [] if self._wish.tells_prompts else self._echoed  # else they come with their log-probabilities
+            return [self._piece(number, {"text": text, "logprobs": None}, None) for number, text in enumerate(texts)]
         return [
             self._piece(number, {"delta": {"role": "assistant", "content": ""}}, None)
             for number in range(len(self._choices))
@@ -356,6 +388,9 @@ class Writer:
 
     def piece(self, number: int, event: Event, text: str) -> dict[str, Any] | None:
         """A piece of a stream; None where there is nothing to say."""
+        if isinstance(event, PromptRead):
+            before = self._prompt_logprobs(number, event)
+            return self._piece(number, {"text": self._echoed[number], "logprobs": before}, None)
         tokens = [event] if isinstance(event, Token) and self._wish.num_top is not None else []
         offset, choice = 0, self._choices[number]
         if tokens and not self._is_chat:
@@ -403,16 +438,31 @@ class Writer:
                     for token in tokens
                 ]
             }
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(self._decode(token.id))
+        texts = [self._decode(token.id) for token in tokens]
         return {
-            "tokens": [self._decode(token.id) for token in tokens],
+            "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._decode(each): value for each, value in token.top} for token in tokens],
-            "text_offset": offsets,
+            "top_logprobs": [self._by_text(token.top) for token in tokens],
+            "text_offset": list(accumulate(map(len, texts), initial=offset))[:-1],
         }
+
+    def _prompt_logprobs(self, number: int, read: PromptRead | None) -> dict[str, Any] | None:
+        """Of an answer's prompt, if they were asked for; the answer's own stand behind it from then on."""
+        if read is None:
+            return None
+        texts = [self._decode(each) for each in self._answers.prompts[number // self._answers.num_answers]]
+        ends = list(accumulate(map(len, texts)))
+        self._choices[number].offset = ends[-1]
+        return {
+            "tokens": texts,
+            "token_logprobs": [None, *read.logprobs],  # nothing stands before the first
+            "top_logprobs": [None, *map(self._by_text, read.tops)],
+            "text_offset": [0, *ends[:-1]],
+        }
+
+    def _by_text(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """The likeliest tokens by their text; of those that look alike the likeliest."""
+        return {self._decode(each): value for each, value in reversed(top)}
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
         text = self._decode(token_id)

@@ -4,11 +4,12 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -19,6 +20,7 @@ from burnish.serving.asking import ask_for
 from burnish.serving.keys import Key, Role, owner_of
 from burnish.serving.metrics import CountRequests, ServeMetrics
 from burnish.serving.openai import BodyT, ChatRequest, CompletionRequest, FeedbackRequest, Writer, checked
+from burnish.serving.openapi import ANSWER, BODY, CHAT, COMPLETION, KEPT, MODELS, PROGRESS, PROMPT, TOKENS, takes, told
 from burnish.serving.parts import Parts
 from burnish.serving.refusals import Kind, RefusedError
 from burnish.serving.service import Service
@@ -73,7 +75,7 @@ def key_of(request: Request, keys: Sequence[Key], roles: Sequence[Role]) -> Key:
     """
     key = owner_of(request.headers.get("authorization", ""), keys)
     if key is None:
-        raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY")
+        raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
     if key.role not in roles:
         raise HTTPException(403, f"this needs a key of the role {' or '.join(roles)}")
     return key
@@ -102,14 +104,14 @@ async def read_body(request: Request, kind: type[BodyT], limit_bytes: int) -> Bo
 
 def create_app(parts: Parts) -> FastAPI:
     """The routes."""
-    service, metrics = parts.service, parts.metrics
+    service, metrics, has_keys = parts.service, parts.metrics, bool(parts.keys)
     app = FastAPI(title="burnish", docs_url=None, redoc_url=None)
     app.add_middleware(CountRequests, metrics=metrics)
     add_errors(app, metrics)
     _add_health(app, service)
     _add_metrics(app, parts.keys, metrics)
 
-    async def owner(request: Request) -> str:
+    async def owner(request: Request, key: Annotated[Any, Depends(_scheme(parts.keys))]) -> str:
         return key_of(request, parts.keys, ("user", "admin")).name if parts.keys else "anyone"
 
     async def asker(owner: Annotated[str, Depends(owner)]) -> str:
@@ -118,7 +120,7 @@ def create_app(parts: Parts) -> FastAPI:
 
     Asker = Annotated[str, Depends(asker)]
 
-    @app.get("/v1/models", dependencies=[Depends(owner)])
+    @app.get("/v1/models", dependencies=[Depends(owner)], responses=told(MODELS, has_keys=has_keys))
     async def models() -> dict[str, Any]:
         data = [
             {"id": name, "object": "model", "owned_by": "burnish", "version": it.version, "fingerprint": it.fingerprint}
@@ -126,7 +128,10 @@ def create_app(parts: Parts) -> FastAPI:
         ]
         return {"object": "list", "data": data}
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
+    def answers_as(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+        return told(schema, *ANSWER, has_keys=has_keys, streams=True)
+
+    @app.post("/v1/chat/completions", openapi_extra=takes(ChatRequest), responses=answers_as(CHAT))
     async def chat_completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
@@ -135,23 +140,30 @@ def create_app(parts: Parts) -> FastAPI:
         writer = Writer(answers, wish, _decoder(answers), is_chat=True, tools=tools)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
-    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=takes(CompletionRequest), responses=answers_as(COMPLETION))
     async def completions(request: Request, asker: Asker) -> Response:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
         answers = await ask_for(parts, body, wish, owner=asker, traceparent=request.headers.get("traceparent"))
-        writer = Writer(answers, wish, _decoder(answers), is_chat=False)
+        writer = Writer(answers, wish, _decoder(answers), is_chat=False, echoed=body.echoed(answers))
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     _add_feedback(app, parts, asker)
-    _add_tokenizer(app, service, asker)
+    _add_tokenizer(app, service, asker, has_keys=has_keys)
     return app
+
+
+def _scheme(keys: Sequence[Key]) -> Callable[..., Any]:
+    """What says in /openapi.json that a route asks for a key, where there are keys; `key_of` does the asking."""
+    return HTTPBearer(auto_error=False, scheme_name="key") if keys else lambda: None
 
 
 def _add_feedback(app: FastAPI, parts: Parts, asker: Any) -> None:
     count, journal = parts.metrics.exporter.count, parts.journal
 
-    @app.post("/v1/feedback", openapi_extra=_body_of(FeedbackRequest))
+    responses = told(KEPT, *BODY, has_keys=bool(parts.keys))
+
+    @app.post("/v1/feedback", openapi_extra=takes(FeedbackRequest), responses=responses)
     async def feedback(request: Request, asker: Annotated[str, Depends(asker)]) -> dict[str, str]:
         body = await read_body(request, FeedbackRequest, parts.service.limits.body_bytes)
         if journal is None:
@@ -171,15 +183,19 @@ def _add_feedback(app: FastAPI, parts: Parts, asker: Any) -> None:
         return {"status": "kept"}
 
 
-def _add_tokenizer(app: FastAPI, service: Service, asker: Any) -> None:
-    @app.post("/tokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(TokenizeRequest))
+def _add_tokenizer(app: FastAPI, service: Service, asker: Any, *, has_keys: bool) -> None:
+    def post(path: str, kind: type[BaseModel], answer: dict[str, Any]) -> Callable[[Any], Any]:
+        responses = told(answer, *BODY, has_keys=has_keys)
+        return app.post(path, dependencies=[Depends(asker)], openapi_extra=takes(kind), responses=responses)
+
+    @post("/tokenize", TokenizeRequest, TOKENS)
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, TokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
         tokens = await service.tokenize(lambda: policy.tokenizer(body.prompt)["input_ids"])
         return {"tokens": tokens, "count": len(tokens), "max_model_len": policy.context_length}
 
-    @app.post("/detokenize", dependencies=[Depends(asker)], openapi_extra=_body_of(DetokenizeRequest))
+    @post("/detokenize", DetokenizeRequest, PROMPT)
     async def detokenize(request: Request) -> dict[str, Any]:
         body = await read_body(request, DetokenizeRequest, service.limits.body_bytes)
         policy = service.weights(body.model).policy
@@ -238,39 +254,20 @@ def _decoder(answers: Answers) -> Any:
     return functools.cache(lambda token_id: str(tokenizer.decode([token_id])))
 
 
-def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `read_body` reads."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(kind)}}}}
-
-
-def _inlined(kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a body, with its definitions where they are used."""
-    schema = kind.model_json_schema()
-    parts = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return resolve(parts[node["$ref"].rpartition("/")[2]])
-            return {key: resolve(each) for key, each in node.items()}
-        return [resolve(each) for each in node] if isinstance(node, list) else node
-
-    found: dict[str, Any] = resolve(schema)
-    return found
-
-
 def _add_health(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
-    @app.get("/livez")
+    no: dict[int | str, dict[str, Any]] = {503: {"description": "No."}}
+
+    @app.get("/livez", response_class=PlainTextResponse, responses=no)
     async def live() -> Response:
-        return Response("ok" if engine.is_alive else "the engine is gone", 200 if engine.is_alive else 503)
+        return PlainTextResponse("ok" if engine.is_alive else "the engine is gone", 200 if engine.is_alive else 503)
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_class=PlainTextResponse, responses=no)
     async def ready() -> Response:
-        return Response("ok" if service.is_ready else "not now", 200 if service.is_ready else 503)
+        return PlainTextResponse("ok" if service.is_ready else "not now", 200 if service.is_ready else 503)
 
-    @app.get("/progress")
+    @app.get("/progress", responses=told(PROGRESS, has_keys=False) | no)
     async def progress() -> JSONResponse:
         since = time.monotonic() - engine.stepped_at
         content = {"steps": engine.num_steps, "running": engine.num_running, "waiting": engine.num_waiting}
@@ -278,8 +275,10 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_metrics(app: FastAPI, keys: Sequence[Key], metrics: ServeMetrics) -> None:
-    @app.get("/metrics")
-    async def tell_metrics(request: Request) -> Response:
+    responses = told(None, has_keys=bool(keys))
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=responses)
+    async def tell_metrics(request: Request, key: Annotated[Any, Depends(_scheme(keys))]) -> Response:
         if keys:
             key_of(request, keys, ("monitor", "admin"))
         return Response(await asyncio.to_thread(metrics.exporter.text), media_type=CONTENT_TYPE)
@@ -296,7 +295,7 @@ def add_errors(app: FastAPI, metrics: ServeMetrics) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
-        return JSONResponse(error_body(str(error.detail), kind), error.status_code)
+        return JSONResponse(error_body(str(error.detail), kind), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> JSONResponse:

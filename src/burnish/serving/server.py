@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,7 @@ from burnish.errors import ConfigError, MachineError
 from burnish.models.load import compute_repeatably
 from burnish.serving.admin import create_admin_app
 from burnish.serving.certificates import certificate_end, grpc_credentials
+from burnish.serving.connections import Connection
 from burnish.serving.deployments import Deployments
 from burnish.serving.drifting import watch_drift
 from burnish.serving.engine import Engine
@@ -196,18 +198,20 @@ async def _opened(door: _Door) -> None:
 
 
 def _options(app: FastAPI, config: ServeConfig, port: int) -> Any:
+    limits = config.limits
+    connection: Any = partial(Connection, head_seconds=limits.head_seconds, unread_seconds=limits.unread_seconds)
     return uvicorn.Config(
         app,
         host=config.host,
         port=port,
-        limit_concurrency=config.limits.connections,
+        limit_concurrency=limits.connections,
         log_level="error",
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(_STOP_SECONDS),
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-        http="h11",
+        http=connection,
         ssl_certfile=None if config.tls is None else config.tls.certificate,
         ssl_keyfile=None if config.tls is None else config.tls.key,
     )

@@ -32,14 +32,15 @@ _MOST_BIAS = 100.0  # as OpenAI's
 _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers any more
 
 
-def _any_seed() -> int:
+def any_seed() -> int:
     return int.from_bytes(os.urandom(8), "little")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """How answers are to be made. `max_tokens` None is what the context leaves; `num_top` None tells no
-    log-probabilities. Without a seed it gets one, so that what is asked again is drawn alike.
+    log-probabilities. Without a seed it gets one, so that what is asked again is drawn alike. `echoes` repeats the
+    prompt before the answer, which alone may have no token.
     """
 
     num_answers: int = 1
@@ -49,7 +50,7 @@ class Wish:
     top_p: float = 1.0
     min_p: float = 0.0
     stops: tuple[str, ...] = ()
-    seed: int = field(default_factory=_any_seed)
+    seed: int = field(default_factory=any_seed)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -57,6 +58,12 @@ class Wish:
     ignores_end: bool = False
     schema: str | None = None
     """JSON schema that answers must have."""
+    echoes: bool = False
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether the log-probabilities of prompts are asked for."""
+        return self.echoes and self.num_top is not None
 
 
 def prompt_of_messages(
@@ -228,6 +235,7 @@ class Service:
                 logit_bias=wish.logit_bias,
                 num_top=wish.num_top or 0,
                 constraint=None if constraint is None else constraint.copy(),
+                tells_prompt=wish.tells_prompts,
                 owner=request.owner,
                 deadline=deadline,
             )
@@ -262,8 +270,10 @@ class Service:
         """Refuse what no answer can be made of, or what is more than the limits."""
         limits, context = self.limits, weights.policy.context_length
         vocabulary = weights.policy.head.weight_VH.shape[0]
+        echoed = wish.num_answers * sum(map(len, prompts)) if wish.tells_prompts else 0
         counted: list[tuple[str, float, str]] = [
             ("max_tokens", (wish.max_tokens or 1) - limits.tokens, f"at most {limits.tokens}"),
+            ("echo", echoed - limits.echo_tokens, f"at most {limits.echo_tokens} tokens of prompts with logprobs"),
             ("top_logprobs", (wish.num_top or 0) - limits.logprobs, f"at most {limits.logprobs}"),
             ("stop", len(wish.stops) - limits.stops, f"at most {limits.stops} strings"),
             (
@@ -276,6 +286,8 @@ class Service:
         for parameter, excess, allowed in counted:
             if excess > 0:
                 raise RefusedError("invalid", f"{parameter}: {allowed}", parameter=parameter)
+        if wish.max_tokens == 0 and not wish.echoes:
+            raise RefusedError("invalid", "max_tokens: 0 needs echo: true", parameter="max_tokens")
         if "" in wish.stops:
             raise RefusedError("invalid", "stop: a stop string is empty", parameter="stop")
         if bad := next((token for token in wish.logit_bias if not 0 <= token < vocabulary), None):
@@ -289,10 +301,11 @@ class Service:
                 raise RefusedError("invalid", "a prompt is empty", parameter="prompt")
             if any(not 0 <= token < vocabulary for token in prompt):
                 raise RefusedError("invalid", "a prompt has a token that is not the model's", parameter="prompt")
-            if len(prompt) + (wish.max_tokens or 1) > context:
+            least = 1 if wish.max_tokens is None else wish.max_tokens
+            if len(prompt) + least > context:
                 raise RefusedError(
                     "invalid",
-                    f"the prompt has {len(prompt)} tokens and the answer may have {wish.max_tokens or 1}: together "
-                    f"more than the model's context of {context}",
+                    f"the prompt has {len(prompt)} tokens and the answer may have {least}: together more than the "
+                    f"model's context of {context}",
                     parameter="max_tokens",
                 )

@@ -137,6 +137,8 @@ class Inference(GRPCInferenceServiceServicer):
         fields = fields_of(request)
         fields.pop(_WANTS_AN_END, None)
         body = checked(CompletionRequest, fields | {"model": request.model_name})
+        if body.echo:
+            raise RefusedError("invalid", "echo: over HTTP alone", parameter="echo")
         return await ask_for(self._parts, body, body.as_wish(), owner=owner), bool(body.stream)
 
 
