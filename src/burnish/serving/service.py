@@ -33,6 +33,7 @@ _COLDEST = 1e-4  # a lower temperature is greedy: logits over it are no numbers 
 
 
 def any_seed() -> int:
+    """A seed for a request that names none."""
     return int.from_bytes(os.urandom(8), "little")
 
 
