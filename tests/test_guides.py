@@ -3,7 +3,12 @@
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,12 +40,16 @@ def test_a_guide(guide: Path, tiny_folder: Path, tmp_path: Path, settings, capsy
     settings(MODEL__PATH=tiny_folder, MODEL__COMPUTE_DTYPE="float32", CACHE=tmp_path / "cache")
     put_model(tiny_folder, tmp_path / "cache")
     commands = 0
-    for line, fails in lines_of(guide, tmp_path):
-        commands += 1
-        status = follow(line)
-        shown = capsys.readouterr()
-        assert (status != 0) == fails, f"{line}\n{shown.out}{shown.err}"
-        assert status in (0, 1), f"{line}\n{shown.err}"
+    with ExitStack() as at_the_end:
+        for line, fails in lines_of(guide, tmp_path):
+            commands += 1
+            if line.endswith(" &"):
+                at_the_end.enter_context(beside(line.removesuffix(" &"), tmp_path / f"beside-{commands}.log"))
+                continue
+            status = follow(line)
+            shown = capsys.readouterr()
+            assert (status != 0) == fails, f"{line}\n{shown.out}{shown.err}"
+            assert status in (0, 1), f"{line}\n{shown.err}"
     assert commands >= 4
 
 
@@ -75,6 +84,33 @@ def lines_of(guide: Path, folder: Path) -> Iterator[tuple[str, bool]]:
         assert language == "sh", language
         for line in text.strip().splitlines():
             yield line, bool(fails)
+
+
+@contextmanager
+def beside(line: str, log: Path) -> Iterator[None]:
+    """A command that does not end by itself, which a guide starts with ` &`: until the guide is over, from when the
+    process says where it answers, as whoever types the next command would wait for it.
+    """
+    if line.startswith("burnish monitor up") and shutil.which("prometheus") is None:
+        pytest.skip("no prometheus is here: apt-get install prometheus prometheus-alertmanager")
+    program, *arguments = shlex.split(line)
+    assert program == "burnish", line
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "burnish", *arguments], stdout=out, stderr=out)
+    try:
+        until = time.monotonic() + 120
+        while "http://" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, f"{line}\n{log.read_text()}"
+            time.sleep(0.1)
+        yield
+        assert process.poll() in (None, 0), f"{line}\n{log.read_text()}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(30)
 
 
 def follow(line: str) -> int:
