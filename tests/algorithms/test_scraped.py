@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +11,7 @@ from rich.console import Console
 from burnish.algorithms.session import train
 from burnish.errors import NotFiniteError
 from burnish.monitoring.catalogue import STEP_METRICS
+from burnish.reproducibility.run_folder import RunFolder
 from tests.monitoring.processes import free_port, series, text_of
 
 from .conftest import ALGORITHMS
@@ -20,14 +21,14 @@ OWN = ("loss.", "critic.")
 
 
 @contextmanager
-def scraped(port: int, every_seconds: float = 0.05) -> Iterator[list[dict]]:
-    """What scrapes of a port found while the context lasted."""
+def scraped(port: int, when: Callable[[], bool] = lambda: True) -> Iterator[list[dict]]:
+    """What scrapes of a port found while the context lasted, from when somebody looks."""
     found: list[dict] = []
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(every_seconds):
-            if (text := text_of(f"http://127.0.0.1:{port}/metrics")) is not None:
+        while not over.wait(0.05):
+            if when() and (text := text_of(f"http://127.0.0.1:{port}/metrics")) is not None:
                 found.append(series(text))
 
     thread = threading.Thread(target=look)
@@ -73,6 +74,18 @@ def test_a_run_is_seen_to_its_last_step(make_config, quiet: Console) -> None:
     assert found[-1]["burnish_train_loss"][0][1] == run.metrics()[-1]["loss"]
     assert text_of(f"http://127.0.0.1:{port}/metrics") is None  # the port is free again
     assert run.status() == "finished"
+
+
+def test_who_comes_when_the_run_is_over_is_in_time(make_config, quiet: Console) -> None:
+    port = free_port()
+    config = make_config("sft", metrics={"port": port, "linger_seconds": 60})
+
+    def is_over() -> bool:
+        return any(run.status() == "finished" for run in RunFolder.all(config.runs_folder))
+
+    with scraped(port, is_over) as found:
+        train(config, quiet)
+    assert steps(found) and set(steps(found)) == {6}
 
 
 def test_nobody_need_look(make_config, quiet: Console) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -58,14 +57,13 @@ def running(log: Path, *arguments: str, script: Path | None = None) -> Iterator[
         )
         try:
             yield process
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(60)
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
+            process.terminate()  # it ends what it started, which it could not if it were killed
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
                 process.kill()
-            process.wait(30)
+                process.wait(30)
 
 
 def until(condition: Callable[[], Any], seconds: float, what: Callable[[], str] = lambda: "") -> Any:

@@ -99,6 +99,20 @@ def test_every_metric_of_a_rule_or_a_panel_is_in_the_catalogue() -> None:
     assert set().union(*map(named, examples)) <= known
 
 
+def test_the_guide_names_every_condition() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "monitoring.md").read_text(encoding="utf-8")
+    table = guide[guide.index("    critical ") : guide.index("Most are relative")].split()
+    by_severity: dict[str, set[str]] = {}
+    for word in table:
+        if word in ("critical", "warning", "info"):
+            found = by_severity.setdefault(word, set())
+        else:
+            found.add(word)
+    every = (*CONDITIONS, SILENT)
+    assert by_severity == {word: {each.name for each in every if each.severity == word} for word in by_severity}
+    assert sum(map(len, by_severity.values())) == len(every)
+
+
 def test_every_condition_has_a_rule_of_its_severity_and_words() -> None:
     by_name = {rule.name: rule for rule in RULES}
     for condition in CONDITIONS:

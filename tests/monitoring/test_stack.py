@@ -105,8 +105,9 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path, number: signal.Signals) -> None:
         assert process.returncode == 0 and "ended by itself" not in said, said
         assert not any(text_of(f"http://127.0.0.1:{port}/-/ready") for port in ports)
     finally:
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            process.terminate()  # it ends what it started
+            process.wait(60)
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ class Guarding:
 
     def linger(self, should_stop: Callable[[], bool]) -> None:
         """Let Prometheus read the last numbers of a run that is over: else its last step would not be known there, and
-        a run that ended well would look like one that is gone.
+        a run that ended well would look like one that is gone. One that was told to stop waits for nobody.
         """
         self.watchdog.stop()
         seconds = self._config.metrics.linger_seconds

@@ -390,8 +390,7 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
     with _failure_recorded(run), _stop_on_signal(hooks), guarding.watching():
         state = _trained(algorithm, config, inputs, roles, hooks, state)
         _conclude(run, state, num_steps, progress)
-        if state.step == num_steps:
-            guarding.linger(lambda: hooks.should_stop)
+        guarding.linger(lambda: hooks.should_stop)
 
 
 def _trained(
