@@ -19,13 +19,13 @@ def feedback_pairs(database: Database, *, model: str | None = None, since: float
 
     A correction is better than what it corrects; the preferred answer is better than the others of its request; and of
     the answers to one prompt each that was called good is better than each that was called bad. What ran into its limit
-    is never chosen.
+    is never chosen, and of an answer without words nothing is learnt.
     """
     seen = set[tuple[str, str, str]]()
     for prompt, answers in _by_prompt(database, model, since):
         for chosen, rejected, version in _pairs(answers):
             key = (json.dumps(prompt), chosen, rejected)
-            if chosen != rejected and key not in seen:
+            if chosen != rejected and chosen.strip() and rejected.strip() and key not in seen:
                 seen.add(key)
                 yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "rejected_version": version}
 
@@ -37,7 +37,7 @@ def feedback_examples(database: Database, *, model: str | None = None, since: fl
         for row in answers:
             is_liked = row["ending"] == "stop" and (row["rating"] == "good" or row["is_preferred"])
             text = row["correction"] or (row["text"] if is_liked else None)
-            if text and (key := (json.dumps(prompt), text)) not in seen:
+            if text and text.strip() and (key := (json.dumps(prompt), text)) not in seen:
                 seen.add(key)
                 yield {"prompt": prompt, "completion": text}
 
@@ -45,13 +45,20 @@ def feedback_examples(database: Database, *, model: str | None = None, since: fl
 def _by_prompt(
     database: Database, model: str | None, since: float
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """(messages, their answers, one for each person who said something of it)."""
+    """(messages, their answers, one for each person who said something of it), of conversations that training takes."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in database.run(_SELECT, since):
         if model in (None, row["model"]):
             found.setdefault(row["messages"], []).append(row)
     for prompt, answers in found.items():
-        yield json.loads(prompt), answers
+        messages = [_for_training(message) for message in json.loads(prompt)]
+        if all(message["content"].strip() for message in messages):
+            yield messages, answers
+
+
+def _for_training(message: dict[str, str]) -> dict[str, str]:
+    """What OpenAI calls a developer since a while is a system prompt to those who train."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
 
 
 def _pairs(answers: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, int]]:
