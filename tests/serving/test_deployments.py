@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from burnish.config.schema import ModelConfig
 from burnish.config.serving import DeployConfig
 from burnish.errors import ModelError
 from burnish.serving.answers import Answers
@@ -17,6 +19,7 @@ from burnish.serving.asking import ask_for
 from burnish.serving.asks import Arm, Weights
 from burnish.serving.deployments import Deployments
 from burnish.serving.journal import Rated
+from burnish.serving.loading import WeightLoader
 from burnish.serving.openai import ChatRequest
 from burnish.serving.parts import Parts
 from burnish.serving.refusals import RefusedError
@@ -393,8 +396,10 @@ def test_whoever_listens_and_fails_costs_nobody_an_answer(parts: Parts, caplog) 
     assert "somebody who listens to answers failed" in caplog.text
 
 
-def test_weights_that_serve_otherwise_than_they_were_trained_are_refused(load_tiny: LoadTiny, monkeypatch) -> None:
-    """A cache that forgets where its tokens stand: what a wrong kernel or mask would do."""
+def test_weights_that_serve_otherwise_than_they_were_trained_are_refused(
+    parts: Parts, load_tiny: LoadTiny, tiny_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A cache that forgets where its tokens stand: what a wrong kernel or mask would do. What serves goes on."""
     from burnish.serving import cache
     from burnish.serving.parity import served_mismatch
 
@@ -408,3 +413,37 @@ def test_weights_that_serve_otherwise_than_they_were_trained_are_refused(load_ti
     monkeypatch.setattr(type(policy), "hidden_states", off_by_one)
     with pytest.raises(ModelError, match=r"differ from the learner's by .* nats .* rounding explains 0\.001"):
         served_mismatch(policy, max_rows=4)
+    shutil.copytree(tiny_folder, tmp_path / "weights" / "two")
+    config = ModelConfig(path=str(tiny_folder), compute_dtype="float32")
+    loader = WeightLoader(parts.service, parts.metrics, config, tmp_path / "weights")
+    with pytest.raises(RefusedError, match=r"differ from the learner's .*; version 1 goes on"):
+        asyncio.run(loader.swap("tiny", "two"))
+    monkeypatch.undo()
+    assert asyncio.run(answered(parts)).weights.version == 1
+    assert asyncio.run(loader.swap("tiny", "two")).version == 2
+
+
+def test_a_version_is_used_once(parts: Parts, tiny_folder: Path, tmp_path: Path) -> None:
+    """Not again after a rollback, a refusal, or a promotion."""
+    shutil.copytree(tiny_folder, tmp_path / "weights" / "two")
+    config = ModelConfig(path=str(tiny_folder), compute_dtype="float32")
+    loader = WeightLoader(parts.service, parts.metrics, config, tmp_path / "weights")
+
+    async def tried() -> int:
+        async with loader.load("tiny", "two", "canary") as weights:
+            await parts.deployments.start(weights, "two", 0.5, None)
+        return weights.version
+
+    async def go() -> list[int]:
+        found = [await tried()]
+        parts.deployments.roll_back("tiny", "no")
+        found.append((await loader.swap("tiny", "two")).version)
+        with pytest.raises(RefusedError):
+            await loader.swap("tiny", "none")
+        found.append(await tried())
+        parts.deployments.promote("tiny", "yes")
+        found.append(await tried())
+        return found
+
+    assert asyncio.run(go()) == [2, 3, 4, 5]
+    assert parts.service.weights("tiny").version == 4

@@ -25,7 +25,7 @@ def keep(tmp_path: Path, load_tiny: Callable[..., Weights]) -> Iterator[Callable
     weights, count = load_tiny(3), itertools.count()
 
     def write(
-        asked: str | None, *answers: tuple[str, str, dict[str, Any]], owner: str = "ann", at: float = 1e12
+        asked: str | None, *answers: tuple[str, str, dict[str, Any]], owner: str = "ann", at: float = 0.0
     ) -> None:
         messages = None if asked is None else [{"role": "user", "content": asked}]
         request = Asked(owner=owner, messages=messages, at=at or 1e12 + next(count))
@@ -204,3 +204,28 @@ def test_the_answer_that_a_client_leaves_is_kept_as_such(server: Server) -> None
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
         wait_for(lambda: server.request("/progress")[1]["running"] > 0)
     wait_for(lambda: len(kept()) == 1)
+
+
+@pytest.mark.slow
+def test_an_answer_is_given_while_the_store_is_locked(server: Server) -> None:
+    """And counted as lost; a rating, which is nothing but stored, is refused with 503."""
+    import sqlite3
+
+    from .conftest import wait_for
+
+    def unstored() -> float:
+        metrics = server.request("/metrics", key=ADMIN)[1].splitlines()
+        return sum(float(each.split()[-1]) for each in metrics if each.startswith("burnish_serve_unstored_total"))
+
+    chat = server.request("/v1/chat/completions", CHAT)[1]
+    said = {"response_id": chat["id"], "rating": "good"}
+    assert server.request("/v1/feedback", said)[0] == 200 and unstored() == 0
+    locking = sqlite3.connect(server.folder / "store.db", isolation_level=None)
+    locking.execute("BEGIN IMMEDIATE")
+    assert server.request("/v1/chat/completions", CHAT)[0] == 200
+    wait_for(lambda: unstored() == 1, 30)
+    status, found, headers = server.request("/v1/feedback", said)
+    assert status == 503 and "the store does not answer" in found["error"]["message"] and "retry-after" in headers
+    locking.execute("ROLLBACK")
+    locking.close()
+    assert server.request("/v1/feedback", said)[0] == 200
