@@ -104,12 +104,13 @@ def beside(line: str, log: Path) -> Iterator[None]:
             time.sleep(0.1)
         yield
         assert process.poll() in (None, 0), f"{line}\n{log.read_text()}"
-        process.terminate()
-        process.wait(60)
     finally:
-        if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.wait(30)
+            process.wait(30)
 
 
 def follow(line: str) -> int:
