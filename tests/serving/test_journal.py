@@ -180,8 +180,8 @@ def test_feedback_is_of_ones_own_answers_and_can_be_added_to(url: str, answered_
     assert told(journal, first, owner="bob", rating="good") is None  # it is ann's
     assert told(journal, answered_of(number=5, request=first.request), rating="good") is None
     assert told(journal, answered_of(), rating="good") is None  # never written
-    told(journal, first, correction="Well, thank you.")  # the rating stays
     told(journal, first, rating="good", comment="on reflection")
+    told(journal, first, correction="Well, thank you.")  # the rating and the comment stay
     told(journal, second, is_preferred=True)  # one is the best
     journal.close()
     rows = {row["number"]: row for row in rows_of(url, "feedback")}
