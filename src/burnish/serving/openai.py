@@ -102,6 +102,7 @@ class StreamOptions(_Body):
     """What a stream carries beside the answers."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: the count so far comes with every piece
 
 
 class _Request(_Body):
@@ -318,26 +319,19 @@ class _Choice:
 class Writer:
     """Writes the answers to one request, whole or piece by piece."""
 
-    def __init__(
-        self,
-        answers: Answers,
-        wish: Wish,
-        decode: Any,
-        *,
-        is_chat: bool,
-        tools: Sequence[str] = (),
-        echoed: Sequence[str] = (),
-    ) -> None:
-        """`decode(token id)` is the token as text; `tools` are the names of those that may be called; `echoed` are the
-        prompts that stand before the answers.
-        """
+    def __init__(self, answers: Answers, wish: Wish, decode: Any, body: ChatRequest | CompletionRequest) -> None:
+        """`decode(token id)` is the token as text."""
+        self._is_chat = isinstance(body, ChatRequest)
+        self._tells_usage = body.stream_options is not None and body.stream_options.continuous_usage_stats
+        echoed = body.echoed(answers) if isinstance(body, CompletionRequest) else ()
         self._echoed = [text for text in echoed for _ in range(answers.num_answers)]
-        self._answers, self._wish, self._decode, self._is_chat = answers, wish, decode, is_chat
+        self._answers, self._wish, self._decode = answers, wish, decode
+        tools = [each.function.name for each in body.offered] if isinstance(body, ChatRequest) else []
         self._choices = [
             _Choice(reader=CallReader(tools) if tools else None)
             for _ in range(len(answers.prompts) * answers.num_answers)
         ]
-        self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{answers.id}"
+        self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{answers.id}"
         self._created = int(time.time())
 
     def take(self, number: int, event: Event) -> str:
@@ -426,7 +420,8 @@ class Writer:
         }
 
     def _piece(self, number: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return self._head(".chunk") | {"choices": [{"index": number, **content, "finish_reason": reason}]}
+        usage = {"usage": self.usage()} if self._tells_usage else {}
+        return self._head(".chunk") | {"choices": [{"index": number, **content, "finish_reason": reason}]} | usage
 
     def _logprobs(self, tokens: Sequence[Token], offset: int = 0) -> dict[str, Any] | None:
         if self._wish.num_top is None:

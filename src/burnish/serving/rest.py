@@ -136,8 +136,7 @@ def create_app(parts: Parts) -> FastAPI:
         body = await read_body(request, ChatRequest, service.limits.body_bytes)
         wish = body.as_wish()
         answers = await ask_for(parts, body, wish, owner=asker, traceparent=request.headers.get("traceparent"))
-        tools = [each.function.name for each in body.offered]
-        writer = Writer(answers, wish, _decoder(answers), is_chat=True, tools=tools)
+        writer = Writer(answers, wish, _decoder(answers), body)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     @app.post("/v1/completions", openapi_extra=takes(CompletionRequest), responses=answers_as(COMPLETION))
@@ -145,7 +144,7 @@ def create_app(parts: Parts) -> FastAPI:
         body = await read_body(request, CompletionRequest, service.limits.body_bytes)
         wish = body.as_wish()
         answers = await ask_for(parts, body, wish, owner=asker, traceparent=request.headers.get("traceparent"))
-        writer = Writer(answers, wish, _decoder(answers), is_chat=False, echoed=body.echoed(answers))
+        writer = Writer(answers, wish, _decoder(answers), body)
         return await _answer(request, answers, writer, streams=bool(body.stream), usage=body.counts_usage)
 
     _add_feedback(app, parts, asker)
@@ -263,6 +262,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def live() -> Response:
         return PlainTextResponse("ok" if engine.is_alive else "the engine is gone", 200 if engine.is_alive else 503)
 
+    @app.get("/health", response_class=PlainTextResponse, responses=no)  # where others' clients look
     @app.get("/readyz", response_class=PlainTextResponse, responses=no)
     async def ready() -> Response:
         return PlainTextResponse("ok" if service.is_ready else "not now", 200 if service.is_ready else 503)
