@@ -34,7 +34,8 @@ test: setup cluster-packages monitor-packages ## Everything, the real model incl
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/burnish model get smollm2-135m
-	$(BIN)/python -m pytest --durations 10
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations 15 -n 2 --dist loadfile -m 'not cluster and not vllm and not clients'
+	$(BIN)/python -m pytest --durations 10 -m cluster
 
 cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v slurmctld && command -v munged && command -v ip; } > /dev/null; then \
