@@ -28,8 +28,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """See asyncio. Writing pauses as soon as something is not taken, so that it is noticed."""
-        transport.set_write_buffer_limits(high=1)  # with 0, TLS would pause and have no reason to go on
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1)  # with 0, TLS would pause and have no reason to go on
         self._watch_arrival()
 
     def data_received(self, data: bytes) -> None:
