@@ -4,8 +4,11 @@ PIP := $(BIN)/pip --disable-pip-version-check
 PEER_SCRIPTS ?= ../shared/benchmarks
 PAIRS ?= 3
 STEPS ?= 2
+ROUNDS ?= 3
+MINUTES ?= 30
 
-.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm test-clients bench lock
+.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm test-clients bench bench-serving \
+	soak lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -82,6 +85,34 @@ bench: setup .venv-peer/.done ## The same work here and in TRL 1.16, side by sid
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/pip install --quiet --disable-pip-version-check trl==1.16.0 torch==2.13.0 transformers==5.24.0 datasets reasoning-gym
 	@touch $@
+
+bench-serving: setup .venv-serving/.done .venv-vllm/.done .llama/.done ## The server beside transformers serve, vLLM and llama.cpp, one at a time: half an hour and more; ROUNDS=1 for less
+	$(BIN)/burnish model get smollm2-135m
+	$(BIN)/python benchmarks/serving.py --transformers-python .venv-serving/bin/python --vllm-python .venv-vllm/bin/python \
+		--llama-server .llama/build/bin/llama-server --gguf .llama/smollm2-135m.gguf --rounds $(ROUNDS)
+
+.venv-serving/.done:
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers[serving]==5.24.0' accelerate sentencepiece
+	@touch $@
+
+# llama.cpp's own server, from the sources that come with its Python bindings, whose server answers one at a time.
+.llama/.done: .venv-serving/.done
+	$(BIN)/burnish model get smollm2-135m
+	mkdir -p .llama
+	$(PIP) download --quiet --no-deps --no-binary :all: --dest .llama llama-cpp-python==0.3.36
+	tar -xzf .llama/llama_cpp_python-0.3.36.tar.gz -C .llama --strip-components=1
+	cmake -S .llama/vendor/llama.cpp -B .llama/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF
+	cmake --build .llama/build --target llama-server --parallel 2
+	PYTHONPATH=.llama/vendor/llama.cpp/gguf-py .venv-serving/bin/python .llama/vendor/llama.cpp/convert_hf_to_gguf.py \
+		$$($(BIN)/python -c 'from burnish.models.load import find_model; print(find_model("smollm2-135m"))') \
+		--outtype bf16 --outfile .llama/smollm2-135m.gguf
+	@touch $@
+
+soak: setup ## The server under constant load for MINUTES=30, and told to stop in the middle of it
+	$(BIN)/burnish model get smollm2-135m
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 lock: ## Remake requirements.lock from pyproject.toml and the pinned torch
 	$(PYTHON) -m venv .venv-lock

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from burnish.errors import MachineError
 from burnish.monitoring.exporter import CONTENT_TYPE
@@ -29,6 +30,7 @@ _BODY_SECONDS = 30.0  # for a request to arrive
 _LOOK_SECONDS = 0.25  # how often is looked whether the client is still there
 _STORE_SECONDS = 20.0  # for a rating to be written
 _STALLED_SECONDS = 30.0  # without a step while there is work
+_LEFT = 499  # the client has left and reads nothing: nginx's number for it
 _STATUS: dict[Kind, tuple[int, str]] = {
     "invalid": (400, "invalid_request_error"),
     "not_found": (404, "invalid_request_error"),
@@ -218,7 +220,7 @@ async def _answer(request: Request, answers: Answers, writer: Writer, *, streams
     try:
         while not (await asyncio.wait({collecting}, timeout=_LOOK_SECONDS))[0]:
             if await request.is_disconnected():
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=_LEFT)
         collecting.result()
     finally:
         collecting.cancel()
@@ -296,6 +298,10 @@ def add_errors(app: FastAPI, metrics: ServeMetrics) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
         return JSONResponse(error_body(str(error.detail), kind), error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=_LEFT)  # before its body was there
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> JSONResponse:
