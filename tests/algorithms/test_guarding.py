@@ -184,3 +184,12 @@ def test_guards_are_silent_in_a_run_that_learns(make_config, quiet: Console, see
     rewards = [line["reward_mean"] for line in run.metrics()]
     assert sum(rewards[-5:]) > sum(rewards[:5])
     assert [event["message"] for event in events(run, "alert")] == []
+
+
+def test_what_is_saved_in_doubt_does_not_replace_what_is_good(make_config, quiet: Console, monkeypatch) -> None:
+    """Even where one checkpoint is kept: the one from before is what one can go back to."""
+    planted(monkeypatch, 5)
+    run = train(make_config("sft", guards={"actions": {"staleness": "stop"}}, checkpoint__keep_last=1), quiet)
+    assert [step_of(path) for path in checkpoints(run.checkpoints)] == [4, 5]
+    resume(run, make_config("sft", guards={"actions": {"staleness": "stop"}}, checkpoint__keep_last=1), quiet)
+    assert [step_of(path) for path in checkpoints(run.checkpoints)] == [6]

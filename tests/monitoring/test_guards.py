@@ -43,6 +43,7 @@ def healthy(seed: int, steps: int = STEPS) -> Steps:
                 "completion_tokens_mean": 19 - 9 * done + rng.gauss(0, 1),
                 "staleness_max": float(rng.randint(0, 2)),
                 "prompts_asked": 8,
+                "completions_asked": 64,
                 "reward_failures": 0,
                 "tokens_per_second": rng.gauss(230, 25),
                 "idle_learners": max(0.0, rng.gauss(0.3, 0.1)),
@@ -73,7 +74,7 @@ def planted(name: str) -> Steps:
             case "reward_collapse":
                 line["reward_mean"] = 0.0
             case "reward_hacking":
-                line["reward_mean"] = min(1.0, line["reward_mean"] + 0.004 * late)
+                line["reward_mean"] = min(1.0, line["reward_mean"] + 0.012 * late)
                 if "held_out" in line:
                     line["held_out"] = 0.6 - 0.02 * late / 10
             case "mismatch":
@@ -95,7 +96,7 @@ def planted(name: str) -> Steps:
             case "staleness":
                 line["staleness_max"] = 3.0
             case "reward_errors":
-                line["reward_failures"] = 1
+                line["reward_failures"] = 8
             case "slow":
                 line["tokens_per_second"] = 80.0
             case "waiting":
@@ -219,3 +220,75 @@ def test_a_webhook(webhook: tuple[str, list[bytes]], tmp_path: Path) -> None:
 
 def test_a_step_need_not_have_all_metrics() -> None:
     assert guards().replay([{"step": number} for number in range(1, 80)]) == []
+
+
+def flat(seed: int) -> Steps:
+    """A long run that rises and then stays, with noisy evaluations."""
+    rng = random.Random(seed)
+    lines = []
+    for step in range(1, 401):
+        done = min(1.0, step / 200)
+        line = {"step": step, "prompts_asked": 8, "reward_mean": 0.2 + 0.5 * done + rng.gauss(0, 0.08)}
+        if step % 10 == 0:
+            line["held_out"] = 0.3 + 0.4 * done + rng.gauss(0, 0.03)
+        lines.append(line)
+    return lines
+
+
+def test_noise_is_no_hacking() -> None:
+    told = [alert for seed in range(40) for alert in guards().replay(flat(seed)) if alert.state == "firing"]
+    assert [alert.text for alert in told if alert.condition.name == "reward_hacking"] == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"step": s, "kl_per_completion": 0.01 * s * s} for s in range(1, 60)],  # as the square of the steps
+        [{"step": s, "grad_norm": 0.0 if s <= 24 else 0.3} for s in range(1, 60)],  # no signal, then some
+        [{"step": s, "reward_mean": -0.05 * s} for s in range(1, 60)],  # a reward model's, on no scale
+    ],
+    ids=["square", "zeros", "reward model"],
+)
+def test_what_learning_looks_like_elsewhere(lines: Steps) -> None:
+    assert guards().replay(lines) == []
+
+
+def test_a_value_that_is_no_number_does_not_end_the_guards() -> None:
+    lines = healthy(0, 40)
+    lines[4]["reward_mean"] = math.nan
+    assert [alert.condition.name for alert in guards().replay(lines)] == ["not_finite", "not_finite"]
+
+
+def test_what_is_in_doubt() -> None:
+    watch = guards()
+    lines = healthy(0, 60)
+    for line in lines[30:]:
+        line["clip_fraction"] = 0.9
+    watch.replay(lines[:30])
+    assert watch.doubtful_from() is None
+    watch.replay(lines[30:32])
+    assert watch.doubtful_from() == 31  # before it is told
+    watch.replay(lines[32:])
+    assert watch.doubtful_from() == 31
+
+
+def test_a_clock_is_no_reason_to_roll_back() -> None:
+    with pytest.raises(ConfigError, match="goes by the clock"):
+        GuardsConfig(warning="roll_back")
+    GuardsConfig(warning="roll_back", off=("slow", "waiting"))
+    with pytest.raises(ConfigError, match="while silent"):
+        GuardsConfig(actions={"silent": "stop"})
+
+
+def test_a_pause_is_no_silence() -> None:
+    now, told = [0.0], list[float]()
+    watchdog = Watchdog(told.append, clock=lambda: now[0], shortest_seconds=10)
+    assert not watchdog.step_ended(1.0, around_seconds=0.0)
+    with watchdog.resting():
+        now[0] += 1000
+        watchdog.look()
+    watchdog.look()
+    assert told == []
+    now[0] += 11
+    watchdog.look()
+    assert told == [11] and watchdog.step_ended(1.0, around_seconds=0.0)

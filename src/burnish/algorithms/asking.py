@@ -292,6 +292,7 @@ def rollout_metrics(collected: Collected) -> dict[str, Any]:
         "groups_without_signal": sum(not has_signal(rewards_G) for rewards_G in rewards) / len(groups),
         "reward_failures": len(collected.failures),
         "prompts_asked": collected.prompts_asked,
+        "completions_asked": collected.completions_asked,
         "tokens": int(lengths.sum()),
         "completion_tokens_mean": float(lengths.mean()),
         "truncated_share": float(np.mean([each.completion.finish_reason == "length" for each in rollouts])),

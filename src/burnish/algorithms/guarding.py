@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from burnish.config.schema import Action, RunConfig
 from burnish.errors import BurnishError, ConfigError, NotFiniteError
 from burnish.models.load import find_dtype
 from burnish.monitoring.conditions import CONDITIONS, SILENT
 from burnish.monitoring.guards import Alert, Guards, Watchdog
-from burnish.monitoring.webhook import post, read_webhook
+from burnish.monitoring.webhook import WEBHOOK_SECONDS, post, read_webhook
 from burnish.reproducibility.files import remove_folder
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.training.checkpoint import checkpoints, step_of
@@ -45,6 +46,8 @@ class Guarding:
         """`lag` is the largest staleness that the run asked for. Raises a ConfigError for what cannot be used."""
         self._config, self._run, self._say, self._lag = config, run, say, lag
         self._url = check_guards(config)
+        self._posting: list[threading.Thread] = []
+        self._step = 0
         self.watchdog = Watchdog(self._on_silent)
         self._metrics = _exporter(config, run)
         self.forget()
@@ -52,7 +55,10 @@ class Guarding:
     def forget(self) -> None:
         """Know of the run what its folder says, and nothing else."""
         self._guards = guards_of(self._config, self._lag)
-        self._guards.replay(self._run.metrics())
+        lines = self._run.metrics()
+        self._guards.replay(lines)
+        self._step = int(lines[-1]["step"]) if lines else 0
+        self.watchdog.begin_anew()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -62,11 +68,14 @@ class Guarding:
         if self._metrics is not None and metrics.port is not None:
             stop = self._metrics.exporter.serve(metrics.port, metrics.host)
             self._say(f"metrics on http://{metrics.host}:{metrics.port}/metrics")
-        self.watchdog.start()
+        if SILENT.name not in self._config.guards.off:
+            self.watchdog.start()
         try:
             yield
         finally:
             self.watchdog.stop()
+            for thread in self._posting:
+                thread.join(WEBHOOK_SECONDS)
             if stop is not None:
                 stop()
 
@@ -89,7 +98,9 @@ class Guarding:
             RollBackError: the run must go back.
         """
         alerts = self._guards.look(metrics)
-        self.watchdog.step_ended(metrics["seconds"], around_seconds=around_seconds)
+        self._step = int(metrics["step"])
+        if self.watchdog.step_ended(metrics["seconds"], around_seconds=around_seconds):
+            self._tell(self._silence("resolved", self._step))
         if self._metrics is not None:
             self._metrics.step(metrics, self._guards.firing, self.watchdog.allowed_seconds)
         return self._act(alerts)
@@ -118,13 +129,35 @@ class Guarding:
         file.unlink(missing_ok=True)
         self._say(f"paused: `touch {file}` lets it go on; it stops after {seconds:.0f} s")
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not should_stop():
-            if file.exists():
-                file.unlink()
-                self._run.add_event("went_on")
-                return True
-            time.sleep(_LOOK_SECONDS)
+        with self.watchdog.resting(), self._allowing(seconds):
+            while time.monotonic() < until and not should_stop():
+                if file.exists():
+                    file.unlink()
+                    self._run.add_event("went_on")
+                    return True
+                time.sleep(_LOOK_SECONDS)
         return False
+
+    def keep_last(self) -> int:
+        """How many checkpoints a save must leave: besides those that were asked for, one from before what is in doubt,
+        to go back to.
+        """
+        asked, doubtful = self._config.checkpoint.keep_last, self._guards.doubtful_from()
+        if doubtful is None:
+            return asked
+        in_doubt = sum(step_of(path) >= doubtful for path in checkpoints(self._run.checkpoints))
+        return max(asked, in_doubt + 2)  # with the one that is being saved
+
+    @contextmanager
+    def _allowing(self, seconds: float) -> Iterator[None]:
+        """Let Prometheus wait so much longer for a step."""
+        if self._metrics is not None:
+            self._metrics.allow(self.watchdog.allowed_seconds + seconds)
+        try:
+            yield
+        finally:
+            if self._metrics is not None:
+                self._metrics.allow(self.watchdog.allowed_seconds)
 
     def roll_back(self, alert: Alert) -> None:
         """Remove the checkpoints that an alert puts in doubt, and note that the learning rate is lower from here on.
@@ -153,7 +186,11 @@ class Guarding:
         """The configuration with the learning rate that is left after the run's rollbacks."""
         factor = config.guards.rollback_factor ** len(self._run.record().get("rollbacks", []))
         optimizer = config.optimizer.model_copy(update={"learning_rate": config.optimizer.learning_rate * factor})
-        return config.model_copy(update={"optimizer": optimizer})
+        changed: dict[str, Any] = {"optimizer": optimizer}
+        critic = getattr(config, "critic", None)  # PPO's, with a rate of its own
+        if (rate := getattr(critic, "learning_rate", None)) is not None and critic is not None:
+            changed["critic"] = critic.model_copy(update={"learning_rate": rate * factor})
+        return config.model_copy(update=changed)
 
     def _act(self, alerts: list[Alert]) -> Action | None:
         strongest: Action | None = None
@@ -171,12 +208,16 @@ class Guarding:
         self._say(f"step {alert.step}: {alert.text}")
         self._run.add_event("alert", **alert.line())
         if self._url is not None and alert.action != "note":
-            post(self._url, {"run": self._run.path.name, **alert.line()}, self._say)
+            self._posting.append(post(self._url, {"run": self._run.path.name, **alert.line()}, self._say))
 
     def _on_silent(self, seconds: float) -> None:
-        last = int(self._run.metrics()[-1]["step"])
-        action = self._config.guards.action_for(SILENT.name, SILENT.severity)
-        self._tell(Alert(condition=SILENT, action=action, state="firing", step=last + 1, first_step=last + 1))
+        self._tell(self._silence("firing", self._step + 1))
+
+    def _silence(self, state: Literal["firing", "resolved"], step: int) -> Alert:
+        """Nothing can be done while no step ends, but to tell."""
+        asked = self._config.guards.action_for(SILENT.name, SILENT.severity)
+        action: Action = "note" if asked == "note" else "notify"
+        return Alert(condition=SILENT, action=action, state=state, step=step, first_step=step)
 
 
 def check_guards(config: RunConfig) -> str | None:

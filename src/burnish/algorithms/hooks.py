@@ -125,10 +125,11 @@ class Hooks:
         if saves:
             self.save(state)
             self.first_save_seconds = 0.0
-        if action == "pause" and self.guarding is not None:
-            self.should_stop = not self.guarding.pause(lambda: self.should_stop)
-        self.should_stop = self.should_stop or action == "stop"
         self.around = max(self.around, time.monotonic() - began)
+        if action == "pause" and self.guarding is not None:
+            went_on = self.guarding.pause(lambda: self.should_stop)
+            self.should_stop = self.should_stop or not went_on
+        self.should_stop = self.should_stop or action == "stop"
 
     def _stop_in_time(self, seconds: float) -> None:
         """Stop if a step like the longest so far, the samples ahead, its evaluation and its save might not end before

@@ -365,7 +365,7 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
     def save(state: TrainState) -> None:
         if is_saved(run.checkpoints, state.step):  # the last step may be an interval's end too
             return
-        path = roles.save(run.checkpoints, state, keep_last=config.checkpoint.keep_last)
+        path = roles.save(run.checkpoints, state, keep_last=guarding.keep_last())
         run.add_event("saved", step=state.step, checkpoint=path.name)
 
     hooks = Hooks(
@@ -383,6 +383,7 @@ def _train(config: RunConfig, inputs: Inputs, roles: Backend, run: RunFolder, co
         first_save_seconds=save_bytes / _SLOW_DISK_BYTES_PER_SECOND,
         lag=lag,
         guarding=guarding,
+        around=max((line.get("seconds_evaluate", 0.0) for line in run.metrics()), default=0.0),
     )
     progress.say(f"run {run.path}: step {state.step} of {num_steps}")
     if recorded > state.step:

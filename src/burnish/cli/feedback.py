@@ -39,7 +39,7 @@ def export(
     rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
     database.close()
     if not rows:
-        raise UserError(f"--store {store}: holds no feedback that makes {kind}: nothing was written")
+        raise UserError(f"--store: holds no feedback that makes {kind}: nothing was written")
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     algorithm = "dpo" if kind == "pairs" else "sft"
     print(f"{len(rows):,} rows in {out}; train on them with: burnish train {algorithm} --data.source {out}")

@@ -311,7 +311,7 @@ class ClusterConfig(Section):
 
 
 Action = Literal["note", "notify", "checkpoint", "pause", "stop", "roll_back"]
-_BY_THE_CLOCK = ("slow", "silent", "waiting")
+_BY_THE_CLOCK = ("slow", "waiting")
 
 
 class GuardsConfig(Section):
@@ -350,8 +350,10 @@ class GuardsConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_repeatable(self) -> "GuardsConfig":
+        if self.actions.get("silent", "note") not in ("note", "notify"):
+            raise ConfigError("guards.actions: while silent no step ends, so nothing but note and notify can be done")
         for name in _BY_THE_CLOCK:
-            if self.actions.get(name) == "roll_back":
+            if name not in self.off and self.action_for(name, "warning") == "roll_back":
                 raise ConfigError(
                     f"guards.actions: {name} goes by the clock, and a run must be the same on any: no roll_back"
                 )

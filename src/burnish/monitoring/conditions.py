@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -19,6 +19,8 @@ Severity = Literal["info", "warning", "critical"]
 
 _RECENT = 5  # steps whose mean is "now", where a single step is too noisy
 _TRAILING = 20  # steps before them
+_HACKING_STEPS = 10  # whose mean reward is compared
+_MUST_BE_FINITE = ("loss", "grad_norm", "reward_mean", "held_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,23 @@ class History:
 
     limits: Limits
     values: dict[str, list[float]] = field(default_factory=dict)
+    not_finite: bool = False
+    """Whether the newest step has a value that is no number; such are left out."""
+    rewards_at_evaluations: list[int] = field(default_factory=list)
+    """How many steps with a reward there were at each evaluation."""
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Take a step's line."""
+        """Take a step's line. A mean reward counts where completions earn it; a reward model's is on no scale."""
+        self.not_finite = False
         for name, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value):
+                self.not_finite = self.not_finite or name in _MUST_BE_FINITE
+            elif name != "reward_mean" or "prompts_asked" in metrics:
                 self.values.setdefault(name, []).append(float(value))
+        if "held_out" in metrics:
+            self.rewards_at_evaluations.append(len(self.values.get("reward_mean", [])))
 
     def now(self, name: str) -> float:
         """The newest value; NaN where there is none."""
@@ -92,12 +105,16 @@ def _times(name: str, factor: float, *, floor: float = 0.0) -> Test:
     return lambda history: history.now(name) > max(factor * history.middle(name), floor)
 
 
-def _not_finite(history: History) -> bool:
-    return any(
-        not math.isfinite(history.now(name))
-        for name in ("loss", "grad_norm", "reward_mean", "held_out")
-        if name in history.values
-    )
+def _noise(values: Sequence[float]) -> float:
+    """Spread of single values, from one to the next: a slope adds nothing to it."""
+    return statistics.stdev(b - a for a, b in pairwise(values)) / math.sqrt(2)
+
+
+def _robust_noise(values: Sequence[float]) -> float:
+    """The same by the median distance from the median, which a rise at the beginning does not move."""
+    changes = [b - a for a, b in pairwise(values)]
+    middle = statistics.median(changes)
+    return 1.4826 * statistics.median(abs(change - middle) for change in changes) / math.sqrt(2)
 
 
 def _reward_gained(history: History) -> bool:
@@ -121,42 +138,35 @@ def _reward_collapse(history: History) -> bool:
     if len(before) < 3:
         return False
     mean = statistics.fmean(before)
-    noise = statistics.stdev(b - a for a, b in pairwise(before)) / math.sqrt(2)
-    return history.recent("reward_mean") < mean - 3 * max(noise, 0.02 * abs(mean))
+    return history.recent("reward_mean") < mean - 3 * max(_noise(before), 0.02 * abs(mean))
 
 
 def _reward_plateau(history: History) -> bool:
-    """No rise over the newest 60 steps, by their slope, before the reward is nearly as good as it ever was."""
+    """No rise over the newest 60 steps, by their slope."""
     known = history.values.get("reward_mean", [])[-60:]
     if len(known) < 60:
         return False
     slope, _ = statistics.linear_regression(range(len(known)), known)
-    noise = statistics.stdev(known) / math.sqrt(len(known))
-    every = history.values["reward_mean"]
-    best = max(statistics.fmean(every[begin : begin + _RECENT]) for begin in range(len(every) - _RECENT + 1))
-    return slope * len(known) < noise and statistics.fmean(known) < 0.9 * best
+    return slope * len(known) < statistics.stdev(known) / math.sqrt(len(known))
 
 
 def _reward_hacking(history: History) -> bool:
-    """The reward rose over the newest four evaluations and the held-out figure did not, nor is it near what it was."""
-    held_out = history.values.get("held_out", [])[-4:]
+    """Over the newest four evaluations the reward rose and the held-out figure fell, each beyond its noise."""
+    held_out, places = history.values.get("held_out", []), history.rewards_at_evaluations
     rewards = history.values.get("reward_mean", [])
-    if len(held_out) < 4 or len(rewards) < 4 * _RECENT:
+    if len(held_out) < 6 or len(places) < 4 or places[-4] < _HACKING_STEPS:
         return False
-    quarter = len(rewards) // 4
-    early, late = rewards[:quarter], rewards[-quarter:]
-    spread = statistics.stdev(rewards) / math.sqrt(quarter)
-    return (
-        statistics.fmean(late) > statistics.fmean(early) + 3 * spread
-        and max(held_out[1:]) <= held_out[0]
-        and held_out[-1] < held_out[0] - 0.02 * max(1.0, abs(held_out[0]))
-    )
+    before, after = rewards[places[-4] - _HACKING_STEPS : places[-4]], rewards[-_HACKING_STEPS:]
+    step = 3 * _noise(rewards[places[-4] - _HACKING_STEPS :]) * math.sqrt(2 / _HACKING_STEPS)
+    first, last = statistics.fmean(held_out[-4:-2]), statistics.fmean(held_out[-2:])
+    return statistics.fmean(after) > statistics.fmean(before) + step and last < first - 3 * _robust_noise(held_out)
 
 
 def _kl_blow_up(history: History) -> bool:
-    for name, floor in (("kl_per_completion", 1.0), ("kl", 0.05), ("kl_baseline", 1.0)):
+    """By the steps before and by the largest of them: a KL that grows as the square of the steps is learning."""
+    for name, floor in (("kl_per_completion", 2.0), ("kl", 0.1), ("kl_baseline", 2.0)):
         before = history.trailing(name)
-        if before and history.now(name) > max(5 * statistics.median(before), floor):
+        if before and history.now(name) > max(5 * statistics.median(before), 2.5 * max(before), floor):
             return True
     return False
 
@@ -171,7 +181,7 @@ def _kl_for_nothing(history: History) -> bool:
 
 
 def _grad_spike(history: History) -> bool:
-    before = history.trailing("grad_norm")
+    before = [norm for norm in history.trailing("grad_norm") if norm]  # a step without signal has none
     return bool(before) and history.now("grad_norm") > 5 * statistics.median(before)
 
 
@@ -204,7 +214,7 @@ def _length_drift(history: History) -> bool:
 
 
 def _reward_errors(history: History) -> bool:
-    asked = history.now("prompts_asked")
+    asked = history.now("completions_asked")
     failed = history.now("reward_failures")
     retried = history.now("environment_retries") if "environment_retries" in history.values else 0.0
     return asked > 0 and (failed + retried) / asked > 0.05
@@ -215,7 +225,7 @@ CONDITIONS: tuple[Condition, ...] = (
         name="not_finite",
         severity="critical",
         summary="a loss, a gradient or a score is no number any more",
-        test=_not_finite,
+        test=lambda history: history.not_finite,
         steps=1,
     ),
     Condition(
@@ -304,7 +314,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="reward_errors",
         severity="warning",
-        summary="rewards or environments failed for more than 5 % of prompts",
+        summary="rewards or environments failed for more than 5 % of completions",
         test=_reward_errors,
         steps=3,
     ),

@@ -166,7 +166,7 @@ CANARY = Dashboard(
         ),
         Panel(
             title="Served against learnt log-probabilities",
-            queries={"{{model}}": 'burnish_serve_mismatch{model=~"$model"}'},
+            queries={"{{model}} {{arm}}": 'burnish_serve_mismatch{model=~"$model"}'},
         ),
         Panel(title="Sets of weights in memory", queries={"sets": "burnish_serve_sets_of_weights"}),
     ),

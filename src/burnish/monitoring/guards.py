@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +87,11 @@ class Guards:
         self._history.add(metrics)
         return [alert for each in CONDITIONS if (alert := self._judge(each, int(metrics["step"]))) is not None]
 
+    def doubtful_from(self) -> int | None:
+        """The first step of what holds, told or not yet."""
+        firsts = [each.first_step for each in self._episodes.values() if each.held or each.is_firing]
+        return min(firsts, default=None)
+
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> list[Alert]:
         """Take steps that were looked at before, as those of a run that is resumed."""
         return [alert for line in lines for alert in self.look(line)]
@@ -129,7 +135,7 @@ class Watchdog:
         self._seconds: list[float] = []
         self._last = clock()
         self._around = 0.0
-        self._was_told = False
+        self._was_told = self._rests = False
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="burnish-watchdog", daemon=True)
 
@@ -143,11 +149,29 @@ class Watchdog:
         self._last = self._clock()
         self._thread.start()
 
-    def step_ended(self, seconds: float, *, around_seconds: float) -> None:
-        """A step of so many seconds is over; an evaluation or a save may take `around_seconds` on top."""
+    def begin_anew(self) -> None:
+        """What comes next takes its time, as after a start."""
+        self._last, self._was_told = self._clock(), False
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Do not watch while the context lasts."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self.begin_anew()
+            self._rests = False
+
+    def step_ended(self, seconds: float, *, around_seconds: float) -> bool:
+        """A step of so many seconds is over; an evaluation or a save may take `around_seconds` on top. Whether it had
+        been missed.
+        """
+        was_told = self._was_told
         self._around = around_seconds
         self._seconds = [*self._seconds[1 - _STEPS_TIMED :], seconds]
-        self._last, self._was_told = self._clock(), False
+        self.begin_anew()
+        return was_told
 
     def stop(self) -> None:
         """End the thread."""
@@ -158,7 +182,7 @@ class Watchdog:
     def look(self) -> None:
         """Tell if it has been too long; there must have been a step to compare with."""
         silence = self._clock() - self._last
-        if self._seconds and not self._was_told and silence > self.allowed_seconds:
+        if self._seconds and not self._rests and not self._was_told and silence > self.allowed_seconds:
             self._was_told = True
             self._on_silent(silence)
 

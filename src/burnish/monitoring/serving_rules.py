@@ -45,10 +45,12 @@ _FIRST, _TOKEN, _QUEUE = (
 )
 _RUNNING, _STEPS = f"burnish_serve_running{{{_HERE}}}", f"burnish_serve_steps_total{{{_HERE}}}"
 _REFUSED = "burnish_serve_refused_total"
-_REQUESTS = f'burnish_serve_http_requests_total{{route="/v1/completions",status="200",{_HERE}}}'
-_VERSIONS = [
-    f'burnish_serve_weight_version{{model="m",arm="stable",instance="{each}",job="{SERVE_JOB}"}}' for each in "ab"
-]
+_ANSWERS = f'burnish_serve_answers_total{{reason="stop",{_MODEL}}}'
+_WEIGHTS = {
+    (server, mark): f'burnish_serve_weights{{model="m",arm="stable",fingerprint="{mark}",instance="{server}"}}'
+    for server in "ab"
+    for mark in ("1f", "2e")
+}
 _DRIFT = f'burnish_serve_drift{{model="m",feature="answer_tokens",{_HERE}}}'
 SERVING_RULES: tuple[Rule, ...] = (
     _rule(
@@ -74,7 +76,7 @@ SERVING_RULES: tuple[Rule, ...] = (
     _rule(
         "ServingStalled",
         "critical",
-        "burnish_serve_running > 0 and rate(burnish_serve_steps_total[1m]) == 0",
+        "burnish_serve_running > 0 and rate(burnish_serve_steps_total[5m]) == 0",
         "{{ $labels.instance }}: answers are in the making and no step is made",
         wait="1m",
         fires={_RUNNING: "3x200", _STEPS: "9x200"},
@@ -135,22 +137,22 @@ SERVING_RULES: tuple[Rule, ...] = (
         "ServingRefusals",
         "warning",
         f'sum by (instance) (rate({_REFUSED}{{reason=~"busy|too_many"}}[5m])) > 0.05 * '
-        "sum by (instance) (rate(burnish_serve_http_requests_total[5m]))",
+        f"(sum by (instance) (rate({_REFUSED}[5m])) + (sum by (instance) (rate(burnish_serve_answers_total[5m])) "
+        f"or 0 * sum by (instance) (rate({_REFUSED}[5m]))))",
         "{{ $labels.instance }}: more than 5 % of requests are refused: there are too many",
         wait="5m",
-        fires={f'{_REFUSED}{{reason="busy",{_HERE}}}': "0+2x200", _REQUESTS: "0+10x200"},
-        quiet={f'{_REFUSED}{{reason="invalid",{_HERE}}}': "0+2x200", _REQUESTS: "0+10x200"},
+        fires={f'{_REFUSED}{{reason="busy",{_HERE}}}': "0+2x200", _ANSWERS: "0+10x200"},
+        quiet={f'{_REFUSED}{{reason="invalid",{_HERE}}}': "0+2x200", _ANSWERS: "0+10x200"},
         labels={"instance": "s:1"},
     ),
     _rule(
         "ServingVersionSkew",
         "warning",
-        'max by (model) (burnish_serve_weight_version{arm="stable"}) != '
-        'min by (model) (burnish_serve_weight_version{arm="stable"})',
+        'count by (model) (count by (model, fingerprint) (burnish_serve_weights{arm="stable"})) > 1',
         "{{ $labels.model }}: servers answer with different weights",
         wait="10m",
-        fires={_VERSIONS[0]: "3x200", _VERSIONS[1]: "4x200"},
-        quiet={_VERSIONS[0]: "4x200", _VERSIONS[1]: "4x200"},
+        fires={_WEIGHTS["a", "1f"]: "1x200", _WEIGHTS["b", "2e"]: "1x200"},
+        quiet={_WEIGHTS["a", "1f"]: "1x200", _WEIGHTS["b", "1f"]: "1x200"},
         labels=_BY_MODEL,
     ),
     _rule(
@@ -179,15 +181,6 @@ SERVING_RULES: tuple[Rule, ...] = (
         "{{ $labels.model }}: a canary was rolled back",
         fires={f'burnish_serve_rollbacks_total{{model="m",{_HERE}}}': "0x20 1x100"},
         quiet={f'burnish_serve_rollbacks_total{{model="m",{_HERE}}}': "2x200"},
-        labels={**_AT, "model": "m"},
-    ),
-    _rule(
-        "ServingMismatch",
-        "critical",
-        "burnish_serve_mismatch > 0.15",
-        "{{ $labels.model }}: what is served has other probabilities than what was trained",
-        fires={f'burnish_serve_mismatch{{model="m",{_HERE}}}': "0.6x200"},
-        quiet={f'burnish_serve_mismatch{{model="m",{_HERE}}}': "0.04x200"},
         labels={**_AT, "model": "m"},
     ),
     _rule(

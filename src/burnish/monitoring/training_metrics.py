@@ -19,6 +19,10 @@ class TrainingMetrics:
         self.exporter.set("burnish_train_info", 1, run, algorithm, model)
         self.exporter.set("burnish_train_steps_planned", num_steps, run)
 
+    def allow(self, seconds: float) -> None:
+        """Say how long the next step may take."""
+        self.exporter.set("burnish_train_step_allowed_seconds", seconds, self._run)
+
     def step(self, metrics: Mapping[str, Any], conditions: Mapping[str, bool], allowed_seconds: float) -> None:
         """Show a step's line, what holds after it, and how long the next may take."""
         put, run = self.exporter.set, self._run
@@ -30,7 +34,7 @@ class TrainingMetrics:
             else:
                 put("burnish_train_own", value, run, name)
         put("burnish_train_step_timestamp_seconds", time.time(), run)
-        put("burnish_train_step_allowed_seconds", allowed_seconds, run)
+        self.allow(allowed_seconds)
         for name, holds in conditions.items():
             self.show_condition(name, holds=holds)
 

@@ -6,12 +6,13 @@ import json
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from burnish.errors import ConfigError
 
-_SECONDS = 10.0
+WEBHOOK_SECONDS = 10.0
 
 
 def read_webhook(file: Path) -> str:
@@ -37,9 +38,9 @@ def post(url: str, message: Mapping[str, Any], on_failure: Callable[[str], None]
             url, json.dumps(message).encode(), {"Content-Type": "application/json"}, method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS):
+            with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
                 pass
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             on_failure(f"the webhook did not take a message: {type(error).__name__}")  # the URL is a secret
 
     thread = threading.Thread(target=send, name="burnish-webhook", daemon=True)

@@ -171,8 +171,8 @@ class DriftWatch:
         50 ms with the settings as they are, and writes the reference's file when there is one to write.
         """
         if self._unsaved is not None and len(self._reference) == self._config.reference:
-            self.save_reference(self._unsaved)
-            self._unsaved = None
+            file, self._unsaved = self._unsaved, None  # tried once: a folder that is gone must not end the watch
+            self.save_reference(file)
         if self._num_new < self._size:
             return []
         self._num_new = 0

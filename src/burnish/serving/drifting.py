@@ -28,6 +28,8 @@ def watch_drift(config: DriftConfig, parts: Parts, say: Callable[[str], None]) -
             return
         version, watch = watches.get(weights.name, (0, None))
         if watch is None or version < weights.version:
+            for finding in [] if watch is None else watch.findings():  # of weights that are gone
+                put("burnish_serve_drift", 0.0, weights.name, finding.feature)
             watch = DriftWatch(without_file)
             watches[weights.name] = weights.version, watch
         elif version > weights.version:  # it began before the exchange

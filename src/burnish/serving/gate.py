@@ -170,9 +170,9 @@ class Gate:
 
     def _is_enough(self) -> bool:
         counted = [each.num_pairs for name, each in self._measures.items() if name != "liked"]
-        if min(counted) < self._min_pairs:
-            return False
-        return self.is_shown() or min(counted) >= self._max_pairs
+        if self._measures["served"].num_pairs >= self._max_pairs:  # of the others some pairs have no value
+            return True
+        return min(counted) >= self._min_pairs and self.is_shown()
 
 
 def _shown(look: Look) -> dict[str, Any]:

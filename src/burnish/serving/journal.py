@@ -23,6 +23,7 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _MOST_PENDING_BYTES = 100_000_000  # about, of what is to be written and is not yet; more is lost, and counted
 _ENTRY_BYTES, _TOKEN_BYTES = 1000, 40
+_BATCH_ROWS, _MOST_BATCHES = 500, 1000  # of old requests: each batch within the deadline of a statement
 _CLEAN_EVERY_SECONDS = 3600.0
 _CLOSE_SECONDS = 15.0
 
@@ -144,7 +145,9 @@ class Journal:
     def _clean_up(self) -> None:
         before = time.time() - self._keep_seconds
         try:
-            self._transact(lambda run: run("DELETE FROM requests WHERE asked < ?", before))
+            for _ in range(_MOST_BATCHES):
+                if not self._transact(lambda run: _remove_some(run, before)):
+                    break
         except Exception as error:
             _LOG.error("old answers could not be removed: %s", first_line(error))
 
@@ -229,3 +232,11 @@ class Journal:
         if isinstance(value, list | tuple):
             return [self._cleaned(each) for each in value]
         return value
+
+
+def _remove_some(run: Run, before: float) -> bool:
+    """Remove the oldest requests from before a time, with their answers; whether there were any."""
+    old = run("SELECT id FROM requests WHERE asked < ? ORDER BY asked LIMIT ?", before, _BATCH_ROWS)
+    for row in old:
+        run("DELETE FROM requests WHERE id = ?", row["id"])
+    return bool(old)

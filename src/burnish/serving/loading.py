@@ -47,7 +47,7 @@ class WeightLoader:
             RefusedError: see swap.
         """
         current = self.service.weights(name)
-        folder = inside(self.weights_folder, path)
+        folder = await asyncio.to_thread(inside, self.weights_folder, path)
         if self._one_at_a_time.locked():
             raise RefusedError("busy", "other weights are being loaded")
         exporter = self._metrics.exporter
@@ -55,7 +55,7 @@ class WeightLoader:
             exporter.set("burnish_serve_swaps_in_flight", 1)
             began, result = time.monotonic(), "refused"
             try:
-                weights = await asyncio.to_thread(self._checked, folder, name)
+                weights = await asyncio.to_thread(self._checked, folder, name, arm)
                 version = max(current.version, self._newest[name]) + 1
                 yield replace(weights, version=version, arm=arm)
                 self._newest[name] = version
@@ -68,10 +68,10 @@ class WeightLoader:
                 exporter.count("burnish_serve_swaps_total", 1, result)
                 exporter.observe("burnish_serve_swap_seconds", time.monotonic() - began)
 
-    def _checked(self, folder: Path, name: str) -> Weights:
+    def _checked(self, folder: Path, name: str, arm: Arm) -> Weights:
         weights = load_weights(self._model.model_copy(update={"path": str(folder)}), name, 0)
         mismatch = served_mismatch(weights.policy, max_rows=self.service.engine.max_rows)
-        self._metrics.exporter.set("burnish_serve_mismatch", mismatch, name)
+        self._metrics.exporter.set("burnish_serve_mismatch", mismatch, name, arm)
         return weights
 
 
@@ -86,7 +86,7 @@ def inside(folder: Path, path: str) -> Path:
         found = (root / path).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):  # none there, a NUL, a ring of links
         found = None
-    if found is None or not found.is_relative_to(root) or not found.is_dir():
+    if found is None or found == root or not found.is_relative_to(root) or not found.is_dir():
         raise RefusedError("invalid", "path: no folder below admin.weights_folder", parameter="path")
     if any(not file.resolve().is_relative_to(root) for file in found.rglob("*")):
         raise RefusedError("invalid", "path: a link in it leads out of admin.weights_folder", parameter="path")

@@ -27,7 +27,8 @@ class ServeMetrics:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._steps_told = 0
-        self._versions: set[tuple[str, Arm]] = set()
+        self._shown: dict[tuple[str, Arm], tuple[int, str]] = {}
+        self._named: set[str] = set()
         self.exporter = Exporter(SERVING, refresh=self._refresh)
         self.exporter.set("burnish_serve_info", 1, version("burnish"))
         self.exporter.set("burnish_serve_start_timestamp_seconds", time.time())
@@ -42,9 +43,6 @@ class ServeMetrics:
             self.exporter.count("burnish_serve_refused_total", 0, kind)
         for result in ("done", "refused"):
             self.exporter.count("burnish_serve_swaps_total", 0, result)
-        for name in self._service.engine.models():
-            self.exporter.count("burnish_serve_rollbacks_total", 0, name)
-            self.exporter.set("burnish_serve_canary_share", 0, name)
 
     def answered(self, answered: Answered) -> None:
         """Count an answer that is over."""
@@ -76,6 +74,7 @@ class ServeMetrics:
     def deployed(self, event: Mapping[str, Any]) -> None:
         """Note what happened to a deployment."""
         name = str(event["model"])
+        self.name_model(name)
         began = event["event"] == "canary began"
         self.exporter.set("burnish_serve_canary_share", event["share"] if began else 0.0, name)
         if event["event"] == "rolled back":
@@ -92,15 +91,34 @@ class ServeMetrics:
         steps = engine.num_steps
         self.exporter.count("burnish_serve_steps_total", steps - self._steps_told)
         self._steps_told = steps
-        versions = {(name, arm): each.version for arm in ARMS for name, each in engine.models(arm).items()}
-        for gone in self._versions - versions.keys():
-            self.exporter.remove("burnish_serve_weight_version", *gone)
-        for new in versions.keys() - self._versions:
-            for ending in ("stop", "length", "failed", "late"):
-                self.exporter.count("burnish_serve_answers_total", 0, *new, ending)
-        for labels, number in versions.items():
-            put("burnish_serve_weight_version", number, *labels)
-        self._versions = set(versions)
+        self._show_weights()
+
+    def name_model(self, name: str) -> None:
+        """Let what is counted of a model begin at 0."""
+        if name not in self._named:
+            self._named.add(name)
+            self.exporter.count("burnish_serve_rollbacks_total", 0, name)
+            self.exporter.set("burnish_serve_canary_share", 0, name)
+
+    def _show_weights(self) -> None:
+        """Which weights answer, and no others."""
+        now = {
+            (name, arm): (each.version, each.fingerprint[:16])
+            for arm in ARMS
+            for name, each in self._service.engine.models(arm).items()
+        }
+        for labels, (_, fingerprint) in self._shown.items():
+            if now.get(labels, (0, ""))[1] != fingerprint:
+                self.exporter.remove("burnish_serve_weights", *labels, fingerprint)
+            if labels not in now:
+                self.exporter.remove("burnish_serve_weight_version", *labels)
+        for labels, (number, fingerprint) in now.items():
+            if labels not in self._shown:
+                for ending in ("stop", "length", "failed", "late"):
+                    self.exporter.count("burnish_serve_answers_total", 0, *labels, ending)
+            self.exporter.set("burnish_serve_weight_version", number, *labels)
+            self.exporter.set("burnish_serve_weights", 1, *labels, fingerprint)
+        self._shown = now
 
 
 class CountRequests:

@@ -48,15 +48,15 @@ def serving_manifest(
         if any(word == key or word.startswith(f"{key}=") for word in settings):
             raise ConfigError(f"{key}: the manifest sets it; leave it out")
     command = ["--host", "0.0.0.0", "--port", "8000", "--keys_file", "/keys/keys", *settings]
-    drain = int(config.drain_seconds)
+    drain, scheme = int(config.drain_seconds), "HTTP" if config.tls is None else "HTTPS"
     container: dict[str, Any] = {
         "name": "burnish",
         "image": image,
         "args": [model, *command],
         "ports": [{"name": "http", "containerPort": 8000}],
-        "startupProbe": _probe("/readyz", period=5, failures=120),
-        "readinessProbe": _probe("/readyz", period=5, failures=2),
-        "livenessProbe": _probe("/progress", period=20, failures=3),
+        "startupProbe": _probe("/readyz", scheme, period=5, failures=120),
+        "readinessProbe": _probe("/readyz", scheme, period=5, failures=2),
+        "livenessProbe": _probe("/progress", scheme, period=20, failures=3),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_PRE_STOP_SECONDS)]}}},
         "volumeMounts": [
             {"name": "models", "mountPath": "/models"},
@@ -73,7 +73,6 @@ def serving_manifest(
             {"name": "keys", "secret": {"secretName": secret}},
         ],
     }
-    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "8000", "prometheus.io/path": "/metrics"}
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -81,7 +80,7 @@ def serving_manifest(
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}, "annotations": scraped}, "spec": pod},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": pod},
         },
     }
     service = {
@@ -94,9 +93,9 @@ def serving_manifest(
     return said + yaml.safe_dump_all([deployment, service], sort_keys=False)
 
 
-def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, scheme: str, *, period: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": path, "port": "http"},
+        "httpGet": {"path": path, "port": "http", "scheme": scheme},
         "periodSeconds": period,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

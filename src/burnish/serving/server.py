@@ -82,8 +82,9 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         for each, path in {name: config.model.path, **config.also}.items():
             weights = load_weights(config.model.model_copy(update={"path": path}), each, 1)
             mismatch = served_mismatch(weights.policy, max_rows=config.engine.max_rows)
-            metrics.exporter.set("burnish_serve_mismatch", mismatch, each)
+            metrics.exporter.set("burnish_serve_mismatch", mismatch, each, "stable")
             engine.install(weights)
+            metrics.name_model(each)
         if ends is not None:
             metrics.exporter.set("burnish_serve_certificate_expiry_timestamp_seconds", ends)
         if journal is not None:
@@ -152,13 +153,13 @@ def _grpc_doors(config: ServeConfig, parts: Parts, loader: WeightLoader | None) 
     """(what it is, the door, its port) of those for gRPC that the settings ask for."""
     service, max_calls = parts.service, config.limits.connections
     if config.grpc.port is not None:
-        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls, on_refused=parts.metrics.refused)
         door.add("burnish.v1.Generation", burnish_pb2_grpc.add_GenerationServicer_to_server, Generation(parts))
         register = inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
         door.add("inference.GRPCInferenceService", register, Inference(parts))
         yield "gRPC", door, config.grpc.port
     if loader is not None and config.admin.grpc_port is not None:
-        door = GrpcDoor(service, config.grpc, max_calls=max_calls)
+        door = GrpcDoor(service, config.grpc, max_calls=max_calls, on_refused=parts.metrics.refused)
         door.add("burnish.v1.Admin", burnish_pb2_grpc.add_AdminServicer_to_server, Admin(parts, loader))
         yield "admin by gRPC", door, config.admin.grpc_port
 

@@ -123,8 +123,16 @@ class Service:
         return self.engine.is_alive and bool(self.engine.models()) and not self.is_draining
 
     async def tokenize(self, call: Callable[[], ResultT]) -> ResultT:
-        """What a call of a tokenizer gives. It runs beside the event loop, after those before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, call)
+        """What a call of a tokenizer gives. It runs beside the event loop, after those before it.
+
+        Raises:
+            RefusedError: they took too long.
+        """
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._tokenizing, call)
+        except TimeoutError as error:
+            raise RefusedError("too_slow", "the prompt was not read in time") from error
 
     def weights(self, model: str) -> Weights:
         """The weights that answer for a name now.

@@ -68,5 +68,9 @@ def trace_answers(endpoint: str, service: Service) -> Callable[[], None]:
             span.set_status(Status(StatusCode.ERROR, answered.ending))
         span.end(end)
 
+    def end() -> None:
+        provider.force_flush(_EXPORT_SECONDS * 1000)  # shutting down may give up what is being sent
+        provider.shutdown()
+
     service.on_answered.append(trace)
-    return provider.shutdown
+    return end

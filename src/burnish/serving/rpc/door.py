@@ -41,11 +41,19 @@ Context = grpc.aio.ServicerContext  # its generic form is in the type stubs alon
 class GrpcDoor:
     """A port with services, and their health. It is made where its event loop runs."""
 
-    def __init__(self, service: Service, config: GrpcConfig, *, max_calls: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        config: GrpcConfig,
+        *,
+        max_calls: int,
+        on_refused: Callable[[str], None] = lambda kind: None,
+    ) -> None:
+        """`on_refused` hears of what kind each refusal is."""
         self._service, self._reflects = service, config.reflection
         self._names: list[str] = []
         self._server = grpc.aio.server(
-            interceptors=[_Guard()],
+            interceptors=[_Guard(on_refused)],
             maximum_concurrent_rpcs=max_calls,
             options=[
                 ("grpc.max_receive_message_length", config.message_bytes),
@@ -120,13 +128,14 @@ async def owner_in(context: Context[Any, Any], keys: Sequence[Key], *, is_admin:
 
 
 @asynccontextmanager
-async def _told(context: Context[Any, Any]) -> AsyncIterator[None]:
+async def _told(context: Context[Any, Any], on_refused: Callable[[str], None]) -> AsyncIterator[None]:
     """What goes wrong within ends the call with a status that tells no more than whoever called may know."""
     try:
         yield
     except grpc.aio.AbortError:  # it has its status
         raise
     except RefusedError as error:
+        on_refused(error.kind)
         trailing = []
         if error.retry_after is not None:
             trailing.append(("retry-after", error.retry_after))
@@ -140,6 +149,9 @@ async def _told(context: Context[Any, Any]) -> AsyncIterator[None]:
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # as above
     """Reads the messages of our own services and tells what goes wrong in them; grpc would tell the exception."""
+
+    def __init__(self, on_refused: Callable[[str], None]) -> None:
+        self._on_refused = on_refused
 
     async def intercept_service(
         self,
@@ -157,11 +169,11 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # as above
                 raise RefusedError("invalid", "the message cannot be read") from error
 
         async def unary(raw: bytes, context: Context[Any, Any]) -> Any:
-            async with _told(context):
+            async with _told(context, self._on_refused):
                 return await handler.unary_unary(read(raw), context)
 
         async def stream(raw: bytes, context: Context[Any, Any]) -> AsyncIterator[Any]:
-            async with _told(context), aclosing(handler.unary_stream(read(raw), context)) as answers:
+            async with _told(context, self._on_refused), aclosing(handler.unary_stream(read(raw), context)) as answers:
                 async for answer in answers:
                     yield answer
 
@@ -170,7 +182,10 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # as above
                 async for raw in raws:
                     yield read(raw)
 
-            async with _told(context), aclosing(handler.stream_stream(messages(), context)) as answers:
+            async with (
+                _told(context, self._on_refused),
+                aclosing(handler.stream_stream(messages(), context)) as answers,
+            ):
                 async for answer in answers:
                     yield answer
 
