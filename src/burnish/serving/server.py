@@ -121,6 +121,9 @@ def _engine(config: ServeConfig) -> Engine:
 
 
 async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) -> None:
+    told: asyncio.Queue[None] = asyncio.Queue()
+    for each in (signal.SIGTERM, signal.SIGINT):  # before a door opens, or the signal would cut off who came first
+        asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
     loader, folder = None, config.admin.weights_folder
     if config.admin.port is not None and folder is not None:
         loader = WeightLoader(parts.service, parts.metrics, config.model, folder)
@@ -143,7 +146,7 @@ async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) 
         say(f"{', '.join(parts.service.engine.models())} on {doors[0].address}/v1")
         for door in doors[1:]:
             say(f"admin on {door.address}/admin")
-        await _told_to_stop(parts, config, tasks, say)
+        await _told_to_stop(parts, config, tasks, told, say)
         for door in doors:
             door.should_exit = True
         await asyncio.gather(*tasks)
@@ -165,12 +168,13 @@ def _grpc_doors(config: ServeConfig, parts: Parts, loader: WeightLoader | None) 
 
 
 async def _told_to_stop(
-    parts: Parts, config: ServeConfig, tasks: Sequence[asyncio.Task[None]], say: Callable[[str], None]
+    parts: Parts,
+    config: ServeConfig,
+    tasks: Sequence[asyncio.Task[None]],
+    told: asyncio.Queue[None],
+    say: Callable[[str], None],
 ) -> None:
     """Until SIGTERM, Ctrl-C or the end of a door, and the answers that are under way."""
-    told: asyncio.Queue[None] = asyncio.Queue()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
     asked = asyncio.create_task(told.get())
     await asyncio.wait({asked, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     parts.service.is_draining = True
