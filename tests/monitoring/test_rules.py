@@ -67,13 +67,13 @@ def test_every_rule_fires_once_and_stays_quiet_once(tmp_path: Path, capsys) -> N
 @pytest.mark.parametrize("threshold", [15, -15])
 def test_a_rule_that_never_fires_or_always_is_found(tmp_path: Path, threshold: int) -> None:
     """What the test above rests on: promtool says so when a threshold is another one than the example's."""
-    rule = next(each for each in RULES if each.name == "ServingMismatch")
-    wrong = replace(rule, expr=f"burnish_serve_mismatch > {threshold}")
+    rule = next(each for each in RULES if each.name == "ServingSwapStuck")
+    wrong = replace(rule, expr=f"burnish_serve_swaps_in_flight > {threshold}")
     (tmp_path / "rules.yml").write_text(rules_yaml([wrong]))
     (content,) = examples([wrong], "rules.yml").values()
     (tmp_path / "test.yml").write_text(content)
     status, said = promtool("test", "rules", tmp_path / "test.yml")
-    assert status != 0 and "ServingMismatch" in said
+    assert status != 0 and "ServingSwapStuck" in said
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
