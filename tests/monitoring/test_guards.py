@@ -260,10 +260,12 @@ def test_a_value_that_is_no_number_does_not_end_the_guards() -> None:
 
 
 def test_what_is_in_doubt() -> None:
-    watch = guards()
+    watch, told = guards(actions={"clipping": "checkpoint"}), guards()
     lines = healthy(0, 60)
     for line in lines[30:]:
         line["clip_fraction"] = 0.9
+    told.replay(lines)
+    assert told.doubtful_from() is None  # what is only told puts nothing in doubt
     watch.replay(lines[:30])
     assert watch.doubtful_from() is None
     watch.replay(lines[30:32])

@@ -88,8 +88,13 @@ class Guards:
         return [alert for each in CONDITIONS if (alert := self._judge(each, int(metrics["step"]))) is not None]
 
     def doubtful_from(self) -> int | None:
-        """The first step of what holds, told or not yet."""
-        firsts = [each.first_step for each in self._episodes.values() if each.held or each.is_firing]
+        """The first step of what holds, told or not yet, and is more than to be told."""
+        firsts = []
+        for condition in CONDITIONS:
+            episode = self._episodes.get(condition.name)
+            action = self._config.action_for(condition.name, condition.severity)
+            if episode is not None and (episode.held or episode.is_firing) and action not in ("note", "notify"):
+                firsts.append(episode.first_step)
         return min(firsts, default=None)
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> list[Alert]:
