@@ -47,14 +47,18 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _thread_limit(seconds: float) -> Iterator[None]:
-    block, ended = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    block, ended, was_raised = ctypes.c_ulong(threading.get_ident()), threading.Event(), threading.Event()
     one_of_us = threading.Lock()  # so that nothing is raised after the block
+
+    def interrupt() -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(block, ctypes.py_object(TooSlowError))
 
     def watch() -> None:
         while not ended.wait(seconds):
             with one_of_us:
                 if not ended.is_set():
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(block, ctypes.py_object(TooSlowError))
+                    was_raised.set()
+                    interrupt()
 
     watcher = threading.Thread(target=watch, name="time limit", daemon=True)
     watcher.start()
@@ -65,10 +69,16 @@ def _thread_limit(seconds: float) -> Iterator[None]:
             try:
                 with one_of_us:
                     ended.set()
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(block, None)  # one that has not arrived yet
+                    if was_raised.is_set():
+                        # Let one arrive, in place of one that has not yet. To withdraw it would do for us, but Python
+                        # 3.11 would wait for it for ever: slowly, and without end where something traces calls.
+                        interrupt()
+                        while True:
+                            time.sleep(0)
                 break
             except TooSlowError:  # one that arrives here
-                continue
+                if ended.is_set():
+                    break
         watcher.join()
 
 
