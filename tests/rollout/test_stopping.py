@@ -88,8 +88,14 @@ def test_as_if_everything_was_decoded(make) -> None:
         (make_byte_tokenizer, ["Ġ", "a", *["<|im_end|>"] * 40, "b"], "ab"),
         (sentencepiece_like, ["a", *[f"<0x{byte:02X}>" for byte in "你你你👍".encode()]], "👍"),
         (sentencepiece_like, ["▁", "a", *["<0x0A>"] * 20, "<0xE4>"], "a\ufffd"),
+        (sentencepiece_like, ["<0xE4>", *[f"<0x{byte:02X}>" for byte in ("你" * 9).encode()], "a"], "\ufffda"),
     ],
-    ids=["tokens without text", "a window that begins in a character", "a byte that spoils those before it"],
+    ids=[
+        "tokens without text",
+        "a window that begins in a character",
+        "a byte that spoils those before it",
+        "a byte before the window that spoils it",
+    ],
 )
 def test_the_stop_is_further_back_than_its_bytes(make, tokens: list[str], stop: str) -> None:
     tokenizer = make()

@@ -19,6 +19,7 @@ class StopStrings:
         self._decode = decode
         self._stops = stops
         self._width = max(len(stop.encode()) for stop in stops) + _EDGE
+        self._is_partial = any(_PARTIAL in stop for stop in stops)  # any byte before the window may have spoiled it
         self._with_text: list[int] = []  # places of the tokens that are not skipped, as special ones are
 
     def position(self, token_ids: Sequence[int]) -> int | None:
@@ -33,6 +34,8 @@ class StopStrings:
 
     def _end(self, token_ids: Sequence[int]) -> str:
         """The text of the last tokens. It does not begin inside a character, as some decoders spoil what follows."""
+        if self._is_partial:
+            return self._decode(token_ids)
         for count in range(self._width, min(self._width + _EDGE, len(self._with_text) + 1)):
             text = self._decode(token_ids[self._with_text[-count] :])
             if not text.startswith(_PARTIAL):
