@@ -208,6 +208,7 @@ class Guarding:
         self._say(f"step {alert.step}: {alert.text}")
         self._run.add_event("alert", **alert.line())
         if self._url is not None and alert.action != "note":
+            self._posting = [each for each in self._posting if each.is_alive()]
             self._posting.append(post(self._url, {"run": self._run.path.name, **alert.line()}, self._say))
 
     def _on_silent(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import burnish
+from burnish.cli.arguments import AsJson, RunsFolder, Settings
 from burnish.cli.check_app import check_app
 from burnish.cli.compare import compare
 from burnish.cli.deploy import deploy_app
@@ -26,11 +27,8 @@ from burnish.errors import BurnishError
 
 _READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that this ended
 
-Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
-RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
 StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step, as Ctrl-C would.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 app = App(
     name="burnish",

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
+from burnish.cli.arguments import AsJson, RunsFolder
 
 check_app = App(name="check", help="Try what you wrote, before a run does.")
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson
 from burnish.errors import ConfigError, MachineError, UserError
 
 deploy_app = App(name="deploy", help="Try new weights on a running server; promote them, or roll them back.")
@@ -22,7 +23,6 @@ _KEY = "BURNISH_ADMIN_KEY"
 Url = Annotated[str, Parameter(help="The server's admin port.")]
 KeyFile = Annotated[Path | None, Parameter(help=f"File that holds the admin key alone; else {_KEY} holds it.")]
 Model = Annotated[str, Parameter(help="Name that requests call the model.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 _DEFAULT_URL = "http://127.0.0.1:8001"
 
 

@@ -6,12 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings
 from burnish.errors import UserError
-
-Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
-RunsFolder = Annotated[Path, Parameter(help="Folder that holds the runs.")]
-EvalsFolder = Annotated[Path, Parameter(help="Folder that holds the stores.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 eval_app = App(
     name="eval",

@@ -5,9 +5,10 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson
+
 ExperimentsFolder = Annotated[Path, Parameter(help="Folder that holds the experiments.")]
 Amend = Annotated[str | None, Parameter(help="Why the plan changes after the first run; the report shows it.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")]
 
 experiment_app = App(name="experiment", help="Plan, run and judge an experiment of several arms and seeds.")
 

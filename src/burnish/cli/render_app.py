@@ -4,9 +4,10 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import Settings
+
 render_app = App(name="render", help="Print files that start a run on a cluster, or a server.")
 
-Settings = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 Nodes = Annotated[int, Parameter(help="Machines.")]
 Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
 Gpus = Annotated[int, Parameter(help="GPUs of each.")]

@@ -78,8 +78,9 @@ class History:
 
     def trailing(self, name: str) -> list[float]:
         """The steps before the newest ones, if there are enough."""
-        known = self.values.get(name, [])[:-_RECENT]
-        return known[-_TRAILING:] if len(known) >= max(self.limits.warmup_steps, 2) else []
+        known = self.values.get(name, [])
+        is_enough = len(known) - _RECENT >= max(self.limits.warmup_steps, 2)
+        return known[-_TRAILING - _RECENT : -_RECENT] if is_enough else []
 
 
 Test = Callable[[History], bool]
@@ -186,9 +187,8 @@ def _grad_spike(history: History) -> bool:
 
 
 def _mismatch(history: History) -> bool:
-    limit = max(history.limits.mismatch, 0.0)
-    grown = history.now("mismatch_mean") > max(3 * history.middle("mismatch_mean"), 0.3 * limit)
-    return history.now("mismatch_mean") > limit or grown
+    now, limit = history.now("mismatch_mean"), history.limits.mismatch
+    return now > limit or now > max(3 * history.middle("mismatch_mean"), 0.3 * limit)
 
 
 def _truncation(history: History) -> bool:

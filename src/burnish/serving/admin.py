@@ -5,8 +5,9 @@ its own, off by default.
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from burnish.serving.body import Body
 from burnish.serving.loading import WeightLoader
 from burnish.serving.parts import Parts
 from burnish.serving.refusals import RefusedError
@@ -16,10 +17,9 @@ from burnish.serving.rest import add_errors, key_of, read_body
 _BODY_BYTES = 10_000
 
 
-class SwapRequest(BaseModel):
+class SwapRequest(Body):
     """POST /admin/models/NAME/weights."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     path: Annotated[str, Field(min_length=1, max_length=1000)]
     """A folder below admin.weights_folder, from there."""
 
@@ -34,10 +34,9 @@ class TrialRequest(SwapRequest):
     """Try weights that were not registered with an evaluation."""
 
 
-class EndRequest(BaseModel):
+class EndRequest(Body):
     """POST /admin/models/NAME/trial/end."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     how: Literal["promote", "roll_back"]
     reason: Annotated[str, Field(max_length=1000)] = "as told"
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from burnish.serving.answers import Answers
 from burnish.serving.asks import Done, Event, PromptRead, Token, Weights
+from burnish.serving.body import Body
 from burnish.serving.constraints import ANY_OBJECT
 from burnish.serving.journal import Feedback
 from burnish.serving.refusals import RefusedError
@@ -26,20 +27,14 @@ _TOLD_FAULTS = 1000
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-class _Body(BaseModel):
-    """No unknown key, no number as text, no number that is none."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Body):
+class ChatMessage(Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -68,7 +63,7 @@ class ChatMessage(_Body):
         return {"role": self.role, "content": text, **{k: v for k, v in named.items() if v is not None}, **calls}
 
 
-class SchemaFormat(_Body):
+class SchemaFormat(Body):
     """A named JSON schema."""
 
     name: Annotated[str, Field(max_length=100)]
@@ -77,7 +72,7 @@ class SchemaFormat(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """What an answer must be: text, some JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -98,14 +93,14 @@ class ResponseFormat(_Body):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream carries beside the answers."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False  # vLLM's: the count so far comes with every piece
 
 
-class _Request(_Body):
+class _Request(Body):
     """What both kinds of request share. null stands for the default."""
 
     model: str
@@ -155,7 +150,7 @@ class _Request(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class FeedbackRequest(_Body):
+class FeedbackRequest(Body):
     """POST /v1/feedback: of the answer `index` to a request, whose id the response had.
 
     `best` says that it is the best of that request's answers; `correction` is what it should have been.

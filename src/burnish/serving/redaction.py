@@ -12,7 +12,6 @@ _PATTERNS = {
     "phone": re.compile(r"(?<![\w+])\+?\(?\d(?:[ ()./-]{0,3}\d){7,14}(?!\w)"),
     "address": re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"),
 }
-KINDS = tuple(_PATTERNS)
 
 # A day, a decimal number, an address of a computer: digits enough for a phone, and none.
 _NO_PHONE = re.compile(r"\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{4}|\d+\.\d+|\d{1,3}(\.\d{1,3}){3}")

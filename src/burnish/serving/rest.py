@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -18,6 +18,7 @@ from burnish.errors import MachineError
 from burnish.monitoring.exporter import CONTENT_TYPE
 from burnish.serving.answers import Answers
 from burnish.serving.asking import ask_for
+from burnish.serving.body import Body
 from burnish.serving.keys import Key, Role, owner_of
 from burnish.serving.metrics import CountRequests, ServeMetrics
 from burnish.serving.openai import BodyT, ChatRequest, CompletionRequest, FeedbackRequest, Writer, checked
@@ -41,18 +42,16 @@ _STATUS: dict[Kind, tuple[int, str]] = {
 }
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """POST /tokenize."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     model: str
     prompt: str
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """POST /detokenize."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     model: str
     tokens: Annotated[list[int], Field(fail_fast=True)]
 

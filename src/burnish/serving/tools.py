@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from burnish.environments.tools import ToolCall, parse_calls
+from burnish.serving.body import Body
 from burnish.serving.constraints import call_schema
 from burnish.serving.refusals import RefusedError
 
@@ -17,11 +18,7 @@ _NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _OPENING = "<tool_call>"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Function(_Body):
+class Function(Body):
     """A function that the model may call; `parameters` is a JSON schema of an object."""
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -35,30 +32,30 @@ class Function(_Body):
         return self.parameters or {"type": "object", "properties": {}}
 
 
-class Tool(_Body):
+class Tool(Body):
     """What a client offers."""
 
     type: Literal["function"]
     function: Function
 
 
-class _Named(_Body):
+class _Named(Body):
     name: Annotated[str, Field(pattern=_NAME)]
 
 
-class ToolChoice(_Body):
+class ToolChoice(Body):
     """The one function that must be called."""
 
     type: Literal["function"]
     function: _Named
 
 
-class _Called(_Body):
+class _Called(Body):
     name: Annotated[str, Field(pattern=_NAME)]
     arguments: str
 
 
-class CallTurn(_Body):
+class CallTurn(Body):
     """A call in an earlier turn of the assistant."""
 
     id: Annotated[str, Field(max_length=100)]
