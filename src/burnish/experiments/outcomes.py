@@ -19,7 +19,6 @@ from burnish.reproducibility.seeds import seed_for
 
 HELD_OUT = "held_out"
 TRIAL = "trial-"  # beginning of the name under which a sweep tries settings
-STATES = ("planned", "running", "unfinished", "finished", "diverged", "failed", "over budget", "stopped early")
 LOST = ("diverged", "failed", "over budget")  # of such a run there is no value, and there will be none
 
 Half = Literal["search", "fresh"]

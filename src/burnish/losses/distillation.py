@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from burnish.losses.loss import Normalizer, need
 from burnish.records import LossOutput, Metric, Scored, TokenBatch
@@ -12,17 +13,9 @@ from burnish.records import LossOutput, Metric, Scored, TokenBatch
 class DistillationLoss:
     """The divergence from the teacher at every scored token (GKD, Agarwal et al. 2024, eq. 3), times `weight`."""
 
+    normalizer: ClassVar[Normalizer] = "scored_tokens"
+    needs_whole_groups: ClassVar[bool] = False
     weight: float = 1.0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """See Loss."""
-        return "scored_tokens"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """Every token stands for itself."""
-        return False
 
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss."""
@@ -40,17 +33,9 @@ class SampledReverseKL:
     whose probabilities differ from the learner's; it is truncated at `max_ratio`.
     """
 
+    normalizer: ClassVar[Normalizer] = "scored_tokens"
+    needs_whole_groups: ClassVar[bool] = False
     max_ratio: float = 2.0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """See Loss."""
-        return "scored_tokens"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """Every token stands for itself."""
-        return False
 
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss."""

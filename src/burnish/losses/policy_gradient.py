@@ -21,7 +21,7 @@ With the ratio r = exp(log p - log p_old) of a token, its advantage A, and sg() 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class PolicyLoss:
     The table above says what the names mean. `importance` multiplies the surrogate's part.
     """
 
+    needs_whole_groups: ClassVar[bool] = False
     ratio: Ratio = "token"
     surrogate: Surrogate = "clip"
     aggregation: Aggregation = "token"
@@ -97,11 +98,6 @@ class PolicyLoss:
     def normalizer(self) -> Literal["scored_tokens", "sequences"]:
         """The global count that the learner divides the sum by."""
         return "scored_tokens" if self.aggregation == "token" else "sequences"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """The comparison inside a group is already in its advantages."""
-        return False
 
     @property
     def stops_gradient(self) -> bool:

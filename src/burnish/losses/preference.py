@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ class PreferenceLoss:
     that of its chosen branch.
     """
 
+    normalizer: ClassVar[Normalizer] = "groups"
+    needs_whole_groups: ClassVar[bool] = True
     weights: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -82,16 +85,6 @@ class PreferenceLoss:
     tau: float = 0.05
     score_margin: float = 0.0
     reward_shift: float = 0.0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """Pairs."""
-        return "groups"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """Both sides of a pair."""
-        return True
 
     @property
     def unused_settings(self) -> frozenset[str]:
@@ -302,20 +295,12 @@ class KTOLoss:
     `kl_baseline` the step's estimate of KL(policy || reference), which carries no gradient.
     """
 
+    normalizer: ClassVar[Normalizer] = "sequences"
+    needs_whole_groups: ClassVar[bool] = False
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     kl_baseline: float = 0.0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """Answers."""
-        return "sequences"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """Every answer stands for itself."""
-        return False
 
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss."""
@@ -343,18 +328,10 @@ class RewardModelLoss:
     adds its multiple of (r_i + r_j)^2 (Eisenstein et al. 2023), which pins down the level that differences leave open.
     """
 
+    normalizer: ClassVar[Normalizer] = "groups"
+    needs_whole_groups: ClassVar[bool] = True
     margin_scale: float = 0.0
     centering: float = 0.0
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """Prompts."""
-        return "groups"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """All answers to a prompt."""
-        return True
 
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss; `batch` has one scored entry a sequence."""

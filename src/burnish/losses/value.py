@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,17 +53,9 @@ class ValueLoss:
     squared error.
     """
 
+    normalizer: ClassVar[Normalizer] = "scored_tokens"
+    needs_whole_groups: ClassVar[bool] = False
     clip: float | None = 0.2
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """See Loss."""
-        return "scored_tokens"
-
-    @property
-    def needs_whole_groups(self) -> bool:
-        """Every token stands for itself."""
-        return False
 
     def __call__(self, scored: Scored, batch: TokenBatch) -> LossOutput:
         """See Loss."""

@@ -86,7 +86,7 @@ def fetch_model(name: str, say: Callable[[str], None]) -> Path:
     if final.is_dir():
         return final
     known = KNOWN_MODELS[name]
-    say(f"{name}: downloading, converting and checking it; about a minute")
+    say(f"{name} ({known.licence}): downloading, converting and checking it; about a minute")
     final.parent.mkdir(parents=True, exist_ok=True)
     require_free_space(final.parent, _CONVERSION_BYTES, f"converting {name}")
     with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
