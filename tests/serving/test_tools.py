@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.serving.openai import ChatRequest
 from burnish.serving.refusals import RefusedError
 from burnish.serving.tools import CallReader, Tool, ToolChoice, forced_schema
 
@@ -59,6 +60,19 @@ def test_calls_are_told_from_text_however_it_arrives(text: str, shown: str, call
     named = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in found]
     assert named == calls
     assert len({call["id"] for call in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [({}, 2), ({"parallel_tool_calls": True}, 2), ({"parallel_tool_calls": False}, 1)]
+)
+def test_one_call_where_no_more_are_wanted(asked: dict[str, bool], told: int) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    body = ChatRequest.model_validate({"model": "m", "messages": messages, "tools": [PAINT, STOP], **asked})
+    reader = body.call_reader()
+    assert reader is not None
+    assert reader.take('<tool_call>{"name": "stop", "arguments": {}}</tool_call>' * 2) == ""
+    rest, calls = reader.end()
+    assert rest == "" and [each["function"]["name"] for each in calls] == ["stop"] * told
 
 
 @given(st.text(alphabet='<tool_cal>{}"ab ', max_size=60), st.lists(st.integers(0, 60)))

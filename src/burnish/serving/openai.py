@@ -213,6 +213,11 @@ class ChatRequest(_Request):
         """The tools that may be called."""
         return [] if self.tool_choice == "none" else list(self.tools or ())
 
+    def call_reader(self) -> CallReader | None:
+        """What finds the calls in an answer, where there may be some."""
+        names = [each.function.name for each in self.offered]
+        return CallReader(names, most=1 if self.parallel_tool_calls is False else None) if names else None
+
     def as_wish(self) -> Wish:
         """How answers are to be made."""
         if self.top_logprobs is not None and not self.logprobs:
@@ -321,9 +326,8 @@ class Writer:
         echoed = body.echoed(answers) if isinstance(body, CompletionRequest) else ()
         self._echoed = [text for text in echoed for _ in range(answers.num_answers)]
         self._answers, self._wish, self._decode = answers, wish, decode
-        tools = [each.function.name for each in body.offered] if isinstance(body, ChatRequest) else []
         self._choices = [
-            _Choice(reader=CallReader(tools) if tools else None)
+            _Choice(reader=body.call_reader() if isinstance(body, ChatRequest) else None)
             for _ in range(len(answers.prompts) * answers.num_answers)
         ]
         self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{answers.id}"

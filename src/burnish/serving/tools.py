@@ -98,10 +98,13 @@ def forced_schema(tools: Sequence[Tool], choice: str | ToolChoice | None) -> str
 
 
 class CallReader:
-    """Tells calls from text while an answer arrives: what may be a call is held back until the answer is over."""
+    """Tells calls from text while an answer arrives: what may be a call is held back until the answer is over.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names, self._text, self._shown = frozenset(names), "", 0
+    Of the calls of an answer the first `most` are told.
+    """
+
+    def __init__(self, names: Sequence[str], *, most: int | None = None) -> None:
+        self._names, self._most, self._text, self._shown = frozenset(names), most, "", 0
 
     def take(self, text: str) -> str:
         """Add a piece; the text that is certainly none of a call."""
@@ -121,7 +124,7 @@ class CallReader:
         """The calls, if the whole of them can be read: half a call, or one of a tool that is not there, is text."""
         found = parse_calls(self._text)
         calls = [each for each in found if isinstance(each, ToolCall) and each.name in self._names]
-        return [_written(each) for each in calls] if len(calls) == len(found) else []
+        return [_written(each) for each in calls[: self._most]] if len(calls) == len(found) else []
 
     def _certain(self) -> int:
         """How many characters can be shown."""
