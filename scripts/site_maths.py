@@ -79,7 +79,8 @@ class Comparisons:
     @staticmethod
     def _said(cells: list[str]) -> str:
         if len(cells) == 5:
-            name, _, peer, value, gradient = cells
+            name, _, peer, *differences = cells
+            value, gradient = (f"{float(each):.2g}" for each in differences)
             return f"- {name}: with TRL's `{peer}`; the value differs by {value}, the gradient by {gradient}"
         name, _, compared, where = cells
         return f"- {name}: with {'values worked ' * (compared == 'by hand')}{compared}, in `{where}`"

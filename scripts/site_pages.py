@@ -125,6 +125,8 @@ def _described(key: str, meanings: list[Meaning], num_users: int, *, prefix: str
     for index, each in enumerate(meanings):
         anchor = prefix + key + (f"-{each.names[0]}" if index else "")
         defaults = [_code(default) for default in each.by_default]
+        if key == "name" and len(defaults) > 1:
+            defaults = ["default: what the algorithm is called"]
         if len(defaults) > 1:
             defaults = [
                 f"{text} in {_listed(names)}" for text, names in zip(defaults, each.by_default.values(), strict=True)
