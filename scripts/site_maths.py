@@ -180,4 +180,4 @@ def _kl_estimators() -> Iterator[str]:
 
 def prose(text: str) -> str:
     """Paragraphs in which nothing is taken for Markdown or HTML that is none, but for code in backticks."""
-    return re.sub(r"(`[^`]*`)|([*_<\[{])", lambda found: found[1] or "\\" + found[2], inspect.cleandoc(text))
+    return re.sub(r"(`[^`]*`)|([*_<\[{#])", lambda found: found[1] or "\\" + found[2], inspect.cleandoc(text))
