@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
+import burnish
+
 from .ui.browser import CHROMIUM, browser
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +105,11 @@ def foreign(site: Path) -> Iterator[str]:
 def test_every_link_and_anchor_leads_somewhere(site: Path) -> None:
     assert len(pages(site)) > 40
     assert list(broken(site)) == []
+
+
+def test_every_public_name_has_its_place(site: Path) -> None:
+    anchors = {anchor for page in pages(site).values() for anchor in page.anchors}
+    assert {name for name, home in burnish._HOMES.items() if f"{home}.{name}" not in anchors} == set()
 
 
 def test_nothing_is_loaded_from_another_host(site: Path) -> None:
