@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 
 import burnish
+from burnish.algorithms.session import schema_for
+from burnish.cli.config import OTHER_SCHEMAS
+from burnish.config.loading import leaf_fields, shipped_recipes
+from burnish.losses.advantages import ADVANTAGES
+from burnish.losses.policy_gradient import Surrogate
+from burnish.losses.preference import NAMED
+from burnish.monitoring.runbooks import sections
 
 from .ui.browser import CHROMIUM, browser
 
@@ -110,6 +118,19 @@ def test_every_link_and_anchor_leads_somewhere(site: Path) -> None:
 def test_every_public_name_has_its_place(site: Path) -> None:
     anchors = {anchor for page in pages(site).values() for anchor in page.anchors}
     assert {name for name, home in burnish._HOMES.items() if f"{home}.{name}" not in anchors} == set()
+
+
+def test_the_reference_has_every_setting_loss_and_command(site: Path) -> None:
+    anchors = {path.stem: page.anchors for path, page in pages(site / "reference").items()}
+    schemas = {schema_for(recipe) for recipe in shipped_recipes()}
+    keys = {key for schema in schemas for key, _ in leaf_fields(schema)} - {"algorithm"}
+    keys |= {f"{name}-{key}" for name, schema in OTHER_SCHEMAS.items() for key, _ in leaf_fields(schema)}
+    assert keys - anchors["settings"] == set()
+    assert {*NAMED, *(f"advantage-{each}" for each in ADVANTAGES), "kl-k1", "kl-k2", "kl-k3"} <= anchors["maths"]
+    assert {f"surrogate-{each}" for each in get_args(Surrogate)} <= anchors["maths"]
+    assert {"burnish-train", "burnish-monitor-up", "burnish-experiment-report"} <= anchors["commands"]
+    assert {name.lower() for name in sections()} <= anchors["runbooks"]
+    assert shipped_recipes().keys() <= anchors["recipes"]
 
 
 def test_nothing_is_loaded_from_another_host(site: Path) -> None:
