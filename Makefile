@@ -41,7 +41,7 @@ test: setup cluster-packages monitor-packages ## Everything, the real model incl
 	$(BIN)/python -m pytest --durations 10 -m cluster
 
 docs: setup ## Make the documentation's pages, in site/; without network, and a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet: what it does not say, it does not count
 	@echo 'site/index.html is the first page; with its search: $(BIN)/python -m http.server 8100 --bind 127.0.0.1 --directory site'
 
 cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
