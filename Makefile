@@ -40,8 +40,9 @@ test: setup cluster-packages monitor-packages ## Everything, the real model incl
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations 15 -n 2 --dist loadfile -m 'not cluster and not vllm and not clients'
 	$(BIN)/python -m pytest --durations 10 -m cluster
 
+# Not with --quiet: what mkdocs does not say, it does not count.
 docs: setup ## Make the documentation's pages, in site/; without network, and a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet: what it does not say, it does not count
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'site/index.html is the first page; with its search: $(BIN)/python -m http.server 8100 --bind 127.0.0.1 --directory site'
 
 cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
