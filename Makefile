@@ -7,7 +7,7 @@ STEPS ?= 2
 ROUNDS ?= 3
 MINUTES ?= 30
 
-.PHONY: help setup demo check test cluster-packages monitor-packages test-cluster test-vllm test-clients bench bench-serving \
+.PHONY: help setup demo check test docs cluster-packages monitor-packages test-cluster test-vllm test-clients bench bench-serving \
 	soak lock
 
 help: ## List the targets
@@ -39,6 +39,11 @@ test: setup cluster-packages monitor-packages ## Everything, the real model incl
 	$(BIN)/burnish model get smollm2-135m
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --durations 15 -n 2 --dist loadfile -m 'not cluster and not vllm and not clients'
 	$(BIN)/python -m pytest --durations 10 -m cluster
+
+# Not with --quiet: what mkdocs does not say, it does not count.
+docs: setup ## Make the documentation's pages, in site/; without network, and a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'site/index.html is the first page; with its search: $(BIN)/python -m http.server 8100 --bind 127.0.0.1 --directory site'
 
 cluster-packages: ## What tests of a cluster need of Debian's packages, where one may install them; otherwise they are skipped
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v slurmctld && command -v munged && command -v ip; } > /dev/null; then \

@@ -1,5 +1,6 @@
-"""Every block of every guide runs as written, in two steps: all on the tiny model, the first training on SmolLM2."""
+"""Every block of every page runs as written, in two steps: all on the tiny model, a guide's first training for real."""
 
+import os
 import re
 import runpy
 import shlex
@@ -11,13 +12,28 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import markdown
 import pytest
 
-from burnish.cli.app import run
+from burnish.algorithms.session import schema_for
+from burnish.cli.app import app, run
+from burnish.cli.config import OTHER_SCHEMAS
+from burnish.config.loading import leaf_fields, shipped_recipes
 from burnish.models.fetch import cache_folder
 
-GUIDES = sorted((Path(__file__).parents[1] / "docs" / "guides").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+START = DOCS / "start.md"
+WITH_COMMANDS = [path for path in PAGES if "```sh" in path.read_text(encoding="utf-8")]
+GUIDES = [path for path in WITH_COMMANDS if path.parent.name == "guides"]
 REAL_MODEL = cache_folder() / "models" / "smollm2-135m"
+OPTIONS = {
+    name: set(re.findall(r"--[a-z-]+", text))
+    for name, text in re.findall(
+        r"^#+ (burnish[a-z -]*)\n(.*?)(?=^#|\Z)", app.generate_docs(), flags=re.DOTALL | re.MULTILINE
+    )
+}
 BLOCK = re.compile(r"```(\w+)( fails)?\n(.*?)```", re.DOTALL)
 
 
@@ -34,8 +50,63 @@ def settings(tmp_path: Path, monkeypatch) -> Callable[..., None]:
     return set_them
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_block_is_run_or_is_text(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("```sh fails\n", "```sh\n")
+    made = markdown.markdown(text, extensions=["fenced_code", "tables", "def_list", "sane_lists"])
+    kinds = re.findall(r"<pre><code(?: class=\"language-(\w+)\")?>", made)  # an indented block has no class
+    assert set(kinds) <= {"sh", "python", "yaml", "text"}, kinds
+    assert len(kinds) == len(BLOCK.findall(text))
+
+
+def test_every_command_that_a_page_names_is_one() -> None:
+    schemas = [*(schema_for(recipe) for recipe in shipped_recipes()), *OTHER_SCHEMAS.values()]
+    keys = {key for schema in schemas for key, _ in leaf_fields(schema)}
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    parents = keys | {"section"}  # what stands in a mapping is no key of its own
+    wrong = []
+    for page in [*PAGES, ROOT / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        code = "\n".join(block for _, _, block in BLOCK.findall(text))
+        lines = re.findall(r"`(burnish [a-z][^`\n]*)`", text) + re.findall(r"^burnish [a-z].*", code, re.MULTILINE)
+        for line in lines + re.findall(r"^    (burnish [a-z].*)", text, re.MULTILINE):
+            words = re.match(r"burnish( [a-z_]+){0,2}", line)[0].split()  # type: ignore[index]
+            flags = OPTIONS.get(" ".join(words)) or OPTIONS.get(" ".join(words[:2]))
+            given = re.findall(r"(?<= )--([a-z][a-z_.-]*[a-z_])", line)
+            known = flags is not None and all(
+                f"--{each}" in flags or each in keys | sections or each.rpartition(".")[0] in parents for each in given
+            )
+            if not known:
+                wrong.append(f"{page.name}: {line}")
+    assert wrong == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_start_in_a_shell(tiny_folder: Path, tmp_path: Path, settings) -> None:
+    """As a stranger types it, but that the environment is there already, and what `make` would fetch."""
+    settings(MODEL__PATH=tiny_folder, MODEL__COMPUTE_DTYPE="float32", CACHE=tmp_path / "cache", TASK__NUM_HELD_OUT=8)
+    put_model(tiny_folder, tmp_path / "cache")
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    activate = f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
+    (tmp_path / ".venv" / "bin" / "activate").write_text(activate)
+    (tmp_path / ".venv" / ".done").touch()
+    script = ""
+    for language, _, text in BLOCK.findall(START.read_text(encoding="utf-8")):
+        if language == "python":
+            script += f"cat > {name_of(text)} <<'END'\n{text}END\n"
+        elif language == "sh":
+            script += text
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("held-out accuracy") >= 3, done.stdout + done.stderr  # of two runs, and shown again
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", [path for path in WITH_COMMANDS if path != START], ids=lambda path: path.stem)
 def test_a_guide(guide: Path, tiny_folder: Path, tmp_path: Path, settings, capsys) -> None:
     settings(MODEL__PATH=tiny_folder, MODEL__COMPUTE_DTYPE="float32", CACHE=tmp_path / "cache")
     put_model(tiny_folder, tmp_path / "cache")
@@ -50,7 +121,7 @@ def test_a_guide(guide: Path, tiny_folder: Path, tmp_path: Path, settings, capsy
             shown = capsys.readouterr()
             assert (status != 0) == fails, f"{line}\n{shown.out}{shown.err}"
             assert status in (0, 1), f"{line}\n{shown.err}"
-    assert commands >= 4
+    assert commands
 
 
 @pytest.mark.slow
@@ -76,14 +147,21 @@ def put_model(folder: Path, cache: Path) -> None:
 def lines_of(guide: Path, folder: Path) -> Iterator[tuple[str, bool]]:
     """The commands of a guide, and whether they must fail; files are written when their block is met."""
     for language, fails, text in BLOCK.findall(guide.read_text()):
+        if language == "text":
+            continue
         if language in ("python", "yaml"):
-            name = re.match(r"# (\w+\.(py|yaml))\n", text)
-            assert name, f"{guide.name}: a block names no file"
-            (folder / name[1]).write_text(text)
+            (folder / name_of(text)).write_text(text)
             continue
         assert language == "sh", language
         for line in text.strip().splitlines():
             yield line, bool(fails)
+
+
+def name_of(text: str) -> str:
+    """The file that a block is, by its first line."""
+    found = re.match(r"# (\w+\.(py|yaml))\n", text)
+    assert found, f"a block names no file: {text}"
+    return found[1]
 
 
 @contextmanager

@@ -24,6 +24,17 @@ BY_HAND = (
     ("negative log-likelihood", "", "by hand", "tests/losses/test_distillation.py"),
 )  # fmt: skip
 
+DIFFERENCES = {
+    "ipo": "averages the log-ratios over tokens, as TRL does after asking the authors.",
+    "nll": "averages over the tokens of each answer (RPO, eq. 2), TRL over those of the batch; they agree on answers "
+    "of equal length.",
+    "bco": "has the paper's threshold, TRL 1.16 has none; they agree at threshold 0.",
+    "orpo": "includes the likelihood term.",
+    "cispo": "has the paper's upper bound only, written as 1 + high where TRL writes the bound itself.",
+    "discopop": "with its usual temperature of 0.05 slopes the wrong way near a margin of 0: that is the function its "
+    "authors found, and `burnish check loss` says so.",
+}
+
 
 def page() -> str:
     kept = {**json.loads((HERE / "parity_preference.json").read_text())}
@@ -31,8 +42,8 @@ def page() -> str:
     lines = [
         "# Losses, and how they were compared",
         "",
-        "The formulas stand at the top of `losses/preference.py`, `losses/policy_gradient.py` and",
-        "`losses/advantages.py`.",
+        "[The maths](reference/maths.md) has the formulas, from the top of `losses/preference.py`,",
+        "`losses/policy_gradient.py` and `losses/advantages.py`.",
         "",
         "## Against TRL 1.16",
         "",
@@ -47,12 +58,9 @@ def page() -> str:
         lines.append(f"| {name} | {each['source']} | {peer} | {each['value']:.0e} | {each['gradient']:.0e} |")
     lines += [
         "",
-        "Where TRL and the paper differ, this is what is done here: `ipo` averages the log-ratios over tokens, as TRL",
-        "does after asking the authors. `nll` averages over the tokens of each answer (RPO, eq. 2), TRL over those of",
-        "the batch; they agree on answers of equal length. `bco` has the paper's threshold, TRL 1.16 has none; they",
-        "agree at threshold 0. `orpo` includes the likelihood term. `cispo` has the paper's upper bound only, written",
-        "as 1 + high where TRL writes the bound itself. `discopop` with its usual temperature of 0.05 slopes the wrong",
-        "way near a margin of 0: that is the function its authors found, and `burnish check loss` says so.",
+        "Where TRL and the paper differ, this is what is done here:",
+        "",
+        *(f"- `{name}` {what}" for name, what in DIFFERENCES.items()),
         "",
         "## Otherwise",
         "",

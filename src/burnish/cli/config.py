@@ -20,7 +20,7 @@ from burnish.errors import ConfigError, UserError
 from burnish.monitoring.alertmanager import Receivers
 from burnish.reproducibility.run_folder import RunFolder
 
-_OTHERS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "receivers": Receivers, "serve": ServeConfig}
+OTHER_SCHEMAS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "receivers": Receivers, "serve": ServeConfig}
 
 
 def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
@@ -51,15 +51,15 @@ def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
 
 def print_schema(algorithm: str, as_json: bool) -> int:
     """Print the settings of an algorithm, of `eval`, `receivers` or `serve`, as text or as JSON schema."""
-    schema: type[BaseModel] = _OTHERS.get(algorithm) or schema_of(algorithm)
+    schema: type[BaseModel] = OTHER_SCHEMAS.get(algorithm) or schema_of(algorithm)
     if as_json:
         print(json.dumps(schema.model_json_schema(), indent=1))
         return 0
     for key, field in leaf_fields(schema):
-        print(f"{key}  ({_type_name(field.annotation)}, {_default(field)})")
+        print(f"{key}  ({type_name(field.annotation)}, {default_of(field)})")
         print(textwrap.indent(field.description, "    "))
-        for choice in _choices(field.annotation):
-            parts = (f"{name} ({_default(each)})" for name, each in choice.model_fields.items())
+        for choice in choices_of(field.annotation):
+            parts = (f"{name} ({default_of(each)})" for name, each in choice.model_fields.items())
             print(f"    {{{', '.join(parts)}}}")
     return 0
 
@@ -84,29 +84,30 @@ def _plain(default: Any) -> Any:
     return str(default) if isinstance(default, Path) else default
 
 
-def _default(field: Any) -> str:
+def default_of(field: Any) -> str:
+    """The default of a setting in words, or that it has none."""
     return "required" if field.is_required() else f"default {json.dumps(_plain(field.default))}"
 
 
-def _choices(annotation: Any) -> list[type[BaseModel]]:
+def choices_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a setting chooses among."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    found = [choice for each in typing.get_args(annotation) for choice in _choices(each)]
+    found = [choice for each in typing.get_args(annotation) for choice in choices_of(each)]
     return found if len(found) > 1 else []
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     """A type in words: those of YAML, not of Python."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _type_name(arguments[0])
+        return type_name(arguments[0])
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
     if origin in (types.UnionType, typing.Union):
-        return " | ".join(dict.fromkeys(map(_type_name, arguments)))
+        return " | ".join(dict.fromkeys(map(type_name, arguments)))
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}"
+        return f"list of {type_name(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     words = {str: "text", int: "integer", float: "number", bool: "true | false", Path: "path", type(None): "null"}

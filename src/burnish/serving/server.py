@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
@@ -195,11 +196,17 @@ async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], 
 
 
 async def _opened(door: _Door) -> None:
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     try:
         await door.serve()
     except SystemExit as error:  # uvicorn's word for a port that is taken
         options = door.config
         raise MachineError(f"cannot listen on {options.host}:{options.port}: is the port taken?") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nobody else says it: of a port that is taken the error itself is logged, and then told by us."""
+    return not isinstance(record.msg, OSError)
 
 
 def _options(app: FastAPI, config: ServeConfig, port: int) -> Any:
