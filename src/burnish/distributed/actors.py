@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import ClusterConfig
 from burnish.distributed.roles import T
 from burnish.errors import BurnishError, ConfigError, LostError, MachineError
@@ -286,10 +287,8 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.
     """
-    try:
+    with requires_extra("ray", "cluster.kind=ray needs Ray"):
         import ray
-    except ImportError as error:
-        raise ConfigError(f"cluster.kind=ray needs Ray ({error}): pip install 'burnish[ray]'") from error
     path = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]))
     options: dict[str, Any] = {
         # a user's modules are found where the run was started

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
-from burnish.errors import ConfigError
+from burnish import __version__
+from burnish.config.extras import requires_extra
 from burnish.serving.answers import Answered
 from burnish.serving.service import Service
 
@@ -21,16 +21,14 @@ def trace_answers(endpoint: str, service: Service) -> Callable[[], None]:
     Raises:
         ConfigError: OpenTelemetry is not installed.
     """
-    try:
+    with requires_extra("otel", "tracing.endpoint needs OpenTelemetry"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError as error:
-        raise ConfigError("tracing.endpoint needs packages that are missing: pip install 'burnish[otel]'") from error
-    resource = Resource.create({"service.name": "burnish", "service.version": version("burnish")})
+    resource = Resource.create({"service.name": "burnish", "service.version": __version__})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=_EXPORT_SECONDS)))
     tracer, propagator = provider.get_tracer("burnish"), TraceContextTextMapPropagator()
