@@ -8,7 +8,7 @@ from burnish.errors import ConfigError
 
 @contextmanager
 def requires_extra(name: str, reason: str) -> Iterator[None]:
-    """A place to import what `pip install 'burnish[name]'` brings. `reason` says what needs which package.
+    """A place to import what the extra `name` brings. `reason` says what needs which package.
 
     Raises:
         ConfigError: a package is missing. A missing module of burnish itself is a fault, and stays an ImportError.

@@ -280,6 +280,17 @@ def _why_gone(error: Any) -> str:
     return "it was killed, or it crashed"
 
 
+def import_ray() -> Any:
+    """The module ray.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    with requires_extra("ray", "cluster.kind=ray needs Ray"):
+        import ray
+    return ray
+
+
 @contextmanager
 def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     """Ray, started here for this run or joined, and left when the context ends.
@@ -287,8 +298,7 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.
     """
-    with requires_extra("ray", "cluster.kind=ray needs Ray"):
-        import ray
+    ray = import_ray()
     path = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]))
     options: dict[str, Any] = {
         # a user's modules are found where the run was started

@@ -312,6 +312,16 @@ def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, kind: 
             raise ModelError(f"model.lora.target_modules: {error}") from error
 
 
+def require_peft() -> None:
+    """Before weights load.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    with _peft():
+        pass
+
+
 @contextmanager
 def _peft() -> Iterator[Any]:
     """The module peft, without the deprecation warnings that peft 0.21 causes in transformers 5.24."""
