@@ -60,7 +60,7 @@ def wheel_problems(names: Iterable[str], source: Path) -> list[str]:
         for path in (source / "src/burnish").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    (metadata,) = {name.partition("/")[0] for name in found if not name.startswith("burnish/")}
+    (metadata,) = {name.partition("/")[0] for name in found if name.partition("/")[0].endswith(".dist-info")}
     files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", *(f"licenses/{name}" for name in LICENCES))
     return _differences(found, package | READ_AT_RUN_TIME | {f"{metadata}/{name}" for name in files}) + [
         f"is no file of the package: {name}" for name in sorted(package) if Path(name).suffix not in SUFFIXES
@@ -92,7 +92,7 @@ def _differences(found: Iterable[str], expected: Iterable[str]) -> list[str]:
 
 def problems(folder: Path, source: Path = ROOT) -> list[str]:
     """What is wrong with the wheel and the source distribution in `folder`, which were built from `source`."""
-    wheel, sdist = sorted(folder.glob("burnish-*"))
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     found = [f"{wheel.name}: {each}" for each in wheel_problems(names_in(wheel), source)]
     found += [f"{sdist.name}: {each}" for each in sdist_problems(names_in(sdist), kept_files(source))]
     with tempfile.TemporaryDirectory() as scratch:

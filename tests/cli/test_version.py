@@ -24,7 +24,8 @@ def test_one_line_for_a_report(capsys) -> None:
 
 
 def test_it_loads_nothing_slow() -> None:
-    code = "import sys; from burnish.cli.app import run; run(['--version']); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys; from burnish.cli.app import run; run(['--version'])"
+    code += "; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines()[-1] == "set()"
 
