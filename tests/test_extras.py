@@ -245,7 +245,8 @@ SERVE = """
 import sys
 from burnish.cli.app import run
 for root, command in {pairs}:
-    for name in [n for n in sys.modules if n.split(".")[0] == root or n.startswith(("burnish.serving", "burnish.ui"))]:
+    own = tuple("burnish." + folder for folder in ("monitoring", "serving", "ui"))
+    for name in [name for name in sys.modules if name.split(".")[0] == root or name.startswith(own)]:
         del sys.modules[name]
     sys.modules[root] = None
     print(root, run(command), file=sys.stderr)
@@ -257,7 +258,9 @@ for root, command in {pairs}:
 def test_the_server_and_the_page_name_their_extra_for_each_of_its_packages(tiny_folder: Path, tmp_path: Path) -> None:
     page = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
     server = page | {"cryptography", "google", "grpc", "grpc_health", "grpc_reflection", "h11", "llguidance"}
-    pairs = [(root, ["ui"]) for root in sorted(page)] + [(root, ["serve", str(tiny_folder)]) for root in sorted(server)]
+    pairs = [(root, ["ui"]) for root in sorted(page)] + [
+        (root, ["serve", str(tiny_folder), "--port=0"]) for root in sorted(server)
+    ]
     assert server | {"pydantic_core"} == ROOTS["serve"] & {each.module.partition(".")[0] for each in everything()}
     code = SERVE.format(pairs=pairs)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
