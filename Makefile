@@ -8,7 +8,7 @@ ROUNDS ?= 3
 MINUTES ?= 30
 
 .PHONY: help setup demo check test docs cluster-packages monitor-packages test-cluster test-vllm test-clients bench bench-serving \
-	soak lock
+	soak package package-check sbom notices lock
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -118,6 +118,25 @@ bench-serving: setup .venv-serving/.done .venv-vllm/.done .llama/.done ## The se
 soak: setup ## The server under constant load for MINUTES=30, and told to stop in the middle of it
 	$(BIN)/burnish model get smollm2-135m
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
+package: .venv-package/.done ## The wheel and the source distribution, in dist/, and what is in them looked at
+	.venv-package/bin/python scripts/package.py dist
+	.venv-package/bin/twine check --strict dist/*.whl dist/*.tar.gz
+
+package-check: package ## That wheel in an environment of its own, made by PYTHON=python3.12, and used; it installs torch as pip finds it (gigabytes)
+	$(PYTHON) scripts/try_wheel.py dist/*.whl --constraints requirements.lock
+
+sbom: setup .venv-package/.done ## A bill of materials of the package and its locked dependencies, CycloneDX, in dist/
+	mkdir -p dist
+	.venv-package/bin/python scripts/sbom.py $(BIN)/python dist
+
+notices: setup .venv-clients/.done ## The table of THIRD_PARTY_NOTICES.md, from what is installed
+	$(BIN)/python scripts/third_party.py --also $$(echo .venv-clients/lib/python3.*/site-packages)
+
+.venv-package/.done:
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --quiet --disable-pip-version-check hatchling==1.33.0 twine==7.0.0 cyclonedx-bom==7.5.0
+	@touch $@
 
 lock: ## Remake requirements.lock from pyproject.toml and the pinned torch
 	$(PYTHON) -m venv .venv-lock

@@ -1,3 +1,4 @@
+import importlib.metadata
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,7 +91,7 @@ def test_a_run_folder_tells_the_whole_story(tiny_config, quiet) -> None:
     assert record["status"] == "finished"
     assert record["tasks"]["train"]["count"] == 10 and record["tasks"]["held_out"]["count"] == 4
     assert any(name.endswith("model.safetensors") for name in record["model"]["sha256"])
-    assert record["environment"]["packages"]["torch"] == torch.__version__
+    assert record["environment"]["packages"]["torch"] == importlib.metadata.version("torch")
     assert run.steps("evaluations") == [0, 3, 6]
     assert run.steps("rollouts") == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000006"]

@@ -1,12 +1,16 @@
 """What burnish doctor says of machines."""
 
+import platform
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import burnish
 from burnish.cli.app import run
 from burnish.distributed.doctor import ClusterReport, Link, Machine, examine
+from burnish.reproducibility.code_state import package_sha256
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,20 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], machine: Machine) -> N
     assert "float32" in shown and "GFLOP/s" in shown
     assert f"torch {machine.packages['torch']}" in shown
     assert f"{machine.device}, {machine.dtype}" in shown
+    assert f"{burnish.__version__}, its files {package_sha256()[:12]}" in shown
+    assert str(Path(burnish.__file__).parent) in shown
+    assert f"{platform.system()} {platform.release()} {platform.machine()}" in shown
+
+
+def test_extras_that_are_not_whole_are_named(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    missing = {"demo": [], "lora": ["peft"], "serve": ["h11", "uvicorn"], "sweep": []}
+    monkeypatch.setattr("burnish.cli.doctor.missing_of_extras", lambda: missing)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("  extras")] == ["demo, sweep"]
+    assert [line for line in lines if "not installed" in line] == [
+        "  not installed  lora, serve: pip install 'burnish[NAME]'"
+    ]
 
 
 def test_what_one_machine_lacks(machine: Machine) -> None:

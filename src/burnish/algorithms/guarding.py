@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import Action, RunConfig
-from burnish.errors import BurnishError, ConfigError, NotFiniteError
+from burnish.errors import BurnishError, NotFiniteError
 from burnish.models.load import find_dtype
 from burnish.monitoring.conditions import CONDITIONS, SILENT
 from burnish.monitoring.guards import Alert, Guards, Watchdog
@@ -228,8 +228,9 @@ def check_guards(config: RunConfig) -> str | None:
         ConfigError: a setting cannot be used.
     """
     guards_of(config, 0)
-    if config.metrics.port is not None and find_spec("prometheus_client") is None:
-        raise ConfigError(f"metrics.port={config.metrics.port} needs a package: pip install 'burnish[metrics]'")
+    if config.metrics.port is not None:
+        with requires_extra("metrics", f"metrics.port={config.metrics.port} needs prometheus-client"):
+            import prometheus_client  # noqa: F401  # before the model loads
     return None if config.guards.webhook_file is None else read_webhook(config.guards.webhook_file)
 
 

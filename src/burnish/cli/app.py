@@ -10,7 +10,6 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-import burnish
 from burnish.cli.arguments import AsJson, RunsFolder, Settings
 from burnish.cli.check_app import check_app
 from burnish.cli.compare import compare
@@ -22,6 +21,7 @@ from burnish.cli.monitor_app import monitor_app
 from burnish.cli.power import power_app
 from burnish.cli.render_app import render_app
 from burnish.cli.ui import ui
+from burnish.cli.version import version_line
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError
 
@@ -33,7 +33,8 @@ StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step,
 app = App(
     name="burnish",
     help="Improve a language model, and know that it did.",
-    version=burnish.__version__,
+    version=version_line,
+    version_format="plaintext",
     suppress_keyboard_interrupt=False,  # it would end without a word
 )
 model_app = App(name="model", help="Get models.")

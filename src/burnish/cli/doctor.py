@@ -1,13 +1,18 @@
 """`burnish doctor`."""
 
+from pathlib import Path
+
+import burnish
 from burnish.cli.columns import print_columns
 from burnish.distributed.doctor import Machine, examine, examine_cluster
+from burnish.reproducibility.environment import missing_of_extras
 
 
 def print_doctor(address: str | None) -> int:
     """Print what the machines have and what is wrong. Exit status 1 if the nodes of a cluster do not fit together."""
     if address is None:
         _print_machine(machine := examine())
+        _print_package()
         for problem in machine.problems():
             print(f"note: {problem}")
         return 0
@@ -25,6 +30,19 @@ def print_doctor(address: str | None) -> int:
     return 1 if problems else 0
 
 
+def _print_package() -> None:
+    """Where the package lies, and what of its extras is there."""
+    missing = missing_of_extras()
+    absent = [name for name, packages in missing.items() if packages]
+    rows = [
+        ("burnish", str(Path(burnish.__file__).parent)),
+        ("  extras", ", ".join(name for name in missing if name not in absent) or "none"),
+    ]
+    if absent:
+        rows.append(("  not installed", f"{', '.join(absent)}: pip install 'burnish[NAME]'"))
+    print_columns(rows)
+
+
 def _print_machine(machine: Machine) -> None:
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine.rates.items())
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items() if version is not None)
@@ -32,6 +50,8 @@ def _print_machine(machine: Machine) -> None:
     print_columns(
         [
             (machine.host, f"{machine.processor}, {machine.cores} cores"),
+            ("  system", machine.system),
+            ("  burnish", f"{burnish.__version__}, its files {machine.code[:12]}"),
             ("  free", free),
             ("  GPUs", "; ".join(machine.gpus) or "none"),
             ("  products", rates),

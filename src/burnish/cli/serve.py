@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from burnish.cli.models import environment_for, model_path
+from burnish.config.extras import requires_extra
 from burnish.config.loading import resolve_layers
 from burnish.config.serving import ServeConfig
-from burnish.errors import UserError
 
 
 def serve_model(model: str, settings: Sequence[str], runs_folder: Path) -> int:
@@ -16,9 +16,7 @@ def serve_model(model: str, settings: Sequence[str], runs_folder: Path) -> int:
     config = resolve_layers(
         ServeConfig, [], flags=[f"--model.path={path}", *settings], environment=environment_for(ServeConfig)
     ).config
-    try:
+    with requires_extra("serve", "burnish serve needs more packages"):
         from burnish.serving.server import serve
-    except ImportError as error:
-        raise UserError("burnish serve needs a package that is missing: pip install 'burnish[serve]'") from error
     serve(config, config.name or Path(path).resolve().name, lambda text: print(text, file=sys.stderr, flush=True))
     return 0

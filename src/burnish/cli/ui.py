@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.config.extras import requires_extra
 from burnish.errors import UserError
 
 
@@ -24,11 +25,9 @@ def ui(
     """
     if not 0 <= port <= 65_535:
         raise UserError(f"--port {port}: must lie between 0 and 65535")
-    try:
+    with requires_extra("serve", "burnish ui needs more packages"):
         from burnish.ui.app import Places
         from burnish.ui.server import serve_page
-    except ImportError as error:
-        raise UserError("burnish ui needs a package that is missing: pip install 'burnish[serve]'") from error
     places = Places(runs_folder=runs_folder, evals_folder=evals_folder, serve_url=serve_url or None)
     serve_page(places, port, lambda text: print(text, file=sys.stderr, flush=True))
     return 0

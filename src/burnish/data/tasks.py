@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.config.imports import import_by_path
 from burnish.config.schema import TaskConfig
 from burnish.data.rows import Row, read_messages, source_rows, transformed, with_system_prompt
@@ -101,12 +102,8 @@ def _read(config: TaskConfig, key: str, source: str) -> list[Task]:
 
 
 def _read_reasoning_gym(config: TaskConfig, dataset: str) -> list[Task]:
-    try:
+    with requires_extra("demo", f"task.source=reasoning-gym:{dataset} needs reasoning-gym"):
         import reasoning_gym
-    except ImportError as error:
-        raise ConfigError(
-            f"task.source: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'"
-        ) from error
     options = {"size": 2000, **config.options}
     size = options.pop("size")
     try:

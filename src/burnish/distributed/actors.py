@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import ClusterConfig
 from burnish.distributed.roles import T
 from burnish.errors import BurnishError, ConfigError, LostError, MachineError
@@ -279,6 +280,17 @@ def _why_gone(error: Any) -> str:
     return "it was killed, or it crashed"
 
 
+def import_ray() -> Any:
+    """The module ray.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    with requires_extra("ray", "cluster.kind=ray needs Ray"):
+        import ray
+    return ray
+
+
 @contextmanager
 def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     """Ray, started here for this run or joined, and left when the context ends.
@@ -286,10 +298,7 @@ def ray_session(cluster: ClusterConfig, num_processes: int) -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(f"cluster.kind=ray needs Ray ({error}): pip install 'burnish[ray]'") from error
+    ray = import_ray()
     path = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]))
     options: dict[str, Any] = {
         # a user's modules are found where the run was started

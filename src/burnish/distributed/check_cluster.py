@@ -7,6 +7,7 @@ import sys
 from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
+from burnish.distributed.actors import import_ray
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.sharding import check_tensor_parallel
 from burnish.distributed.vllm_worker import check_vllm
@@ -19,8 +20,9 @@ def check_cluster(config: RunConfig, needs: RoleNeeds, model: ModelFacts, num_gr
     """Refuse what cannot be spread, before anything is started; `num_groups` are those of a step's batch.
 
     Raises:
-        ConfigError: a setting.
+        ConfigError: a setting, or Ray is not installed.
     """
+    import_ray()
     cluster, train = config.cluster, config.train
     for name in ("micro_batch_tokens", "recompute"):
         if getattr(train, name) == "auto":

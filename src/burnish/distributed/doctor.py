@@ -38,6 +38,7 @@ class Machine:
     """What one machine says of itself. Bytes, and operations a second of a matrix product by type."""
 
     host: str
+    system: str
     processor: str
     cores: int
     available_bytes: int
@@ -108,6 +109,7 @@ def examine() -> Machine:
     model = ModelConfig(path="any")
     return Machine(
         host=socket.gethostname(),
+        system=" ".join(record[key] for key in ("system", "kernel", "machine", "libc") if record[key]),
         processor=record["cpu"] + ("" if multiplies_bfloat16() else ", no bfloat16"),
         cores=os.cpu_count() or 1,
         available_bytes=available_bytes(torch.device("cpu")),

@@ -26,6 +26,7 @@ from burnish.models.load import (
     find_device,
     find_dtype,
     load_policy,
+    require_peft,
     with_value_head,
 )
 from burnish.models.policy import Policy
@@ -162,6 +163,8 @@ def check_roles(config: RunConfig, needs: RoleNeeds, *, device: torch.device | N
         ConfigError: a setting, or a package that is missing.
     """
     check_installed(config.optimizer)
+    if config.model.lora is not None:
+        require_peft()
     device = find_device(config.model.device) if device is None else device
     for name in config.train.save_memory:
         if name.startswith("offload") and device.type == "cpu":

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import ModelConfig
 from burnish.data.packing import pack
 from burnish.errors import ConfigError
@@ -26,10 +27,8 @@ from burnish.records import Branch, Example, GenerationRequest, SamplingSettings
 from burnish.reproducibility.seeds import seed_for
 from burnish.rollout.generators.native import NativeGenerator
 
-try:
+with requires_extra("lm-eval", "burnish.evaluation.lm_eval needs lm-eval"):
     from lm_eval.api.model import TemplateLM
-except ImportError as error:
-    raise ConfigError(f"burnish.evaluation.lm_eval needs lm-eval ({error}): pip install 'burnish[lm-eval]'") from error
 
 _DEFAULT_MAX_TOKENS = 256
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from burnish.config.extras import requires_extra
 from burnish.config.loading import resolve
 from burnish.errors import ConfigError, UserError
 from burnish.experiments.analysis import Analysis
@@ -71,10 +72,8 @@ def in_short(value: Any) -> str:
 
 def import_optuna() -> ModuleType:
     """Optuna, which says nothing but warnings."""
-    try:
+    with requires_extra("sweep", "a sweep needs optuna"):
         import optuna
-    except ImportError as error:
-        raise ConfigError(f"a sweep needs optuna ({error}): pip install 'burnish[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

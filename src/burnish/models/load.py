@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import LoRAConfig, ModelConfig
 from burnish.errors import ConfigError, ModelError
 from burnish.models import attention
@@ -311,13 +312,21 @@ def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int, kind: 
             raise ModelError(f"model.lora.target_modules: {error}") from error
 
 
+def require_peft() -> None:
+    """Before weights load.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    with _peft():
+        pass
+
+
 @contextmanager
 def _peft() -> Iterator[Any]:
     """The module peft, without the deprecation warnings that peft 0.21 causes in transformers 5.24."""
-    try:
+    with requires_extra("lora", "adapters need peft"):
         import peft
-    except ImportError as error:
-        raise ModelError(f"adapters need peft ({error}): pip install 'burnish[lora]'") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # _check_head refuses those adapters

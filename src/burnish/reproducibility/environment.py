@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _VARIABLES = (
     *("NVIDIA_", "MALLOC_", "LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "HF_HOME", "HF_HUB_OFFLINE"),
     *("TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM", "BURNISH_", "RAY_", "SLURM_JOB_ID", "LANG", "LC_ALL", "TZ"),
 )
+_OF_EXTRA = re.compile(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]")
 _ISA = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm", "neon")
 
 
@@ -101,6 +103,21 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def missing_of_extras() -> dict[str, list[str]]:
+    """Which packages of each extra are not installed. Empty where burnish itself is not, but found on a path."""
+    try:
+        asked = importlib.metadata.requires("burnish") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for text in asked:
+        if match := _OF_EXTRA.match(text):
+            name, extra = match.groups()
+            if extra != "dev":
+                found.setdefault(extra, []).extend([] if versions([name])[name] else [name])
+    return dict(sorted(found.items()))
 
 
 def _torch_record() -> dict[str, Any]:

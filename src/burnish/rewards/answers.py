@@ -6,7 +6,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from burnish.errors import ConfigError, DataError
+from burnish.config.extras import requires_extra
+from burnish.errors import DataError
 from burnish.records import Completion, Task
 
 # A minus sign belongs to the number unless something stands before it to be subtracted from: "7-3" ends in 3.
@@ -84,10 +85,8 @@ def _math_verify() -> tuple[Any, Any]:
 
     LaTeX goes through a grammar; what its parser gives to Python's `eval`, by way of sympy, is digits and operators.
     """
-    try:
+    with requires_extra("math", "math_answer needs math-verify"):
         import math_verify
-    except ImportError as error:
-        raise ConfigError("math_answer needs math-verify: pip install 'burnish[math]'") from error
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its limits are off
     parse = functools.partial(math_verify.parse, parsing_timeout=None)
     return parse, functools.partial(math_verify.verify, timeout_seconds=None)

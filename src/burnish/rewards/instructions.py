@@ -20,7 +20,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from burnish.errors import ConfigError, DataError
+from burnish.config.extras import requires_extra
+from burnish.errors import DataError
 from burnish.records import Completion, Task
 
 
@@ -287,12 +288,8 @@ def words_of(text: str) -> list[str]:
 
 def _language_of(text: str) -> str | None:
     """The ISO 639-1 code that langdetect finds, always the same for the same text; None where it finds no letters."""
-    try:
+    with requires_extra("instructions", "instructions about the language need langdetect"):
         from langdetect import DetectorFactory, LangDetectException, detect
-    except ImportError as error:
-        raise ConfigError(
-            "instructions about the language need langdetect: pip install 'burnish[instructions]'"
-        ) from error
     DetectorFactory.seed = 0
     try:
         return str(detect(text))

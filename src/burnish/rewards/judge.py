@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.config.extras import requires_extra
 from burnish.errors import ConfigError, DataError, MachineError
 from burnish.records import Completion, Task
 
@@ -259,8 +260,6 @@ def _certificates() -> Any:
 
 
 def _httpx() -> Any:
-    try:
+    with requires_extra("judge", "a judge needs httpx2"):
         import httpx2
-    except ImportError as error:
-        raise ConfigError("a judge needs httpx2: pip install 'burnish[judge]'") from error
     return httpx2

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Task
 
@@ -43,12 +44,8 @@ def answer_in(text: str) -> str:
 @functools.cache
 def _scorer(dataset: str, options: str) -> Callable[[str, dict[str, Any]], float]:
     """The scorer of a dataset made with these options, as JSON: some look at their own."""
-    try:
+    with requires_extra("demo", "task.reward needs reasoning-gym"):
         import reasoning_gym
-    except ImportError as error:
-        raise ConfigError(
-            f"task.reward: reasoning-gym is not installed ({error}): pip install 'burnish[demo]'"
-        ) from error
     made = reasoning_gym.create_dataset(dataset, **{**json.loads(options), "size": 1, "seed": 0})
     source = inspect.getsource(inspect.getmodule(type(made)) or type(made))
     if runs := _RUNS_TEXT.search(source):

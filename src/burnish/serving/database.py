@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.errors import ConfigError, MachineError, UserError
 
 Run = Callable[..., list[dict[str, Any]]]
@@ -147,10 +148,8 @@ def _connect_sqlite(url: str, only_reads: bool) -> Any:
 
 
 def _connect_postgres(url: str, only_reads: bool) -> Any:
-    try:
+    with requires_extra("postgres", "PostgreSQL needs psycopg"):
         import psycopg
-    except ImportError as error:
-        raise UserError("PostgreSQL needs a package that is missing: pip install 'burnish[postgres]'") from error
     lock = int(_LOCK_SECONDS * 1000)
     limit = int(_READ_SECONDS * 1000) if only_reads else lock
     return psycopg.connect(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from importlib.metadata import version
 from typing import Any, get_args
 
+from burnish import __version__
 from burnish.monitoring.catalogue import SERVING
 from burnish.monitoring.exporter import Exporter
 from burnish.serving.answers import Answered
@@ -30,7 +30,7 @@ class ServeMetrics:
         self._shown: dict[tuple[str, Arm], tuple[int, str]] = {}
         self._named: set[str] = set()
         self.exporter = Exporter(SERVING, refresh=self._refresh)
-        self.exporter.set("burnish_serve_info", 1, version("burnish"))
+        self.exporter.set("burnish_serve_info", 1, __version__)
         self.exporter.set("burnish_serve_start_timestamp_seconds", time.time())
         self._begin_at_zero()
         service.on_answered.append(self.answered)

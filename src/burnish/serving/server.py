@@ -35,7 +35,7 @@ from burnish.serving.rpc.door import GrpcDoor
 from burnish.serving.rpc.generation import Generation
 from burnish.serving.rpc.inference import Inference
 from burnish.serving.service import Service
-from burnish.serving.tracing import trace_answers
+from burnish.serving.tracing import require_opentelemetry, trace_answers
 from burnish.serving.weights import load_weights
 
 _KEEP_ALIVE_SECONDS = 5
@@ -71,6 +71,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         raise ConfigError(f"admin.port: keys_file={config.keys_file} has no key of the role admin")
     if name in config.also:
         raise ConfigError(f"also: {name} is the name of the first model; give --name, or call the other one otherwise")
+    if config.tracing.endpoint is not None:
+        require_opentelemetry()
     ends = None if config.tls is None else certificate_end(config.tls)
     with ExitStack() as at_the_end:
         journal = _journal(config, at_the_end)

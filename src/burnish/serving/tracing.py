@@ -6,31 +6,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
-from burnish.errors import ConfigError
+from burnish import __version__
+from burnish.config.extras import requires_extra
 from burnish.serving.answers import Answered
 from burnish.serving.service import Service
 
 _EXPORT_SECONDS = 10
 
 
-def trace_answers(endpoint: str, service: Service) -> Callable[[], None]:
-    """Send a span for each answer, below the span that its request names (traceparent). Returns what ends it.
+def require_opentelemetry() -> None:
+    """Before a model loads.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.
     """
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.trace import SpanKind, Status, StatusCode
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError as error:
-        raise ConfigError("tracing.endpoint needs packages that are missing: pip install 'burnish[otel]'") from error
-    resource = Resource.create({"service.name": "burnish", "service.version": version("burnish")})
+    with requires_extra("otel", "tracing.endpoint needs OpenTelemetry"):
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+
+
+def trace_answers(endpoint: str, service: Service) -> Callable[[], None]:
+    """Send a span for each answer, below the span that its request names (traceparent). Returns what ends it."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    resource = Resource.create({"service.name": "burnish", "service.version": __version__})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=_EXPORT_SECONDS)))
     tracer, propagator = provider.get_tracer("burnish"), TraceContextTextMapPropagator()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from burnish.config.extras import requires_extra
 from burnish.config.schema import OptimizerConfig
-from burnish.errors import ConfigError, NotFiniteError
+from burnish.errors import NotFiniteError
 from burnish.memory.allocator import allocator
 from burnish.memory.trace import LiveBytes
 from burnish.training.shards import local_part, part_of, whole
@@ -311,10 +312,6 @@ def _quantized(parts: Mapping[str, Tensor], device: torch.device, *, is_signed: 
 
 def _torchao() -> Any:
     """The module torchao.optim."""
-    try:
+    with requires_extra("quantized", "optimizer.kind=adamw_8bit needs torchao"):
         from torchao import optim
-    except ImportError as error:
-        raise ConfigError(
-            f"optimizer.kind=adamw_8bit needs torchao ({error}): pip install 'burnish[quantized]'"
-        ) from error
     return optim

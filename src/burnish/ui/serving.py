@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from burnish.errors import UserError
 from burnish.ui.answers import Sample, Served, Serving
 from burnish.ui.reading import FAULTS, reason_of
@@ -97,8 +99,6 @@ def _progress(status: int, text: str) -> dict[str, Any]:
 
 def _samples(status: int, text: str) -> list[Sample]:
     """The numbers of Prometheus' text; buckets are told by their count and mean alone."""
-    from prometheus_client.parser import text_string_to_metric_families
-
     _require(status, 200)
     found: list[Sample] = []
     for family in text_string_to_metric_families(text):

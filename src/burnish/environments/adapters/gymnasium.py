@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.environments.base import StepResult
 from burnish.errors import ConfigError
 from burnish.records import Completion, Message, Task
@@ -30,10 +31,8 @@ class GymnasiumEnvironment:
     """
 
     def __init__(self, env_id: str, **options: Any) -> None:
-        try:
+        with requires_extra("gymnasium", "GymnasiumEnvironment needs gymnasium"):
             import gymnasium
-        except ImportError as error:
-            raise ConfigError(f"gymnasium is not installed ({error}): pip install 'burnish[gymnasium]'") from error
         try:
             self._env = gymnasium.make(env_id, **options)
         except gymnasium.error.Error as error:

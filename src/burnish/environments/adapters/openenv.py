@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.environments.base import StepResult
-from burnish.errors import ConfigError
 from burnish.records import Completion, Message, Task
 from burnish.reproducibility.seeds import seed_for
 
@@ -38,10 +38,8 @@ class OpenEnvEnvironment:
         to_action: Callable[[str], dict[str, Any]] = lambda text: {"message": text},
         to_text: Callable[[Mapping[str, Any]], str] = lambda seen: json.dumps(seen, ensure_ascii=False),
     ) -> None:
-        try:
+        with requires_extra("openenv", "OpenEnvEnvironment needs openenv-core"):
             from openenv.core import GenericEnvClient
-        except ImportError as error:
-            raise ConfigError(f"openenv-core is not installed ({error}): pip install 'burnish[openenv]'") from error
         self._client = GenericEnvClient(base_url=url)
         self._to_action = to_action
         self._to_text = to_text

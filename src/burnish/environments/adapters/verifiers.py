@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from burnish.config.extras import requires_extra
 from burnish.errors import ConfigError, DataError
 from burnish.records import Completion, Task
 from burnish.reproducibility.files import write_text
@@ -92,7 +93,8 @@ def _row(task: Any) -> dict[str, Any]:
 
 
 def _refuse_what_needs_more(task: Any) -> None:
-    import verifiers.v1 as vf
+    with requires_extra("verifiers", "a taskset needs verifiers"):
+        import verifiers.v1 as vf
 
     functions = [*task.hooks("reward"), *(judge.score for judge in task.plugged_judges())]
     if not functions:
