@@ -85,6 +85,7 @@ def memory(
     device: Annotated[str, Parameter(help="Where it must fit: this, a size such as 24GiB, or a GPU such as h100.")] = (
         "this"
     ),
+    as_json: AsJson = False,
 ) -> int:
     """Say what a recipe will hold in memory, phase by phase, and what would make it fit.
 
@@ -99,7 +100,7 @@ def memory(
     """
     from burnish.cli.memory import print_memory
 
-    return print_memory(recipe, settings, file=file, device=device)
+    return print_memory(recipe, settings, file=file, device=device, as_json=as_json)
 
 
 @app.command
@@ -108,11 +109,12 @@ def doctor(
     address: Annotated[
         str | None, Parameter(help="A running Ray cluster: look at every node, and between them.")
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Say what this machine has, what a run will use of it, and what is wrong."""
     from burnish.cli.doctor import print_doctor
 
-    return print_doctor(address)
+    return print_doctor(address, as_json=as_json)
 
 
 @app.command
@@ -154,6 +156,7 @@ def show(
     runs_folder: RunsFolder = Path("runs"),
     step: Annotated[int | None, Parameter(help="Step whose rollouts to show; the last by default.")] = None,
     groups: Annotated[int, Parameter(help="Groups to show.")] = 2,
+    as_json: AsJson = False,
 ) -> int:
     """Show a run: its result, its curves, and a few groups of rollouts side by side.
 
@@ -164,7 +167,7 @@ def show(
     """
     from burnish.cli.show import print_run
 
-    return print_run(run, runs_folder, step=step, num_groups=groups)
+    return print_run(run, runs_folder, step=step, num_groups=groups, as_json=as_json)
 
 
 @app.command
@@ -303,7 +306,11 @@ def get(name: str) -> int:
 
 @config_app.command(name="show")
 def config_show(
-    recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
+    recipe: str,
+    *settings: Settings,
+    file: SettingsFile = None,
+    runs_folder: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
 ) -> int:
     """Print every setting, its value, and where it came from.
 
@@ -314,11 +321,11 @@ def config_show(
     """
     from burnish.cli.config import show_config
 
-    return show_config(recipe, settings, file, runs_folder)
+    return show_config(recipe, settings, file, runs_folder, as_json=as_json)
 
 
 @config_app.command
-def check(recipe: str, *settings: Settings, file: SettingsFile = None) -> int:
+def check(recipe: str, *settings: Settings, file: SettingsFile = None, as_json: AsJson = False) -> int:
     """Check a configuration and what it reads: model, tasks, reward, prompts.
 
     Parameters
@@ -328,11 +335,11 @@ def check(recipe: str, *settings: Settings, file: SettingsFile = None) -> int:
     """
     from burnish.cli.train import train_recipe
 
-    return train_recipe(recipe, settings, file=file, is_dry_run=True)
+    return train_recipe(recipe, settings, file=file, is_dry_run=True, as_json=as_json)
 
 
 @config_app.command
-def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
+def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """Print the settings in which two recipes, or two runs, differ.
 
     Parameters
@@ -344,7 +351,7 @@ def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> 
     """
     from burnish.cli.config import diff_configs
 
-    return diff_configs(recipe, other, runs_folder)
+    return diff_configs(recipe, other, runs_folder, as_json=as_json)
 
 
 @app.command
@@ -367,10 +374,8 @@ def serve(model: str, *settings: Settings, runs_folder: RunsFolder = Path("runs"
 
 
 @config_app.command
-def schema(
-    algorithm: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False
-) -> int:
-    """Print every setting of an algorithm with type, default and meaning.
+def schema(algorithm: str, *, as_json: AsJson = False) -> int:
+    """Print every setting of an algorithm with type, default and meaning; with --json as a JSON schema.
 
     Parameters
     ----------

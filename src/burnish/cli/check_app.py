@@ -15,6 +15,7 @@ def check_loss(
     path: str,
     *,
     at_ends: Annotated[bool, Parameter(negative="", help="A reward model's loss: one value a sequence.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Try a loss on small random batches and say in plain words what is wrong with it.
 
@@ -27,11 +28,11 @@ def check_loss(
     """
     from burnish.cli.check import check_own_loss
 
-    return check_own_loss(path, at_ends=at_ends)
+    return check_own_loss(path, at_ends=at_ends, as_json=as_json)
 
 
 @check_app.command(name="advantage")
-def check_advantage(path: str) -> int:
+def check_advantage(path: str, *, as_json: AsJson = False) -> int:
     """Try an advantage on hard rewards and say in plain words what is wrong with it.
 
     Example: burnish check advantage my_advantages:by_rank
@@ -43,7 +44,7 @@ def check_advantage(path: str) -> int:
     """
     from burnish.cli.check import check_own_advantage
 
-    return check_own_advantage(path)
+    return check_own_advantage(path, as_json=as_json)
 
 
 @check_app.command(name="reward")
@@ -72,7 +73,7 @@ def check_reward(
 
 
 @check_app.command(name="environment")
-def check_environment(path: str, source: str) -> int:
+def check_environment(path: str, source: str, *, as_json: AsJson = False) -> int:
     """Try an environment on the reference answers of some tasks, and on garbage, and say what is wrong with it.
 
     Example: burnish check environment my_games:Chess questions.jsonl
@@ -86,7 +87,7 @@ def check_environment(path: str, source: str) -> int:
     """
     from burnish.cli.check import check_own_environment
 
-    return check_own_environment(path, source)
+    return check_own_environment(path, source, as_json=as_json)
 
 
 @check_app.command(name="gradients")
@@ -95,6 +96,7 @@ def check_gradients(
     *,
     runs_folder: RunsFolder = Path("runs"),
     batches: Annotated[int, Parameter(help="Batches to look at, from the next one on.")] = 4,
+    as_json: AsJson = False,
 ) -> int:
     """Say whether the parts of a run's loss and reward pull the same way, at its newest weights. Trains nothing.
 
@@ -107,4 +109,4 @@ def check_gradients(
     """
     from burnish.cli.check import check_run_gradients
 
-    return check_run_gradients(run, runs_folder, num_batches=batches)
+    return check_run_gradients(run, runs_folder, num_batches=batches, as_json=as_json)

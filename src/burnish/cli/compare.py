@@ -1,13 +1,14 @@
 """`burnish compare`: is B better than A? Everything is read from run folders and eval stores; no model is loaded."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from burnish.cli.arguments import AsJson, RunsFolder
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import UserError
 from burnish.reproducibility.files import json_tree
 
@@ -24,8 +25,8 @@ def compare(
     ),
     alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
     slices: Annotated[str | None, Parameter(help="A field of the items: compare on each of its values too.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
-    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs"),
+    as_json: AsJson = False,
+    runs_folder: RunsFolder = Path("runs"),
 ) -> int:
     """Compare what two or more models, checkpoints, runs or methods score on the same items.
 
@@ -48,7 +49,7 @@ def compare(
     compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
     found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
-        print(json.dumps(_as_tree(found), indent=1))
+        print_json(_as_tree(found))
     else:
         _print(found)
     return 0

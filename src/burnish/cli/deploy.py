@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson
+from burnish.cli.arguments import AsJson, EvalsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import ConfigError, MachineError, UserError
 
 deploy_app = App(name="deploy", help="Try new weights on a running server; promote them, or roll them back.")
@@ -34,7 +35,7 @@ def register(
     evals: Annotated[
         tuple[str, ...], Parameter(name="--eval", negative="", help="Eval stores of just these weights.")
     ] = (),
-    evals_folder: Annotated[Path, Parameter(help="Folder that holds the stores.")] = Path("evals"),
+    evals_folder: EvalsFolder = Path("evals"),
     force: Annotated[bool, Parameter(negative="", help="Register without an evaluation.")] = False,
 ) -> int:
     """Note that a checkpoint may be deployed, with the evaluation that speaks for it.
@@ -93,7 +94,7 @@ def status(model: Model, *, url: Url = _DEFAULT_URL, key_file: KeyFile = None, a
     """Say what is tried, how it does, and what happened so far."""
     found = _ask(url, key_file, model, "trial", None)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
     else:
         _print_status(found)
     return 0

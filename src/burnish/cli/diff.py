@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import DataError
 from burnish.evaluation.comparable import common_items
 from burnish.evaluation.held_out import verdict
@@ -27,7 +28,7 @@ def print_diff(first: str, second: str, runs_folder: Path, *, as_json: bool) -> 
     paired = _paired(runs)
     if as_json:
         found: dict[str, Any] = {each.name: each.differences for each in sections}
-        print(json.dumps({"runs": [str(run.path) for run in runs], "held_out": paired, **found}, indent=1))
+        print_json({"runs": [str(run.path) for run in runs], "held_out": paired, **found})
         return 0
     rows = [("", *(run.path.name for run in runs))]
     for section in sections:

@@ -116,6 +116,7 @@ def eval_verify(
     *,
     rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
     evals_folder: EvalsFolder = Path("evals"),
+    as_json: AsJson = False,
 ) -> int:
     """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
 
@@ -127,7 +128,7 @@ def eval_verify(
     from burnish.cli.eval_show import verify_eval
     from burnish.evaluation.store import EvalStore
 
-    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore)
+    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore, as_json=as_json)
 
 
 @eval_app.command(name="import")

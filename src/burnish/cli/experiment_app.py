@@ -21,6 +21,7 @@ def plan(
     amend: Amend = None,
     experiments_folder: ExperimentsFolder = Path("experiments"),
     runs_folder: Annotated[Path, Parameter(help="Folder that holds the past runs.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> int:
     """Check every arm, and print the runs, the smallest difference they will find, and what they cost. Trains nothing.
 
@@ -31,7 +32,8 @@ def plan(
     """
     from burnish.cli.experiment import print_plan
 
-    return print_plan(file, like, amend=amend, experiments_folder=experiments_folder, runs_folder=runs_folder)
+    folders = {"experiments_folder": experiments_folder, "runs_folder": runs_folder}
+    return print_plan(file, like, amend=amend, as_json=as_json, **folders)
 
 
 @experiment_app.command

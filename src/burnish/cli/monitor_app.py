@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import MachineError, UserError
 
 if TYPE_CHECKING:
@@ -90,32 +92,38 @@ def dashboards(folder: Path) -> int:
 
 
 @monitor_app.command
-def metrics(out: Path | None = None) -> int:
+def metrics(out: Path | None = None, *, as_json: AsJson = False) -> int:
     """Write what every metric means, as Markdown."""
-    from burnish.monitoring.catalogue import catalogue_page
+    from burnish.monitoring.catalogue import SERVING, TRAINING, catalogue_page
 
+    if as_json:
+        if out is not None:
+            raise UserError(f"--json prints, and {out} would be left as it is: give one of the two")
+        print_json({"training": TRAINING, "serving": SERVING})
+        return 0
     return _write(catalogue_page(), out)
 
 
 @monitor_app.command
-def runbook(alert: str) -> int:
+def runbook(alert: str, *, as_json: AsJson = False) -> int:
     """Print what to do about an alert."""
     from burnish.monitoring.runbooks import runbook as section
 
-    print(section(alert))
+    if as_json:
+        print_json({"alert": alert, "runbook_markdown": section(alert)})
+    else:
+        print(section(alert))
     return 0
 
 
 @monitor_app.command
-def check(
-    run: str, *, runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs")
-) -> int:
+def check(run: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """Look at a run that is over with today's guards: what they would have said.
 
     Parameters
     ----------
     run
-        Path or name of the run, the beginning of its name, or last.
+        Path or name of the run, the beginning of its name, or `last`.
     """
     from burnish.algorithms.guarding import guards_of
     from burnish.algorithms.session import lag_of
@@ -126,6 +134,9 @@ def check(
     config = run_config(found)
     lines = found.metrics()
     alerts = guards_of(config, lag_of(config)).replay(lines)
+    if as_json:
+        print_json({"run": str(found.path), "num_steps": len(lines), "alerts": [alert.line() for alert in alerts]})
+        return 1 if alerts else 0
     for alert in alerts:
         print(f"step {alert.step}: {alert.text}")
     print(f"{found.path}: {len(lines)} steps, {sum(alert.state == 'firing' for alert in alerts)} alerts")

@@ -1,11 +1,11 @@
 """`burnish rerun`."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from burnish.cli.json_output import print_json
 from burnish.experiments.rerun import Rerun, rerun
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -22,7 +22,10 @@ def rerun_run(
         print(text, file=progress, flush=True)
 
     result = rerun(run, into=into or run.path.parent, say=say, replicates=others, **options)
-    print(json.dumps(_as_json(result), indent=1) if as_json else f"{result.text()}\nthe new run: {result.run.path}")
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        print(f"{result.text()}\nthe new run: {result.run.path}")
     return 1 if result.verdict == "different" else 0
 
 

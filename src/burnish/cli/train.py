@@ -9,6 +9,7 @@ from rich.console import Console
 
 from burnish.algorithms.memory_advice import free_bytes
 from burnish.algorithms.session import fitted, prepare, resume, schema_for, train
+from burnish.cli.json_output import print_json
 from burnish.config.loading import read_flags, read_recipe, resolve
 from burnish.config.schema import ClusterConfig, RunConfig
 from burnish.errors import ConfigError
@@ -23,6 +24,7 @@ def train_recipe(
     *,
     file: Path | None,
     is_dry_run: bool,
+    as_json: bool = False,
     with_profile: bool = False,
     stop_after: int | None = None,
 ) -> int:
@@ -32,7 +34,10 @@ def train_recipe(
     if is_dry_run:
         inputs = prepare(config)
         fitted(config, inputs, free_bytes(config))
-        print(f"ok: {inputs.summary()}")
+        if as_json:
+            print_json({"passes": True, "model": inputs.model.source, "summary": inputs.summary()})
+        else:
+            print(f"ok: {inputs.summary()}")
         return 0
     return _exit_status(train(config, Console(), with_profile=with_profile, stop_after=stop_after))
 

@@ -1,9 +1,9 @@
 """`burnish verify`."""
 
-import json
 import sys
 from pathlib import Path
 
+from burnish.cli.json_output import print_json
 from burnish.experiments.verify import verify
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -26,7 +26,7 @@ def verify_run(name: str, runs_folder: Path, *, steps: int, repeats: int, as_jso
             }
             for check in checks
         ]
-        print(json.dumps(found, indent=1))
+        print_json(found)
     else:
         print("\n".join(map(str, checks)))
     return 0 if all(check.comparison.are_equal for check in checks) else 1
