@@ -5,9 +5,15 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.arguments import AsJson, Run, RunsFolder
 
-check_app = App(name="check", help="Try what you wrote, before a run does.")
+check_app = App(
+    name="check",
+    help="""Try what you wrote, before a run does.
+
+    Example: burnish check loss my_losses:focal
+    """,
+)
 
 
 @check_app.command(name="loss")
@@ -92,7 +98,7 @@ def check_environment(path: str, source: str, *, as_json: AsJson = False) -> int
 
 @check_app.command(name="gradients")
 def check_gradients(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     batches: Annotated[int, Parameter(help="Batches to look at, from the next one on.")] = 4,
@@ -101,11 +107,6 @@ def check_gradients(
     """Say whether the parts of a run's loss and reward pull the same way, at its newest weights. Trains nothing.
 
     Example: burnish check gradients last
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
     """
     from burnish.cli.check import check_run_gradients
 

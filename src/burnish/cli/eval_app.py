@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings
+from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings, Store
 from burnish.errors import UserError
 
 eval_app = App(
@@ -67,13 +67,10 @@ def evaluate(
 
 
 @eval_app.command(name="show")
-def eval_show(store: str, *, shown: Shown = Shown()) -> int:
+def eval_show(store: Store, *, shown: Shown = Shown()) -> int:
     """Print the figures of an eval store, computed from its answers.
 
-    Parameters
-    ----------
-    store
-        Folder of the store, its name, the beginning of its name, or `last`.
+    Example: burnish eval show last --k 1,4
     """
     from burnish.cli.eval_show import show_store
     from burnish.evaluation.content import Reading
@@ -112,7 +109,7 @@ def eval_robust(
 
 @eval_app.command(name="verify")
 def eval_verify(
-    store: str,
+    store: Store,
     *,
     rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
     evals_folder: EvalsFolder = Path("evals"),
@@ -120,10 +117,7 @@ def eval_verify(
 ) -> int:
     """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
 
-    Parameters
-    ----------
-    store
-        Folder of the store, its name, the beginning of its name, or `last`.
+    Example: burnish eval verify last --rescore
     """
     from burnish.cli.eval_show import verify_eval
     from burnish.evaluation.store import EvalStore
@@ -139,6 +133,8 @@ def eval_import(
     evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
+
+    Example: burnish eval import scores.csv --kind csv
 
     Parameters
     ----------
@@ -156,6 +152,8 @@ def contamination(
     train: str, evaluation: str, *, evals_folder: EvalsFolder = Path("evals"), as_json: AsJson = False
 ) -> int:
     """Look for the items of an evaluation in training data: exactly, by runs of 13 words, and nearly.
+
+    Example: burnish contamination train.jsonl last
 
     Parameters
     ----------

@@ -10,7 +10,13 @@ from burnish.cli.arguments import AsJson
 ExperimentsFolder = Annotated[Path, Parameter(help="Folder that holds the experiments.")]
 Amend = Annotated[str | None, Parameter(help="Why the plan changes after the first run; the report shows it.")]
 
-experiment_app = App(name="experiment", help="Plan, run and judge an experiment of several arms and seeds.")
+experiment_app = App(
+    name="experiment",
+    help="""Plan, run and judge an experiment of several arms and seeds.
+
+    Example: burnish experiment plan arms.yaml
+    """,
+)
 
 
 @experiment_app.command
@@ -24,6 +30,8 @@ def plan(
     as_json: AsJson = False,
 ) -> int:
     """Check every arm, and print the runs, the smallest difference they will find, and what they cost. Trains nothing.
+
+    Example: burnish experiment plan arms.yaml --like last
 
     Parameters
     ----------
@@ -49,6 +57,8 @@ def run(
 ) -> int:
     """Freeze the plan and run what is missing of it; what died or was interrupted goes on.
 
+    Example: burnish experiment run arms.yaml
+
     Parameters
     ----------
     file
@@ -71,6 +81,8 @@ def status(
 ) -> int:
     """Say what became of each run.
 
+    Example: burnish experiment status arms.yaml
+
     Parameters
     ----------
     experiment
@@ -90,6 +102,8 @@ def report(
     as_json: AsJson = False,
 ) -> int:
     """Judge what was planned, and write the report as Markdown, HTML and JSON into the experiment's folder.
+
+    Example: burnish experiment report arms.yaml
 
     Parameters
     ----------

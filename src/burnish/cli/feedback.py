@@ -11,7 +11,13 @@ from cyclopts import App, Parameter
 
 from burnish.errors import UserError
 
-feedback_app = App(name="feedback", help="Feedback on a server's answers, as data to train on.")
+feedback_app = App(
+    name="feedback",
+    help="""Feedback on a server's answers, as data to train on.
+
+    Example: burnish feedback export pairs.jsonl --store store.db
+    """,
+)
 
 
 @feedback_app.command
@@ -24,6 +30,8 @@ def export(
     since: Annotated[str | None, Parameter(help="Of requests from then on, as 2026-11-28 or 2026-11-28T12:00.")] = None,
 ) -> int:
     """Write feedback as JSONL that training takes as it is.
+
+    Example: burnish feedback export pairs.jsonl --store store.db
 
     Parameters
     ----------

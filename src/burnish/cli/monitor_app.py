@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.arguments import AsJson, Run, RunsFolder
 from burnish.cli.json_output import print_json
 from burnish.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from burnish.monitoring.rules import Rule
 
-monitor_app = App(name="monitor", help="Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.")
+monitor_app = App(
+    name="monitor",
+    help="""Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.
+
+    Example: burnish monitor up --train 127.0.0.1:9100 --serve 127.0.0.1:8000
+    """,
+)
 
 Runbooks = Annotated[str, Parameter(help="Where alerts say that their runbook is; `burnish ui` has them there.")]
 Slo = Annotated[Path | None, Parameter(help="Your objectives, a YAML list; else 99.5 % of answers, 95 % within 2.5 s.")]
@@ -66,6 +72,8 @@ def rules(
 def alertmanager(receivers: Path, out: Path | None = None) -> int:
     """Write Alertmanager's configuration from a file that says who is told.
 
+    Example: burnish monitor alertmanager receivers.yaml alertmanager.yml
+
     Parameters
     ----------
     receivers
@@ -80,7 +88,10 @@ def alertmanager(receivers: Path, out: Path | None = None) -> int:
 
 @monitor_app.command
 def dashboards(folder: Path) -> int:
-    """Write Grafana's dashboards for training, rollouts, serving and canary into a folder."""
+    """Write Grafana's dashboards for training, rollouts, serving and canary into a folder.
+
+    Example: burnish monitor dashboards dashboards
+    """
     from burnish.monitoring.dashboards import DASHBOARDS, dashboard_json
     from burnish.reproducibility.files import write_text
 
@@ -93,7 +104,10 @@ def dashboards(folder: Path) -> int:
 
 @monitor_app.command
 def metrics(out: Path | None = None, *, as_json: AsJson = False) -> int:
-    """Write what every metric means, as Markdown."""
+    """Write what every metric means, as Markdown.
+
+    Example: burnish monitor metrics metrics.md
+    """
     from burnish.monitoring.catalogue import SERVING, TRAINING, catalogue_page
 
     if as_json:
@@ -106,7 +120,10 @@ def metrics(out: Path | None = None, *, as_json: AsJson = False) -> int:
 
 @monitor_app.command
 def runbook(alert: str, *, as_json: AsJson = False) -> int:
-    """Print what to do about an alert."""
+    """Print what to do about an alert.
+
+    Example: burnish monitor runbook TrainingSilent
+    """
     from burnish.monitoring.runbooks import runbook as section
 
     if as_json:
@@ -117,13 +134,10 @@ def runbook(alert: str, *, as_json: AsJson = False) -> int:
 
 
 @monitor_app.command
-def check(run: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
+def check(run: Run, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """Look at a run that is over with today's guards: what they would have said.
 
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
+    Example: burnish monitor check last
     """
     from burnish.algorithms.guarding import guards_of
     from burnish.algorithms.session import lag_of

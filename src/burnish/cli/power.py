@@ -21,7 +21,10 @@ _FEW_OUTCOMES = 5
 
 power_app = App(
     name="power",
-    help="How many items, seeds or samples are needed, or what difference a number of them can show.",
+    help="""How many items, seeds or samples are needed, or what difference a number of them can show.
+
+    Example: burnish power items --effect 0.03
+    """,
 )
 
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from burnish.config.schema import Section
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, UnknownSettingError
 
 ENVIRONMENT_PREFIX = "BURNISH_"
 RESERVED_ENVIRONMENT = {"BURNISH_CACHE"}  # names of the prefix that are not settings
@@ -225,9 +225,8 @@ def to_yaml(config: BaseModel) -> str:
 
 def _check_known(key: str, keys: Mapping[str, Any], origin: str) -> None:
     if key not in keys and not any(name.startswith(key + ".") for name in keys) and not _inside_mapping(key, keys):
-        raise ConfigError(
-            f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema ALGORITHM`"
-        )
+        message = f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema ALGORITHM`"
+        raise UnknownSettingError(message, key)
 
 
 def _inside_mapping(key: str, keys: Mapping[str, Any]) -> bool:
