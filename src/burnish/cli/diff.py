@@ -27,8 +27,8 @@ def print_diff(first: str, second: str, runs_folder: Path, *, as_json: bool) -> 
     sections = [Section("results", _results(runs)), *record_sections(*runs)]
     paired = _paired(runs)
     if as_json:
-        found: dict[str, Any] = {each.name: each.differences for each in sections}
-        print_json({"runs": [str(run.path) for run in runs], "held_out": paired, **found})
+        differences = {each.name: each.differences for each in sections}
+        print_json({"runs": [str(run.path) for run in runs], "held_out": paired, "differences": differences})
         return 0
     rows = [("", *(run.path.name for run in runs))]
     for section in sections:

@@ -44,7 +44,9 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
                 "num_trained": plan.num_trained,
                 "batch_tokens": step.batch_tokens(config),
                 "train": {key: getattr(config.train, key) for key in _FOUND},
-                "phases": plan.phases,
+                "phases": [
+                    {"name": each.name, "num_bytes": each.num_bytes, "parts_bytes": each.parts} for each in plan.phases
+                ],
                 "peak_bytes": peak_bytes,
                 "budget_bytes": budget,
                 "fits": fits,

@@ -302,6 +302,9 @@ def _print(
             "number_for_asked_power": plan.target or plan.number,
             "statement": statement,
             "notes": notes,
+            "seconds": None,
+            "cost": None,
+            "tokens": None,
             **cost,
         }
         print_json(content)

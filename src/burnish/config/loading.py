@@ -21,7 +21,7 @@ from burnish.config.schema import Section
 from burnish.errors import ConfigError, UnknownSettingError
 
 ENVIRONMENT_PREFIX = "BURNISH_"
-RESERVED_ENVIRONMENT = {"BURNISH_CACHE"}  # names of the prefix that are not settings
+RESERVED_ENVIRONMENT = {"BURNISH_CACHE", "BURNISH_ADMIN_KEY"}  # names of the prefix that are not settings
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
