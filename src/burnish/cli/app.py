@@ -28,6 +28,7 @@ from burnish.cli.ui import ui
 from burnish.cli.usage import EXIT_STATUSES, nearest_flag, usage_fault
 from burnish.cli.watch import watch
 from burnish.errors import BurnishError, UnknownSettingError
+from burnish.monitoring.console import Waiting
 
 _NO_WIDTH = 10_000
 _READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that this ended
@@ -73,7 +74,8 @@ def train(
 
     Example: burnish train quickstart --train.num_steps 10 --seed 3
     """
-    from burnish.cli.train import train_recipe
+    with Waiting("starting"):
+        from burnish.cli.train import train_recipe
 
     return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile, stop_after=stop_after)
 
@@ -94,7 +96,8 @@ def memory(
 
     Example: burnish memory quickstart --device 3GiB
     """
-    from burnish.cli.memory import print_memory
+    with Waiting("starting"):
+        from burnish.cli.memory import print_memory
 
     return print_memory(recipe, settings, file=file, device=device, as_json=as_json)
 
@@ -111,7 +114,8 @@ def doctor(
 
     Example: burnish doctor
     """
-    from burnish.cli.doctor import print_doctor
+    with Waiting("starting"):
+        from burnish.cli.doctor import print_doctor
 
     return print_doctor(address, as_json=as_json)
 
@@ -132,7 +136,8 @@ def resume(
 
     Example: burnish resume last
     """
-    from burnish.cli.train import resume_run
+    with Waiting("starting"):
+        from burnish.cli.train import resume_run
 
     return resume_run(run, settings, runs_folder, stop_after=stop_after, allow_changed=allow_changed)
 
@@ -189,7 +194,8 @@ def rerun(
 
     Example: burnish rerun last --steps 5
     """
-    from burnish.cli.rerun import rerun_run
+    with Waiting("starting"):
+        from burnish.cli.rerun import rerun_run
 
     options = {"steps": steps, "here": here, "allow_changed": allow_changed}
     return rerun_run(run, runs_folder, into=into, replicates=replicates, as_json=as_json, **options)
@@ -210,7 +216,8 @@ def verify(
 
     Example: burnish verify last --steps 2
     """
-    from burnish.cli.verify import verify_run
+    with Waiting("starting"):
+        from burnish.cli.verify import verify_run
 
     return verify_run(run, runs_folder, steps=steps, repeats=repeats, as_json=as_json)
 
@@ -237,7 +244,8 @@ def export(
 
     Example: burnish export last --to published
     """
-    from burnish.cli.export import export_run
+    with Waiting("starting"):
+        from burnish.cli.export import export_run
 
     return export_run(run, runs_folder, to)
 
@@ -257,7 +265,8 @@ def audit(
 
     Example: burnish audit last --gold my_rewards:right --plot audit.svg
     """
-    from burnish.cli.audit import print_audit
+    with Waiting("starting"):
+        from burnish.cli.audit import print_audit
 
     return print_audit(run, runs_folder, gold=gold, as_json=as_json, plot=plot)
 

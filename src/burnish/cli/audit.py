@@ -12,6 +12,7 @@ from burnish.errors import ConfigError, UserError
 from burnish.evaluation.audit_plot import plot_audit
 from burnish.evaluation.reward_audit import AuditStep, RewardAudit, audit
 from burnish.evaluation.run_scores import Gold, read_run_scores
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.files import write_text
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.combine import reward_of
@@ -32,8 +33,9 @@ def print_audit(run: str, runs_folder: Path, *, gold: str | None, as_json: bool,
     config = run_config(folder)
     if not isinstance(config, AskingConfig):
         raise UserError(f"run {folder.path.name} sampled no answers and has no reward to audit")
-    judge = None if gold is None else _gold(config, gold)
-    found = audit(read_run_scores(folder, right_at=config.evaluation.right_at, gold=judge))
+    with Waiting("judging the stored answers"):
+        judge = None if gold is None else _gold(config, gold)
+        found = audit(read_run_scores(folder, right_at=config.evaluation.right_at, gold=judge))
     if plot is not None:
         write_text(plot, plot_audit(found))
     if as_json:

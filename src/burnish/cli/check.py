@@ -17,6 +17,7 @@ from burnish.errors import UserError
 from burnish.losses.advantages import ADVANTAGES, load_advantage
 from burnish.losses.check_advantage import check_advantage
 from burnish.losses.loss import load_loss
+from burnish.monitoring.console import Waiting
 from burnish.records import Task
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.check import RewardCheck, check_reward
@@ -31,7 +32,9 @@ _AGREE = 0.1  # a cosine nearer to 0 than this is called neither agreement nor c
 
 def check_own_loss(path: str, *, at_ends: bool, as_json: bool) -> int:
     """Print what is wrong with a loss; exit status 1 where something is."""
-    return _print(path, check_loss(load_loss(path, "loss"), at_ends=at_ends), as_json=as_json)
+    with Waiting("trying the loss"):
+        findings = check_loss(load_loss(path, "loss"), at_ends=at_ends)
+    return _print(path, findings, as_json=as_json)
 
 
 def check_own_advantage(path: str, *, as_json: bool) -> int:
@@ -49,7 +52,8 @@ def check_own_reward(path: str, source: str | None, *, as_json: bool) -> int:
         tasks: Sequence[Task] = built_in_tasks()
     else:
         tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
-    checked = check_reward(load_reward(path), tasks)
+    with Waiting("trying the reward"):
+        checked = check_reward(load_reward(path), tasks)
     on = "built-in sums" if source is None else source
     if as_json:
         found = {"probes": checked.probes, "findings": checked.findings}
@@ -75,7 +79,9 @@ def _print_reward_check(path: str, checked: RewardCheck, *, on: str) -> None:
 def check_own_environment(path: str, source: str, *, as_json: bool) -> int:
     """Print what is wrong with an environment on the tasks of a source; exit status 1 where something is."""
     tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
-    return _print(path, check_environment(load_environment(path), tasks), as_json=as_json)
+    with Waiting("trying the environment"):
+        findings = check_environment(load_environment(path), tasks)
+    return _print(path, findings, as_json=as_json)
 
 
 def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int, as_json: bool) -> int:
@@ -83,7 +89,8 @@ def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int, as_jso
     if num_batches < 1:
         raise UserError(f"--batches {num_batches}: must be at least 1")
     folder = RunFolder.find(run, runs_folder)
-    step, found = part_gradients(folder, run_config(folder), num_batches=num_batches)
+    with Waiting("computing the gradients"):
+        step, found = part_gradients(folder, run_config(folder), num_batches=num_batches)
     if as_json:
         parts = [{"part": name, "gradient_norm_mean": fmean(norms)} for name, norms in found.norms.items()]
         pairs = [

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from burnish.cli.arguments import AsJson, Run, RunsFolder
+from burnish.monitoring.console import Waiting
 
 check_app = App(
     name="check",
@@ -32,7 +33,8 @@ def check_loss(
     path
         package.module:name of a loss.
     """
-    from burnish.cli.check import check_own_loss
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_loss
 
     return check_own_loss(path, at_ends=at_ends, as_json=as_json)
 
@@ -48,7 +50,8 @@ def check_advantage(path: str, *, as_json: AsJson = False) -> int:
     path
         package.module:name of a function (rewards_B, group_B) -> advantages_B, or the name of one that ships.
     """
-    from burnish.cli.check import check_own_advantage
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_advantage
 
     return check_own_advantage(path, as_json=as_json)
 
@@ -73,7 +76,8 @@ def check_reward(
     source
         JSONL file of tasks, or reasoning-gym:<dataset>; a few sums by default.
     """
-    from burnish.cli.check import check_own_reward
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_reward
 
     return check_own_reward(path, source, as_json=as_json)
 
@@ -91,7 +95,8 @@ def check_environment(path: str, source: str, *, as_json: AsJson = False) -> int
     source
         JSONL file of tasks, or reasoning-gym:<dataset>.
     """
-    from burnish.cli.check import check_own_environment
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_environment
 
     return check_own_environment(path, source, as_json=as_json)
 
@@ -108,6 +113,7 @@ def check_gradients(
 
     Example: burnish check gradients last
     """
-    from burnish.cli.check import check_run_gradients
+    with Waiting("starting"):
+        from burnish.cli.check import check_run_gradients
 
     return check_run_gradients(run, runs_folder, num_batches=batches, as_json=as_json)

@@ -10,6 +10,7 @@ from burnish.cli.arguments import AsJson, RunsFolder
 from burnish.cli.columns import print_columns
 from burnish.cli.json_output import print_json
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ def compare(
         Each the folder of an eval store; a run, for its last evaluation (path, name, beginning of its name, or
         `last`); or RUN@STEP.
     """
-    from burnish.evaluation.comparable import told_apart
-    from burnish.evaluation.comparison import compare_arms
+    with Waiting("comparing"):
+        from burnish.evaluation.comparable import told_apart
+        from burnish.evaluation.comparison import compare_arms
 
-    compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
-    found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
+        compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
+        found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
         print_json(_as_tree(found))
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 from cyclopts import App
 
 from burnish.cli.arguments import AsJson, Recipe, RecipeOrRun, RunsFolder, Settings, SettingsFile
+from burnish.monitoring.console import Waiting
 
 config_app = App(
     name="config",
@@ -27,7 +28,8 @@ def config_show(
 
     Example: burnish config show grpo --task.source questions.jsonl
     """
-    from burnish.cli.config import show_config
+    with Waiting("starting"):
+        from burnish.cli.config import show_config
 
     return show_config(recipe, settings, file, runs_folder, as_json=as_json)
 
@@ -38,7 +40,8 @@ def check(recipe: Recipe, *settings: Settings, file: SettingsFile = None, as_jso
 
     Example: burnish config check quickstart
     """
-    from burnish.cli.train import train_recipe
+    with Waiting("starting"):
+        from burnish.cli.train import train_recipe
 
     return train_recipe(recipe, settings, file=file, is_dry_run=True, as_json=as_json)
 
@@ -51,7 +54,8 @@ def diff(
 
     Example: burnish config diff grpo dapo
     """
-    from burnish.cli.config import diff_configs
+    with Waiting("starting"):
+        from burnish.cli.config import diff_configs
 
     return diff_configs(recipe, other, runs_folder, as_json=as_json)
 
@@ -68,6 +72,7 @@ def schema(algorithm: str, *, as_json: AsJson = False) -> int:
         grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
         or eval, receivers or serve.
     """
-    from burnish.cli.config import print_schema
+    with Waiting("starting"):
+        from burnish.cli.config import print_schema
 
     return print_schema(algorithm, as_json)

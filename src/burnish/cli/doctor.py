@@ -5,12 +5,14 @@ from typing import Any
 from burnish.cli.columns import print_columns
 from burnish.cli.json_output import print_json
 from burnish.distributed.doctor import Machine, examine, examine_cluster
+from burnish.monitoring.console import Waiting
 
 
 def print_doctor(address: str | None, *, as_json: bool) -> int:
     """Print what the machines have and what is wrong. Exit status 1 if the nodes of a cluster do not fit together."""
     if address is None:
-        machine = examine()
+        with Waiting("looking at this machine"):
+            machine = examine()
         if as_json:
             print_json({"machines": [_as_tree(machine)], "links": [], "sum_of_4_mb_seconds": None, "problems": []})
             return 0
@@ -18,7 +20,8 @@ def print_doctor(address: str | None, *, as_json: bool) -> int:
         for problem in machine.problems():
             print(f"note: {problem}")
         return 0
-    report = examine_cluster(address)
+    with Waiting("looking at the nodes, and between them"):
+        report = examine_cluster(address)
     problems = report.problems()
     if as_json:
         machines = [_as_tree(machine) for machine in report.machines]

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings, Store
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 
 eval_app = App(
     name="eval",
@@ -60,7 +61,8 @@ def evaluate(
     model
         A model's folder or name, a checkpoint, a run, or `last`.
     """
-    from burnish.cli.eval import evaluate_model
+    with Waiting("starting"):
+        from burnish.cli.eval import evaluate_model
 
     asked = {"task": task, "slices": slices, "contamination_with": contamination_with}
     return evaluate_model(model, settings, asked, runs_folder, as_json=as_json)
@@ -143,7 +145,8 @@ def eval_import(
         winner_ba, a row for each pair of answers that was judged in both orders. lm-eval: a
         samples_*.jsonl. inspect: a JSON log.
     """
-    from burnish.cli.eval import import_results
+    with Waiting("starting"):
+        from burnish.cli.eval import import_results
 
     return import_results(file, kind, evals_folder)
 

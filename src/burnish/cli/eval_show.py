@@ -19,6 +19,7 @@ from burnish.evaluation.reliability_plot import plot_reliability
 from burnish.evaluation.robustness import Robustness, robustness
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import ScoreTable
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.files import write_text
 
 _SHOWN = 10
@@ -31,12 +32,14 @@ def show_store(store: EvalStore, reading: Reading, *, as_json: bool) -> int:
 
 def verify_eval(store: EvalStore, *, with_reward: bool, as_json: bool) -> int:
     """Print what is wrong with a store; exit status 1 where something is."""
-    faults = store.verify()
+    with Waiting("verifying the store"):
+        faults = store.verify()
     if with_reward:
-        from burnish.evaluation.verifying import rescored
-
         try:
-            faults += rescored(store)
+            with Waiting("scoring the answers again"):
+                from burnish.evaluation.verifying import rescored
+
+                faults += rescored(store)
         except (DataError, KeyError, TypeError, AttributeError) as error:
             if not faults:
                 raise
@@ -56,8 +59,9 @@ def verify_eval(store: EvalStore, *, with_reward: bool, as_json: bool) -> int:
 
 def show_robustness(stores: Sequence[EvalStore], *, margin: float | None, alpha: float, as_json: bool) -> int:
     """Print what changed questions cost."""
-    plain, *changed = (store.table() for store in stores)
-    found = robustness(plain, changed, alpha=alpha, margin=margin)
+    with Waiting("comparing the forms"):
+        plain, *changed = (store.table() for store in stores)
+        found = robustness(plain, changed, alpha=alpha, margin=margin)
     if as_json:
         print_json(found)
     else:
@@ -68,11 +72,13 @@ def show_robustness(stores: Sequence[EvalStore], *, margin: float | None, alpha:
 def print_contamination(train: str, evaluation: str, evals_folder: Path, *, as_json: bool) -> int:
     """Print which items of an evaluation stand in training data; exit status 0 whatever is found."""
     if Path(evaluation).is_file() or Path(evaluation).suffix in (".json", ".jsonl"):
-        found = find_contamination(train_texts(train), file_items(evaluation))
+        with Waiting(f"reading {train}") as wait:
+            found = find_contamination(train_texts(train, wait.told), file_items(evaluation))
         lines = _contamination_lines(found, None)
     else:
         store = EvalStore.find(evaluation, evals_folder)
-        found = find_contamination(train_texts(train), store_items(store))
+        with Waiting(f"reading {train}") as wait:
+            found = find_contamination(train_texts(train, wait.told), store_items(store))
         lines = _contamination_lines(found, store.table() if store.is_done else None)
     if as_json:
         print_json(found)
@@ -87,7 +93,8 @@ def print_store(store: EvalStore, reading: Reading, found: Contamination | None,
     Raises:
         DataError: a file of it is not what was written.
     """
-    content = read_store(store, reading)
+    with Waiting("computing the figures"):
+        content = read_store(store, reading)
     if reading.plot is not None:
         if content.calibration is None:
             raise UserError(

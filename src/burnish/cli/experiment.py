@@ -27,6 +27,7 @@ from burnish.experiments.report import (
 from burnish.experiments.runner import Runner, run_experiment
 from burnish.experiments.schema import load_experiment
 from burnish.experiments.sweep import read_trials
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -38,7 +39,8 @@ def print_plan(
     """Make the plan, keep it, and print it."""
     experiment = load_experiment(file)
     past = [RunFolder.find(name, runs_folder) for name in like]
-    plan = make_plan(experiment)
+    with Waiting("checking what each arm reads"):
+        plan = make_plan(experiment)
     for metric in (plan.primary, *plan.secondary):  # so that a misspelt one is seen before the first run
         require_metric(metric.name, past)
     folder = ExperimentFolder(experiments_folder / plan.name)
@@ -91,7 +93,8 @@ def run_file(
         raise UserError(f"--max-parallel {max_parallel}: needs 1 or more")
     folder = ExperimentFolder(experiments_folder / experiment.name)
     is_checked = folder.is_frozen and amend is None
-    plan = make_plan(experiment, check=(lambda config: None) if is_checked else None)
+    with Waiting("checking what each arm reads"):
+        plan = make_plan(experiment, check=(lambda config: None) if is_checked else None)
     folder.write_plan(plan, reason=amend)
     runner = Runner(
         folder=folder,
@@ -111,8 +114,9 @@ def print_status(experiment: str, experiments_folder: Path, *, as_json: bool) ->
     """What became of each run, from files alone."""
     folder = ExperimentFolder.find(experiment, experiments_folder)
     plan = folder.plan()
-    outcomes = read_outcomes(folder, plan)
-    trials = read_trials(folder, plan)
+    with Waiting("reading the runs"):
+        outcomes = read_outcomes(folder, plan)
+        trials = read_trials(folder, plan)
     if as_json:
         version = folder.versions()[-1]
         told = {"plan_sha256": version.sha256, "frozen": folder.is_frozen, "runs": runs_json(outcomes)}
@@ -129,7 +133,8 @@ def print_status(experiment: str, experiments_folder: Path, *, as_json: bool) ->
 def print_report(experiment: str, experiments_folder: Path, *, also: Sequence[str], as_json: bool) -> int:
     """Write the report; print its result and where it is."""
     folder = ExperimentFolder.find(experiment, experiments_folder)
-    path = write_report(folder, also=also)
+    with Waiting("judging what was planned, and drawing"):
+        path = write_report(folder, also=also)
     if as_json:
         print_json(json.loads((folder.path / "report.json").read_text(encoding="utf-8")))
         return 0

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from burnish.cli.arguments import AsJson
+from burnish.monitoring.console import Waiting
 
 ExperimentsFolder = Annotated[Path, Parameter(help="Folder that holds the experiments.")]
 Amend = Annotated[str | None, Parameter(help="Why the plan changes after the first run; the report shows it.")]
@@ -38,7 +39,8 @@ def plan(
     file
         YAML file of the experiment.
     """
-    from burnish.cli.experiment import print_plan
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_plan
 
     folders = {"experiments_folder": experiments_folder, "runs_folder": runs_folder}
     return print_plan(file, like, amend=amend, as_json=as_json, **folders)
@@ -64,7 +66,8 @@ def run(
     file
         YAML file of the experiment.
     """
-    from burnish.cli.experiment import run_file
+    with Waiting("starting"):
+        from burnish.cli.experiment import run_file
 
     return run_file(
         file,
@@ -88,7 +91,8 @@ def status(
     experiment
         The experiment's file, folder or name.
     """
-    from burnish.cli.experiment import print_status
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_status
 
     return print_status(experiment, experiments_folder, as_json=as_json)
 
@@ -110,6 +114,7 @@ def report(
     experiment
         The experiment's file, folder or name.
     """
-    from burnish.cli.experiment import print_report
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_report
 
     return print_report(experiment, experiments_folder, also=also, as_json=as_json)

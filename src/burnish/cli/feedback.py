@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 
 feedback_app = App(
     name="feedback",
@@ -38,14 +39,15 @@ def export(
     out
         File to write; `--data.source` of the training.
     """
-    from burnish.reproducibility.files import write_text
-    from burnish.serving.database import open_to_read
-    from burnish.serving.export import feedback_examples, feedback_pairs
-
     begin = _timestamp(since)
-    database = open_to_read(store)
-    rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
-    database.close()
+    with Waiting(f"reading {store}"):
+        from burnish.reproducibility.files import write_text
+        from burnish.serving.database import open_to_read
+        from burnish.serving.export import feedback_examples, feedback_pairs
+
+        database = open_to_read(store)
+        rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
+        database.close()
     if not rows:
         raise UserError(f"--store: holds no feedback that makes {kind}: nothing was written")
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -12,6 +12,7 @@ from burnish.cli.json_output import print_json
 from burnish.config.loading import resolve
 from burnish.config.schema import RunConfig
 from burnish.models.load import find_dtype
+from burnish.monitoring.console import Waiting
 
 _FOUND = ("micro_batch_tokens", "recompute")
 """Settings of `train` that `auto` leaves to be found."""
@@ -24,17 +25,20 @@ def print_memory(recipe: str, settings: Sequence[str], *, file: Path | None, dev
     ).config
     config = on_gpu(config, device)
     config = with_settings(config, {"model.compute_dtype": find_dtype(config.model)})
-    inputs = prepare(config, device=None if device == "this" else device_of(config))
+    with Waiting("checking what the run reads"):
+        inputs = prepare(config, device=None if device == "this" else device_of(config))
     budget = budget_of(device, config)
     step, needs = inputs.largest_step(), algorithm_of(config).needs(config)
 
     def peak_of(tried: RunConfig) -> int:
         return plan_memory(tried, needs, step).peak_bytes
 
-    asked, (config, peak_bytes) = config, settled(config, budget, peak_of, step)
-    plan = plan_memory(config, needs, step)
-    fits = peak_bytes <= budget
-    found = None if fits else changes_that_fit(config, budget, peak_of, step)
+    with Waiting("planning the memory") as wait:
+        asked, (config, peak_bytes) = config, settled(config, budget, peak_of, step)
+        plan = plan_memory(config, needs, step)
+        fits = peak_bytes <= budget
+        wait.doing("looking for settings with which it fits")
+        found = None if fits else changes_that_fit(config, budget, peak_of, step)
     if as_json:
         print_json(
             {

@@ -2,6 +2,8 @@
 
 from cyclopts import App
 
+from burnish.monitoring.console import Waiting
+
 model_app = App(
     name="model",
     help="""Get models.
@@ -24,5 +26,7 @@ def get(name: str) -> int:
     """
     from burnish.models.fetch import fetch_model
 
-    print(fetch_model(name, lambda text: print(text, flush=True)))
+    with Waiting(f"getting {name}") as wait:
+        folder = fetch_model(name, wait.doing)
+    print(folder)
     return 0
