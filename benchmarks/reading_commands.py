@@ -42,7 +42,7 @@ COMMANDS = (
     "config schema grpo",
     "eval show m000",
     "eval verify m000",
-    "contamination tasks.jsonl m000",
+    "contamination tasks.jsonl tasks.jsonl",
     "watch evals/m000- evals/m001-",
     "experiment status arms.yaml",
     "experiment report arms.yaml",
