@@ -100,10 +100,7 @@ def make(num_runs: int, num_stores: int) -> None:
         "checkpoint": {"every_steps": NUM_STEPS},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(tree))
-    done = burnish(["train", "recipe.yaml", "--name", "first", "--runs_folder", "first"])
-    if done != 0:
-        raise SystemExit(done)
-    (first,) = Path("first").iterdir()
+    first, fast = trained("first"), trained("fast", "--optimizer.learning_rate", "1e-4")
     for index in range(num_runs):
         copy(first, Path("runs") / f"seed{index:04d}-{index:06x}", index)
     rng = np.random.default_rng(0)
@@ -123,9 +120,17 @@ def make(num_runs: int, num_stores: int) -> None:
     }
     Path("arms.yaml").write_text(yaml.safe_dump(arms))
     burnish(["experiment", "plan", "arms.yaml"])
-    for arm in ("base", "fast"):
+    for arm, run in (("base", first), ("fast", fast)):
         for seed in range(NUM_SEEDS):
-            copy(first, Path("experiments/many/runs") / f"{arm}-seed{seed}-{seed:06x}", seed)
+            copy(run, Path("experiments/many/runs") / f"{arm}-seed{seed}-{seed:06x}", seed)
+
+
+def trained(name: str, *flags: str) -> Path:
+    """A run of the recipe."""
+    if (status := burnish(["train", "recipe.yaml", "--name", name, "--runs_folder", name, *flags])) != 0:
+        raise SystemExit(status)
+    (run,) = Path(name).iterdir()
+    return run
 
 
 def copy(run: Path, to: Path, index: int) -> None:

@@ -14,7 +14,7 @@ def print_doctor(address: str | None, *, as_json: bool) -> int:
         with Waiting("looking at this machine"):
             machine = examine()
         if as_json:
-            print_json({"machines": [_as_tree(machine)], "links": [], "sum_of_4_mb_seconds": None, "problems": []})
+            print_json({"machines": [_as_tree(machine)], "links": [], "sum_of_4_mb_seconds": None, "faults": []})
             return 0
         _print_machine(machine)
         for problem in machine.problems():
@@ -26,7 +26,7 @@ def print_doctor(address: str | None, *, as_json: bool) -> int:
     if as_json:
         machines = [_as_tree(machine) for machine in report.machines]
         found = {"machines": machines, "links": report.links, "sum_of_4_mb_seconds": report.sum_seconds}
-        print_json({**found, "problems": problems})
+        print_json({**found, "faults": problems})
         return 1 if problems else 0
     for machine, link in zip(report.machines, report.links, strict=True):
         _print_machine(machine)

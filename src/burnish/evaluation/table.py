@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from burnish.errors import DataError, UserError
@@ -81,7 +80,7 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
     run.require_unchanged(("config.yaml", f"evaluations/step-{chosen:06d}"))
     items = run.read_step("evaluations", chosen)
     record = run.record()
-    config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    config = run.config()
     return _table(
         label=run.path.name if step is None else f"{run.path.name}@{step}",
         place=str(run.path),

@@ -135,6 +135,14 @@ class RunFolder:
             raise UserError(self._of_another_format(record["format"]))
         return record
 
+    def config(self) -> dict[str, Any]:
+        """The settings that the run was started with, as config.yaml has them."""
+        import yaml  # a list of runs does without
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, for hundreds of runs
+        content = yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=loader)
+        return content if isinstance(content, dict) else {}
+
     def whole_record(self) -> dict[str, Any]:
         """The same, for whoever needs all of it: the code, the environment, every fingerprint.
 
