@@ -63,11 +63,27 @@ def test_every_help_has_an_example_that_can_be_typed(path: tuple[str, ...], caps
         ("show last --step", "show: --step needs a value. See: burnish show --help"),
         ("show last --step x", 'Invalid value for --step: unable to convert "x" into int.'),
         ("power items --design foo", 'Choose from: "paired", "independent", "fixed". See: burnish power items --help'),
+        ("eval shwo last", "did you mean: burnish eval show last"),
+        ("monitor runbook trainingsilent", "did you mean TrainingSilent?"),
+        ("check loss own_losses.focal", "is not of the form package.module:name, such as own_losses:focal"),
+        ("check loss own_loses:focal", "did you mean own_losses:focal?"),
+        ("check loss own_losses.py:focal", "write own_losses:focal"),
+        ("check loss own_losses:focl", "did you mean own_losses:focal?"),
+        ("train sft --data.source x.jsonl --loss own_losses:focal", '--loss \'{"own": "own_losses:focal"}\' as JSON'),
+        ("train grpo --optimizer.lr 1e-4", "did you mean 'optimizer.learning_rate'?"),
+        ("show last", "there is no run in runs yet; `burnish train quickstart` makes one"),
+        ("eval show last", "there is no eval store in evals yet; `burnish eval MODEL --task TASK` makes one"),
+        ("compare m000 m001", "an eval store is given by its folder, as evals/NAME"),
         ("train quickstart --stop-aftr 3", "did you mean '--stop-after'?"),
         ("train quickstart --stop-aftr=3", "did you mean '--stop-after'?"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(words: str, says: str, capsys) -> None:
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    words: str, says: str, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_losses.py").write_text("def focal(scored, batch): ...\n")
     assert run(words.split()) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err

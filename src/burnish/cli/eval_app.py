@@ -1,5 +1,6 @@
 """`burnish eval` and its arguments; what it does is imported when it is called."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -61,6 +62,10 @@ def evaluate(
     model
         A model's folder or name, a checkpoint, a run, or `last`.
     """
+    if settings and not settings[0].startswith("-"):
+        close = difflib.get_close_matches(model, ["show", "robust", "verify", "import"], n=1)
+        meant = f"; did you mean: burnish eval {close[0]} {settings[0]}" if close else ""
+        raise UserError(f"eval {model}: {settings[0]!r} is one word too many{meant}")
     with Waiting("starting"):
         from burnish.cli.eval import evaluate_model
 

@@ -124,7 +124,10 @@ def run_and_step(what: str, runs_folder: Path) -> tuple[RunFolder, int | None]:
     name, at, step = what.rpartition("@")
     if at and step.isdigit():
         return RunFolder.find(name, runs_folder), int(step)
-    return RunFolder.find(what, runs_folder), None
+    try:
+        return RunFolder.find(what, runs_folder), None
+    except UserError as error:
+        raise UserError(f"{error}; an eval store is given by its folder, as evals/NAME") from error
 
 
 def items_sha256(items: Iterable[Mapping[str, Any]]) -> str:

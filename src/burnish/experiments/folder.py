@@ -57,7 +57,7 @@ class ExperimentFolder:
             if (path / "plan.json").is_file():
                 return cls(path)
         known = ", ".join(sorted(path.parent.name for path in experiments_folder.glob("*/plan.json"))) or "none yet"
-        raise UserError(f"no plan of an experiment {name!r} in {experiments_folder}, only of {known}")
+        raise UserError(f"no plan of an experiment {name!r} in {experiments_folder}: {known}")
 
     @property
     def runs(self) -> Path:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 _ROWS = 12
+_QUIET_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
 _LONGEST_SILENCE_SECONDS = 60.0
 _WIPED = "\r\x1b[2K"
@@ -114,7 +115,7 @@ def standard_console() -> Console:
 
 
 class Waiting:
-    """Says on standard error what a command is at, from the moment that it takes longer than `quiet_seconds`.
+    """Says on standard error what a command is at, once that takes longer than `quiet_seconds`, two by default.
 
     On a terminal that is one line which is written anew and is gone at the end; elsewhere it is a line now and then,
     each after twice the time of the one before. Where a count is known, it says how much time is left; where none is,
@@ -124,8 +125,11 @@ class Waiting:
     _shown: Waiting | None = None
     """What has the last line of standard error, of which there is one; the innermost of several."""
 
-    def __init__(self, doing: str, *, quiet_seconds: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._quiet_seconds = clock, quiet_seconds
+    def __init__(
+        self, doing: str, *, quiet_seconds: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._quiet_seconds = _QUIET_SECONDS if quiet_seconds is None else quiet_seconds
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._is_live = sys.stderr.isatty() and Console(stderr=True).is_interactive
         self._has_line = False

@@ -68,6 +68,8 @@ class RunFolder:
             return cls(Path(run))
         runs = cls.all(runs_folder)
         found = runs[-1:] if run == "last" else [each for each in runs if each.path.name.startswith(run)]
+        if run == "last" and not runs:
+            raise UserError(f"there is no run in {runs_folder} yet; `burnish train quickstart` makes one")
         if len(found) != 1:
             what = "several runs begin" if found else "no run begins"
             names = ", ".join(each.path.name for each in (found or runs)[-5:]) or "none yet"
