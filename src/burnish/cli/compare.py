@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from burnish.stats.difference import Difference
 
 
+_NOT_WORSE = {"better", "equivalent"}
+
+
 def compare(
     *arms: str,
     margin: Annotated[float | None, Parameter(help="Largest difference that does not matter, to find equivalence.")] = (
@@ -26,6 +29,10 @@ def compare(
     ),
     alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
     slices: Annotated[str | None, Parameter(help="A field of the items: compare on each of its values too.")] = None,
+    gate: Annotated[
+        Literal["better", "not-worse"] | None,
+        Parameter(help="Exit status 1 unless every claim is that; not worse is better, or equivalent within --margin."),
+    ] = None,
     as_json: AsJson = False,
     runs_folder: RunsFolder = Path("runs"),
 ) -> int:
@@ -36,7 +43,7 @@ def compare(
 
     Example: burnish compare evals/base-1a2b3c evals/tuned-4d5e6f --margin 0.02
 
-    Example: burnish compare 'plain-seed*' 'clipped-seed*'
+    Example: burnish compare 'plain-seed*' 'clipped-seed*' --margin 0.02 --gate not-worse
 
     Parameters
     ----------
@@ -44,6 +51,8 @@ def compare(
         Each the folder of an eval store; a run, for its last evaluation (path, name, beginning of its name, or
         `last`); or RUN@STEP.
     """
+    if gate == "not-worse" and margin is None:
+        raise UserError("--gate not-worse needs --margin: how large a difference does not matter")
     with Waiting("comparing"):
         from burnish.evaluation.comparable import told_apart
         from burnish.evaluation.comparison import compare_arms
@@ -54,7 +63,8 @@ def compare(
         print_json(_as_tree(found))
     else:
         _print(found)
-    return 0
+    passing = {None: {claim.verdict for claim in found.claims}, "better": {"better"}, "not-worse": _NOT_WORSE}[gate]
+    return 0 if all(claim.verdict in passing for claim in found.claims) else 1
 
 
 def _arm(what: str, runs_folder: Path) -> "Arm":

@@ -25,7 +25,7 @@ def print_runs(runs_folder: Path, *, as_json: bool = False) -> int:
     if len(rows) > 1:
         print_columns(rows)
     else:
-        print(f"no runs in {runs_folder}")
+        print(f"there is no run in {runs_folder} yet; `burnish train quickstart` makes one")
     return 0
 
 

@@ -242,8 +242,8 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     section, _, name = word.rpartition(".")
     for key in known:
-        *sections, last = key.split(".")
-        if ".".join(sections) == section and name == "".join(part[0] for part in last.split("_") if part):
+        of, _, leaf = key.rpartition(".")
+        if of == section and name == "".join(part[0] for part in leaf.split("_") if part):
             return f"did you mean {key!r}? "
     by_last_part = {key.rpartition(".")[2]: key for key in known}
     whole = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
