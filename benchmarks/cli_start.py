@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,15 +26,18 @@ def main() -> None:
     """Time each, print the table."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     print(f"{platform.platform()}, {os.cpu_count()} cores, median of {repeats}\n")
-    print("| command | seconds |\n|---|---|")
+    print("| command | seconds | CPU seconds |\n|---|---|---|")
     for path in commands():
-        seconds = []
+        seconds, cpu_seconds = [], []
         for _ in range(repeats):
-            began = time.perf_counter()
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             command = [sys.executable, "-m", "burnish", *path, "--help"]
             subprocess.run(command, capture_output=True, timeout=60, check=True)
             seconds.append(time.perf_counter() - began)
-        print(f"| burnish {' '.join(path)} | {statistics.median(seconds):.2f} |", flush=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        medians = f"{statistics.median(seconds):.2f} | {statistics.median(cpu_seconds):.2f}"
+        print(f"| burnish {' '.join(path)} | {medians} |", flush=True)
 
 
 if __name__ == "__main__":

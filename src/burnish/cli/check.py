@@ -102,6 +102,9 @@ def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int, as_jso
         return 0
     print(f"{folder.path.name}, step {step}, {num_batches} batches")
     print_columns([("part", "gradient norm"), *((name, f"{fmean(norms):.3g}") for name, norms in found.norms.items())])
+    if not found.norms:
+        print("no part has a gradient: every advantage of these batches is 0")
+        return 0
     if not found.cosines:
         print("one part only: there is nothing to compare it with")
         return 0

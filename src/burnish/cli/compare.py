@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from burnish.stats.difference import Difference
 
 
-_NOT_WORSE = {"better", "equivalent"}
-
-
 def compare(
     *arms: str,
     margin: Annotated[float | None, Parameter(help="Largest difference that does not matter, to find equivalence.")] = (
@@ -63,7 +60,9 @@ def compare(
         print_json(_as_tree(found))
     else:
         _print(found)
-    passing = {None: {claim.verdict for claim in found.claims}, "better": {"better"}, "not-worse": _NOT_WORSE}[gate]
+    if gate is None:
+        return 0
+    passing = {"better"} if gate == "better" else {"better", "equivalent"}
     return 0 if all(claim.verdict in passing for claim in found.claims) else 1
 
 

@@ -78,8 +78,6 @@ def _answered(inputs: EvalInputs, store: EvalStore) -> bool:
 def import_results(file: Path, kind: str, evals_folder: Path) -> int:
     """Make stores of another tool's results and print their figures."""
     importers = {"csv": import_csv, "votes": import_votes, "lm-eval": import_lm_eval, "inspect": import_inspect}
-    if kind not in importers:
-        raise UserError(f"--kind {kind}: is not known; give one of {', '.join(importers)}")
     rows = [("store", "items", "", "mean", "95% CI")]
     with Waiting(f"importing {file}"):
         stores = importers[kind](file, evals_folder)

@@ -136,7 +136,7 @@ def eval_verify(
 def eval_import(
     file: Path,
     *,
-    kind: Annotated[str, Parameter(help="csv, votes, lm-eval, or inspect.")],
+    kind: Annotated[Literal["csv", "votes", "lm-eval", "inspect"], Parameter(help="What wrote the file.")],
     evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
