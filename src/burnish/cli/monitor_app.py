@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from burnish.cli.arguments import AsJson, Run, RunsFolder
 from burnish.cli.json_output import print_json
 from burnish.errors import MachineError, UserError
+from burnish.monitoring.console import Waiting
 
 if TYPE_CHECKING:
     from burnish.monitoring.rules import Rule
@@ -139,15 +140,17 @@ def check(run: Run, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson =
 
     Example: burnish monitor check last
     """
-    from burnish.algorithms.guarding import guards_of
-    from burnish.algorithms.session import lag_of
-    from burnish.cli.train import run_config
     from burnish.reproducibility.run_folder import RunFolder
 
     found = RunFolder.find(run, runs_folder)
-    config = run_config(found)
-    lines = found.metrics()
-    alerts = guards_of(config, lag_of(config)).replay(lines)
+    with Waiting("looking at the run"):
+        from burnish.algorithms.guarding import guards_of
+        from burnish.algorithms.session import lag_of
+        from burnish.cli.train import run_config
+
+        config = run_config(found)
+        lines = found.metrics()
+        alerts = guards_of(config, lag_of(config)).replay(lines)
     if as_json:
         print_json({"run": str(found.path), "num_steps": len(lines), "alerts": [alert.line() for alert in alerts]})
         return 1 if alerts else 0
