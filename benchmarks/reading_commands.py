@@ -45,7 +45,6 @@ COMMANDS = (
     "contamination tasks.jsonl tasks.jsonl",
     "watch evals/m000- evals/m001-",
     "experiment status arms.yaml",
-    "experiment report arms.yaml",
     "monitor metrics",
     "power items --effect 0.03",
     "doctor",
