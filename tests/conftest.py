@@ -29,6 +29,12 @@ def forget_modules_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iter
     sys.path[:] = paths
 
 
+@pytest.fixture(autouse=True)
+def a_slow_machine_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says while it takes long would stand among what a test expects it to say."""
+    monkeypatch.setattr("burnish.monitoring.console._QUIET_SECONDS", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")

@@ -3,6 +3,7 @@
 BurnishError
 ├── UserError            the user can mend it: one line, exit status 2
 │   ├── ConfigError      a setting
+│   │   └── UnknownSettingError
 │   ├── DataError        a dataset, a task, a reward
 │   └── ModelError       a model folder or name
 ├── NotFiniteError       a gradient is no number: the weights cannot be trained on
@@ -25,6 +26,14 @@ class UserError(BurnishError):
 
 class ConfigError(UserError):
     """A setting is unknown, impossible, or would be ignored."""
+
+
+class UnknownSettingError(ConfigError):
+    """There is no setting `key`."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class DataError(UserError):

@@ -372,7 +372,7 @@ def test_burnish_memory_says_what_would_run(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(make_config("sft")))
-    assert print_memory(str(recipe), flags, file=None, device=device) == 0
+    assert print_memory(str(recipe), flags, file=None, device=device, as_json=False) == 0
     assert expected in capsys.readouterr().out
 
 
@@ -382,7 +382,7 @@ def test_burnish_memory_says_that_its_numbers_are_of_one_process(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(make_config("sft")))
     flags = ["--cluster.kind", "ray", "--cluster.learners", "2"]
-    assert print_memory(str(recipe), flags, file=None, device="24GiB") == 0
+    assert print_memory(str(recipe), flags, file=None, device="24GiB", as_json=False) == 0
     assert "one process with all weights, before 2 learners share them" in capsys.readouterr().out
 
 

@@ -56,7 +56,7 @@ def test_misspelt_setting_of_the_quickstart(capsys) -> None:
     ("arguments", "message"),
     [
         (["trian", "quickstart"], "trian"),
-        (["train"], "recipe"),
+        (["train"], "train: RECIPE is missing"),
         (["show", "nothing"], "no run begins with 'nothing'"),
         (["resume", "nothing"], "no run begins with 'nothing'"),
         (["model", "get", "gpt-5"], "no model 'gpt-5': known are smollm2-135m"),
@@ -162,7 +162,7 @@ def test_dry_run_loads_no_weights_and_writes_nothing(capsys, recipe: Path, tmp_p
 
 
 def test_a_reader_that_has_enough_is_no_fault() -> None:
-    command = [sys.executable, "-m", "burnish", "config", "schema", "grpo"]
+    command = [sys.executable, "-m", "burnish", "monitor", "metrics"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()

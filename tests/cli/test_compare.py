@@ -51,6 +51,19 @@ def test_two_runs(runs: Path, capsys) -> None:
     assert "verdict: worse" in capsys.readouterr().out
 
 
+def test_a_gate_is_an_exit_status(runs: Path, capsys) -> None:
+    make_run(runs, "base", [0.0] * 12 + [1.0] * 8), make_run(runs, "tuned", [1.0] * 20)
+    make_run(runs, "many", [1.0, 0.0] * 200), make_run(runs, "again", [1.0, 0.0] * 200)
+    assert run(["compare", "base", "tuned", "--gate", "better"]) == 0
+    assert run(["compare", "tuned", "base", "--gate", "better"]) == 1
+    assert run(["compare", "many", "again", "--gate", "better"]) == 1
+    assert run(["compare", "many", "again", "--gate", "not-worse", "--margin", "0.05"]) == 0
+    assert run(["compare", "tuned", "base", "--gate", "not-worse", "--margin", "0.05"]) == 1
+    capsys.readouterr()
+    assert run(["compare", "many", "again", "--gate", "not-worse"]) == 2
+    assert "--gate not-worse needs --margin" in capsys.readouterr().err
+
+
 def test_undecided_says_what_it_would_take(runs: Path, capsys) -> None:
     make_run(runs, "base", [0.0, 1.0] * 10), make_run(runs, "tuned", [1.0] + [1.0, 0.0, 1.0] + [0.0, 1.0] * 8)
     assert run(["compare", "base", "tuned", "--margin", "0.01"]) == 0

@@ -172,7 +172,7 @@ def test_a_run_is_evaluated_on_what_it_holds_out_as_training_did(command: Comman
         (["robust", "nothing"], "one or more of changed ones (task.perturb)"),
         (
             ["import", "tasks.jsonl", "--kind", "xml"],
-            "--kind xml: is not known; give one of csv, votes, lm-eval, inspect",
+            'Invalid value "xml" for --kind. Choose from: "csv", "votes", "lm-eval", "inspect".',
         ),
     ],
 )

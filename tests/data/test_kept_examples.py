@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -252,9 +251,11 @@ def load(tmp_path: Path, monkeypatch) -> Callable[..., ExampleSplit]:
         importlib.invalidate_caches()
         config = DataConfig(**{"source": "rows.jsonl", "num_held_out": 5, **changes})
         folder = tmp_path / "kept"
-        return load_examples(config, chat, reader.example, context_length=100, folder=folder, say=load.said.append)
+        told = lambda *words: load.told.append(words)  # noqa: E731
+        say = load.said.append
+        return load_examples(config, chat, reader.example, context_length=100, folder=folder, say=say, told=told)
 
-    load.said = []
+    load.said, load.told = [], []
     return load
 
 
@@ -420,18 +421,12 @@ def test_memory_does_not_grow_with_the_rows(load) -> None:
     assert peak(500) < peak(100) + 1_000_000
 
 
-def test_progress_is_told_of_a_long_reading(load, monkeypatch) -> None:
+def test_how_far_a_reading_is_can_be_heard(load) -> None:
     load()
-    assert load.said == []
-    monkeypatch.setattr(examples_module, "_SECONDS_BETWEEN_WORDS", 0.0)
-    load(max_tokens=60)
-    assert load.said[7] == "reading rows.jsonl: 7 rows"
-    assert load.said[-1] == "looking through 4 of 5 examples"
-    clock = iter(range(10_000))  # a second passes between two rows
-    monkeypatch.setattr(examples_module, "_SECONDS_BETWEEN_WORDS", 100.0)
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    load(max_tokens=61)
-    assert load.said[:2] == ["reading rows.jsonl: 99 rows", "reading rows.jsonl: 199 rows"] and len(load.said) == 6
+    lengths = [len(line) for line in Path("rows.jsonl").read_bytes().splitlines(keepends=True)]
+    reading = [(done, total) for text, done, total in load.told if text == "reading rows.jsonl"]
+    assert reading == [(sum(lengths[: number + 1]), sum(lengths)) for number in range(300)]
+    assert load.told[-1] == ("looking through the held-out examples", 5, 5)
 
 
 def test_the_folder_stays_below_its_limit(load, tmp_path: Path, monkeypatch) -> None:

@@ -153,5 +153,5 @@ def test_an_experiment_is_found_by_file_folder_and_name(load, plan_of, folder: E
     folder.write_plan(plan_of())
     for what in (str(tmp_path / "experiment.yaml"), str(folder.path), "tried"):
         assert ExperimentFolder.find(what, folder.path.parent).path == folder.path
-    with pytest.raises(UserError, match=r"no plan of an experiment 'other' .* only of tried"):
+    with pytest.raises(UserError, match=r"no plan of an experiment 'other' .*; planned are tried"):
         ExperimentFolder.find("other", folder.path.parent)

@@ -122,7 +122,7 @@ def test_diff(project, train_here, capsys) -> None:
     sys.modules.pop("project_rewards")
     other = train_here("--optimizer.learning_rate", "0.001")
     assert command(["diff", run.path.name, other.path.name, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)["differences"]
     assert found["configuration"] == {"optimizer.learning_rate": [0.006, 0.001]}
     assert list(found["inputs"]) == ["reward.project_rewards:score"]
     assert found["environment"] == {} and list(found["code"]) == ["diff sha256"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.data.rows import tell_nobody
 from burnish.errors import MachineError
 from burnish.experiments.verify import _Trials
 from burnish.reproducibility.run_folder import RunFolder
@@ -11,7 +12,7 @@ from burnish.reproducibility.run_folder import RunFolder
 
 def test_without_the_weights_of_its_end_nothing_is_verified(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "a")
-    trials = _Trials(run=run, folder=tmp_path, steps=1, say=print)
+    trials = _Trials(run=run, folder=tmp_path, steps=1, say=print, told=tell_nobody)
     run.add_metrics({"step": 1})
     assert str(trials.compare(run, run).difference).startswith("step 2: the number of steps")
     run.add_metrics({"step": 2})

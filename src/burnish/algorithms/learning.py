@@ -21,7 +21,7 @@ from burnish.distributed.roles import Roles
 from burnish.losses.loss import Loss
 from burnish.models.fetch import cache_folder
 from burnish.models.load import ModelFacts, inspect_model
-from burnish.monitoring.console import say_aside
+from burnish.monitoring.console import Waiting
 from burnish.records import Branch, Example, Metric, TokenBatch
 from burnish.reproducibility.record import model_record
 from burnish.training.checkpoint import TrainState
@@ -140,14 +140,16 @@ def check_examples(config: LearningConfig, to_example: ToExample) -> tuple[Model
     """
     model = inspect_model(config.model.path)
     chat = Chat(tokenizer=model.tokenizer, stop_token_ids=model.stop_token_ids)
-    examples = load_examples(
-        config.data,
-        chat,
-        to_example,
-        context_length=model.context_length,
-        folder=cache_folder() / "examples",
-        say=say_aside,
-    )
+    with Waiting(f"reading {config.data.source}") as wait:
+        examples = load_examples(
+            config.data,
+            chat,
+            to_example,
+            context_length=model.context_length,
+            folder=cache_folder() / "examples",
+            say=wait.say,
+            told=wait.told,
+        )
     return model, examples
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from burnish.config.schema import RunConfig
 from burnish.data.packing import pack, split_batch
@@ -176,6 +175,8 @@ def certainly_below(config: RunConfig, model: ModelFacts, step: LargestStep) -> 
     files = sum(path.stat().st_size for path in Path(model.base or model.source).glob("*.safetensors"))
     if not files:  # a hub id: nothing is known before it is fetched
         return sys.maxsize
+    from transformers import AutoConfig  # slow to import
+
     shape: Any = AutoConfig.from_pretrained(model.base or model.source)
     tokens = max(int(config.train.micro_batch_tokens), step.longest_tokens)  # the caller has found what was auto
     unit = int(shape.num_hidden_layers * shape.hidden_size)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -49,7 +49,7 @@ from burnish.errors import BurnishError, LostError, NotFiniteError, UserError
 from burnish.evaluation.held_out import Item, compare_items, mean_score, verdict
 from burnish.memory.allocator import allocator
 from burnish.models.load import ModelFacts, find_dtype
-from burnish.monitoring.console import Progress
+from burnish.monitoring.console import Progress, Waiting
 from burnish.reproducibility.code_state import read_code
 from burnish.reproducibility.files import require_free_space, write_text
 from burnish.reproducibility.run_folder import RunFolder, utc_now
@@ -211,10 +211,13 @@ def train(
     if with_profile and config.train.num_steps < COUNTED_STEP:
         raise UserError(f"--profile looks at the first {COUNTED_STEP} steps: set train.num_steps to at least that")
     _require_further(stop_after, 0, config.train.num_steps)
-    asked, inputs = config, prepare(config)
-    budget = free_bytes(asked)
-    config = fitted(asked, inputs, budget)
-    code = read_code(config.runs_folder)
+    with Waiting("checking what the run reads") as wait:
+        asked, inputs = config, prepare(config)
+        wait.doing("planning the memory")
+        budget = free_bytes(asked)
+        config = fitted(asked, inputs, budget)
+        wait.doing("recording the code")
+        code = read_code(config.runs_folder)
     with running_roles(config, config.runs_folder) as roles:
         if asked.train.micro_batch_tokens == "auto" and isinstance(roles, LocalRoles):
             tokens = probe(roles, algorithm_of(config).needs(config), inputs.largest_step(), budget)
@@ -253,8 +256,9 @@ def resume(
             raise UserError(f"run {run.path.name} is finished: `burnish show {run.path.name}` shows it")
         saved = checkpoints(run.checkpoints)
         _require_further(stop_after, step_of(saved[-1]) if saved else 0, config.train.num_steps)
-        inputs = prepare(config)
-        now = fingerprints(config, inputs)
+        with Waiting("checking what the run reads"):
+            inputs = prepare(config)
+            now = fingerprints(config, inputs)
         changed = changed_fingerprints(record, now)
         if changed and not allow_changed:
             raise UserError(
@@ -309,7 +313,7 @@ def _deadline(config: RunConfig) -> float | None:
 def load_roles(config: RunConfig) -> LocalRoles:
     """Load the weights that a run starts from, in this process."""
     prepare_process(config)
-    with allocator.long_lived():
+    with Waiting("loading the model"), allocator.long_lived():
         return build_local_roles(config, algorithm_of(config).needs(config))
 
 
@@ -324,7 +328,9 @@ def running_roles(config: RunConfig, folder: Path) -> Iterator[Backend]:
     from burnish.distributed.ray_roles import ray_roles  # `local` does without Ray
 
     prepare_process(config)  # a reward that is a model computes here
-    with ray_roles(config, algorithm_of(config).needs(config), folder) as roles:
+    with ExitStack() as stack:
+        with Waiting("starting the processes of the cluster"):
+            roles = stack.enter_context(ray_roles(config, algorithm_of(config).needs(config), folder))
         yield roles
 
 
@@ -414,7 +420,9 @@ def _trained(
             if 0 not in hooks.run.steps("evaluations"):
                 hooks.progress.say("looking at the held-out items before training")
                 began = time.monotonic()
-                hooks.progress.say(f"held-out {algorithm.MEASURE} before training: {hooks.evaluate(0):.3f}")
+                with Waiting("looking at the held-out items"):
+                    figure = hooks.evaluate(0)
+                hooks.progress.say(f"held-out {algorithm.MEASURE} before training: {figure:.3f}")
                 hooks.around = time.monotonic() - began
             with hooks.progress.running():
                 algorithm.train(guarding.lowered(config), inputs, roles, hooks, state)

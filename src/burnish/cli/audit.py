@@ -1,18 +1,19 @@
 """`burnish audit`: everything is read from the run folder; no model is loaded."""
 
-import json
 import math
 from pathlib import Path
 
 from burnish.algorithms.asking import AskingConfig
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.cli.train import run_config
 from burnish.data.tasks import load_tasks
 from burnish.errors import ConfigError, UserError
 from burnish.evaluation.audit_plot import plot_audit
 from burnish.evaluation.reward_audit import AuditStep, RewardAudit, audit
 from burnish.evaluation.run_scores import Gold, read_run_scores
-from burnish.reproducibility.files import json_tree, write_text
+from burnish.monitoring.console import Waiting
+from burnish.reproducibility.files import write_text
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.combine import reward_of
 from burnish.stats.bootstrap import Estimate
@@ -32,12 +33,13 @@ def print_audit(run: str, runs_folder: Path, *, gold: str | None, as_json: bool,
     config = run_config(folder)
     if not isinstance(config, AskingConfig):
         raise UserError(f"run {folder.path.name} sampled no answers and has no reward to audit")
-    judge = None if gold is None else _gold(config, gold)
-    found = audit(read_run_scores(folder, right_at=config.evaluation.right_at, gold=judge))
+    with Waiting("judging the stored answers"):
+        judge = None if gold is None else _gold(config, gold)
+        found = audit(read_run_scores(folder, right_at=config.evaluation.right_at, gold=judge))
     if plot is not None:
         write_text(plot, plot_audit(found))
     if as_json:
-        print(json.dumps(json_tree(found), indent=1, ensure_ascii=False))
+        print_json(found)
     else:
         _print(found)
     return 1 if any(alarm.is_raised for alarm in found.alarms) else 0

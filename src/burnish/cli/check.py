@@ -1,17 +1,13 @@
 """`burnish check loss | advantage | reward | environment | gradients`."""
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-from rich.table import Table
-
 from burnish.algorithms.conflicts import part_gradients
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.cli.train import run_config
 from burnish.config.schema import TaskConfig
 from burnish.data.tasks import load_tasks
@@ -21,6 +17,7 @@ from burnish.errors import UserError
 from burnish.losses.advantages import ADVANTAGES, load_advantage
 from burnish.losses.check_advantage import check_advantage
 from burnish.losses.loss import load_loss
+from burnish.monitoring.console import Waiting
 from burnish.records import Task
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.rewards.check import RewardCheck, check_reward
@@ -33,15 +30,17 @@ _QUOTED = re.compile(r"'[^']*'|^[^:]*(?= makes it fail)")
 _AGREE = 0.1  # a cosine nearer to 0 than this is called neither agreement nor conflict
 
 
-def check_own_loss(path: str, *, at_ends: bool) -> int:
+def check_own_loss(path: str, *, at_ends: bool, as_json: bool) -> int:
     """Print what is wrong with a loss; exit status 1 where something is."""
-    return _print(path, check_loss(load_loss(path, "loss"), at_ends=at_ends))
+    with Waiting("trying the loss"):
+        findings = check_loss(load_loss(path, "loss"), at_ends=at_ends)
+    return _print(path, findings, as_json=as_json)
 
 
-def check_own_advantage(path: str) -> int:
+def check_own_advantage(path: str, *, as_json: bool) -> int:
     """Print what is wrong with an advantage; exit status 1 where something is."""
     advantage = ADVANTAGES[path] if path in ADVANTAGES else load_advantage(path, "advantage")
-    return _print(path, check_advantage(advantage))
+    return _print(path, check_advantage(advantage), as_json=as_json)
 
 
 def check_own_reward(path: str, source: str | None, *, as_json: bool) -> int:
@@ -53,11 +52,14 @@ def check_own_reward(path: str, source: str | None, *, as_json: bool) -> int:
         tasks: Sequence[Task] = built_in_tasks()
     else:
         tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
-    checked = check_reward(load_reward(path), tasks)
+    with Waiting("trying the reward"):
+        checked = check_reward(load_reward(path), tasks)
+    on = "built-in sums" if source is None else source
     if as_json:
-        print(json.dumps(asdict(checked), indent=1, ensure_ascii=False))
+        found = {"probes": checked.probes, "findings": checked.findings}
+        print_json({"path": path, "tasks": on, "passes": checked.passes, **found})
     else:
-        _print_reward_check(path, checked, on="built-in sums" if source is None else source)
+        _print_reward_check(path, checked, on=on)
     return 0 if checked.passes else 1
 
 
@@ -74,31 +76,46 @@ def _print_reward_check(path: str, checked: RewardCheck, *, on: str) -> None:
         print(f"{path}: no way to game it was found on {on}")
 
 
-def check_own_environment(path: str, source: str) -> int:
+def check_own_environment(path: str, source: str, *, as_json: bool) -> int:
     """Print what is wrong with an environment on the tasks of a source; exit status 1 where something is."""
     tasks = load_tasks(TaskConfig(source=source, num_held_out=1)).train[:_TASKS]
-    return _print(path, check_environment(load_environment(path), tasks))
+    with Waiting("trying the environment"):
+        findings = check_environment(load_environment(path), tasks)
+    return _print(path, findings, as_json=as_json)
 
 
-def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int) -> int:
+def check_run_gradients(run: str, runs_folder: Path, *, num_batches: int, as_json: bool) -> int:
     """Print norms and cosines of the gradients of a run's parts."""
     if num_batches < 1:
         raise UserError(f"--batches {num_batches}: must be at least 1")
     folder = RunFolder.find(run, runs_folder)
-    step, found = part_gradients(folder, run_config(folder), num_batches=num_batches)
-    console = Console()
-    table = Table("part", "gradient norm", title=f"{folder.path.name}, step {step}, {num_batches} batches")
-    for name, norms in found.norms.items():
-        table.add_row(name, f"{fmean(norms):.3g}")
-    console.print(table)
-    if not found.cosines:
-        console.print("one part only: there is nothing to compare it with")
+    with Waiting("computing the gradients"):
+        step, found = part_gradients(folder, run_config(folder), num_batches=num_batches)
+    if as_json:
+        parts = [{"part": name, "gradient_norm_mean": fmean(norms)} for name, norms in found.norms.items()]
+        pairs = [
+            {"first": one, "second": other, "cosine_mean": fmean(known) if (known := _known(each)) else None}
+            | {"cosine_lowest": min(known, default=None), "cosine_highest": max(known, default=None)}
+            for (one, other), each in found.cosines.items()
+        ]
+        print_json({"run": str(folder.path), "step": step, "num_batches": num_batches, "parts": parts, "pairs": pairs})
         return 0
-    table = Table("part", "and", "cosine, mean", "lowest", "highest", "they")
-    for (one, other), cosines in found.cosines.items():
-        table.add_row(one, other, *_compared([each for each in cosines if each is not None]))
-    console.print(table)
+    print(f"{folder.path.name}, step {step}, {num_batches} batches")
+    print_columns([("part", "gradient norm"), *((name, f"{fmean(norms):.3g}") for name, norms in found.norms.items())])
+    if not found.norms:
+        print("no part has a gradient: every advantage of these batches is 0")
+        return 0
+    if not found.cosines:
+        print("one part only: there is nothing to compare it with")
+        return 0
+    rows = [(one, other, *_compared(_known(cosines))) for (one, other), cosines in found.cosines.items()]
+    print()
+    print_columns([("part", "and", "cosine, mean", "lowest", "highest", "they"), *rows])
     return 0
+
+
+def _known(cosines: Sequence[float | None]) -> list[float]:
+    return [each for each in cosines if each is not None]
 
 
 def _compared(cosines: Sequence[float]) -> tuple[str, ...]:
@@ -109,7 +126,10 @@ def _compared(cosines: Sequence[float]) -> tuple[str, ...]:
     return f"{mean:+.2f}", f"{min(cosines):+.2f}", f"{max(cosines):+.2f}", they
 
 
-def _print(what: str, findings: list[str]) -> int:
+def _print(what: str, findings: list[str], *, as_json: bool) -> int:
+    if as_json:
+        print_json({"path": what, "passes": not findings, "findings": findings})
+        return 1 if findings else 0
     alike: dict[str, list[str]] = {}
     for finding in findings:
         alike.setdefault(_QUOTED.sub("", finding), []).append(finding)

@@ -5,9 +5,16 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.arguments import AsJson, Run, RunsFolder
+from burnish.monitoring.console import Waiting
 
-check_app = App(name="check", help="Try what you wrote, before a run does.")
+check_app = App(
+    name="check",
+    help="""Try what you wrote, before a run does.
+
+    Example: burnish check loss my_losses:focal
+    """,
+)
 
 
 @check_app.command(name="loss")
@@ -15,6 +22,7 @@ def check_loss(
     path: str,
     *,
     at_ends: Annotated[bool, Parameter(negative="", help="A reward model's loss: one value a sequence.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Try a loss on small random batches and say in plain words what is wrong with it.
 
@@ -25,13 +33,14 @@ def check_loss(
     path
         package.module:name of a loss.
     """
-    from burnish.cli.check import check_own_loss
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_loss
 
-    return check_own_loss(path, at_ends=at_ends)
+    return check_own_loss(path, at_ends=at_ends, as_json=as_json)
 
 
 @check_app.command(name="advantage")
-def check_advantage(path: str) -> int:
+def check_advantage(path: str, *, as_json: AsJson = False) -> int:
     """Try an advantage on hard rewards and say in plain words what is wrong with it.
 
     Example: burnish check advantage my_advantages:by_rank
@@ -41,9 +50,10 @@ def check_advantage(path: str) -> int:
     path
         package.module:name of a function (rewards_B, group_B) -> advantages_B, or the name of one that ships.
     """
-    from burnish.cli.check import check_own_advantage
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_advantage
 
-    return check_own_advantage(path)
+    return check_own_advantage(path, as_json=as_json)
 
 
 @check_app.command(name="reward")
@@ -66,13 +76,14 @@ def check_reward(
     source
         JSONL file of tasks, or reasoning-gym:<dataset>; a few sums by default.
     """
-    from burnish.cli.check import check_own_reward
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_reward
 
     return check_own_reward(path, source, as_json=as_json)
 
 
 @check_app.command(name="environment")
-def check_environment(path: str, source: str) -> int:
+def check_environment(path: str, source: str, *, as_json: AsJson = False) -> int:
     """Try an environment on the reference answers of some tasks, and on garbage, and say what is wrong with it.
 
     Example: burnish check environment my_games:Chess questions.jsonl
@@ -84,27 +95,25 @@ def check_environment(path: str, source: str) -> int:
     source
         JSONL file of tasks, or reasoning-gym:<dataset>.
     """
-    from burnish.cli.check import check_own_environment
+    with Waiting("starting"):
+        from burnish.cli.check import check_own_environment
 
-    return check_own_environment(path, source)
+    return check_own_environment(path, source, as_json=as_json)
 
 
 @check_app.command(name="gradients")
 def check_gradients(
-    run: str,
+    run: Run,
     *,
     runs_folder: RunsFolder = Path("runs"),
     batches: Annotated[int, Parameter(help="Batches to look at, from the next one on.")] = 4,
+    as_json: AsJson = False,
 ) -> int:
     """Say whether the parts of a run's loss and reward pull the same way, at its newest weights. Trains nothing.
 
     Example: burnish check gradients last
-
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or `last`.
     """
-    from burnish.cli.check import check_run_gradients
+    with Waiting("starting"):
+        from burnish.cli.check import check_run_gradients
 
-    return check_run_gradients(run, runs_folder, num_batches=batches)
+    return check_run_gradients(run, runs_folder, num_batches=batches, as_json=as_json)

@@ -1,14 +1,16 @@
 """`burnish compare`: is B better than A? Everything is read from run folders and eval stores; no model is loaded."""
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from burnish.cli.arguments import AsJson, RunsFolder
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
@@ -24,8 +26,12 @@ def compare(
     ),
     alpha: Annotated[float, Parameter(help="Chance to call a difference that is not there.")] = 0.05,
     slices: Annotated[str | None, Parameter(help="A field of the items: compare on each of its values too.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
-    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs"),
+    gate: Annotated[
+        Literal["better", "not-worse"] | None,
+        Parameter(help="Exit status 1 unless every claim is that; not worse is better, or equivalent within --margin."),
+    ] = None,
+    as_json: AsJson = False,
+    runs_folder: RunsFolder = Path("runs"),
 ) -> int:
     """Compare what two or more models, checkpoints, runs or methods score on the same items.
 
@@ -34,7 +40,7 @@ def compare(
 
     Example: burnish compare evals/base-1a2b3c evals/tuned-4d5e6f --margin 0.02
 
-    Example: burnish compare 'plain-seed*' 'clipped-seed*'
+    Example: burnish compare 'plain-seed*' 'clipped-seed*' --margin 0.02 --gate not-worse
 
     Parameters
     ----------
@@ -42,16 +48,22 @@ def compare(
         Each the folder of an eval store; a run, for its last evaluation (path, name, beginning of its name, or
         `last`); or RUN@STEP.
     """
-    from burnish.evaluation.comparable import told_apart
-    from burnish.evaluation.comparison import compare_arms
+    if gate == "not-worse" and margin is None:
+        raise UserError("--gate not-worse needs --margin: how large a difference does not matter")
+    with Waiting("comparing"):
+        from burnish.evaluation.comparable import told_apart
+        from burnish.evaluation.comparison import compare_arms
 
-    compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
-    found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
+        compared = told_apart([_arm(each, runs_folder) for each in arms], arms)
+        found = compare_arms(compared, alpha=alpha, margin=margin, slice_field=slices)
     if as_json:
-        print(json.dumps(_as_tree(found), indent=1))
+        print_json(_as_tree(found))
     else:
         _print(found)
-    return 0
+    if gate is None:
+        return 0
+    passing = {"better"} if gate == "better" else {"better", "equivalent"}
+    return 0 if all(claim.verdict in passing for claim in found.claims) else 1
 
 
 def _arm(what: str, runs_folder: Path) -> "Arm":

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from burnish.algorithms.session import schema_for, schema_of
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.config.evaluation import EvalConfig
 from burnish.config.loading import config_hash, flat_settings, leaf_fields, resolve, shipped_recipes, visible_settings
 from burnish.config.serving import ServeConfig
@@ -23,24 +24,30 @@ from burnish.reproducibility.run_folder import RunFolder
 OTHER_SCHEMAS: dict[str, type[BaseModel]] = {"eval": EvalConfig, "receivers": Receivers, "serve": ServeConfig}
 
 
-def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path) -> int:
+def show_config(recipe: str, settings: Sequence[str], file: Path | None, runs_folder: Path, *, as_json: bool) -> int:
     """Print every setting with its value and origin."""
     recipe = _recipe_of(recipe, runs_folder)
     schema = schema_for(recipe, settings)
     resolved = resolve(schema, recipe, file=file, flags=settings, environment=os.environ)
-    print_columns(
-        [(key, _text(value), resolved.origin(key)) for key, value in visible_settings(resolved.config).items()]
-    )
-    print(f"sha256 {config_hash(resolved.config)}")
+    values, sha256 = visible_settings(resolved.config), config_hash(resolved.config)
+    if as_json:
+        settings_found = {key: {"value": value, "origin": resolved.origin(key)} for key, value in values.items()}
+        print_json({"settings": settings_found, "sha256": sha256})
+        return 0
+    print_columns([(key, _text(value), resolved.origin(key)) for key, value in values.items()])
+    print(f"sha256 {sha256}")
     return 0
 
 
-def diff_configs(recipe: str, other: str, runs_folder: Path) -> int:
+def diff_configs(recipe: str, other: str, runs_folder: Path, *, as_json: bool) -> int:
     """Print the settings in which two recipes or runs differ."""
     recipes = [_recipe_of(each, runs_folder) for each in (recipe, other)]
     first, second = (flat_settings(schema_for(each), each) for each in recipes)
     keys = [key for key in {**first, **second} if _text(first.get(key)) != _text(second.get(key))]
-    if keys:
+    if as_json:
+        found = {key: [_plain(each.get(key)) for each in (first, second)] for key in keys}
+        print_json({"recipes": [recipe, other], "differences": found})
+    elif keys:
         print_columns(
             [("setting", recipe, other), *((key, _text(first.get(key)), _text(second.get(key))) for key in keys)]
         )
@@ -53,7 +60,7 @@ def print_schema(algorithm: str, as_json: bool) -> int:
     """Print the settings of an algorithm, of `eval`, `receivers` or `serve`, as text or as JSON schema."""
     schema: type[BaseModel] = OTHER_SCHEMAS.get(algorithm) or schema_of(algorithm)
     if as_json:
-        print(json.dumps(schema.model_json_schema(), indent=1))
+        print_json(schema.model_json_schema())
         return 0
     for key, field in leaf_fields(schema):
         print(f"{key}  ({type_name(field.annotation)}, {default_of(field)})")

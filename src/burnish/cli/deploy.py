@@ -12,10 +12,17 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson
+from burnish.cli.arguments import AsJson, EvalsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import ConfigError, MachineError, UserError
 
-deploy_app = App(name="deploy", help="Try new weights on a running server; promote them, or roll them back.")
+deploy_app = App(
+    name="deploy",
+    help="""Try new weights on a running server; promote them, or roll them back.
+
+    Example: burnish deploy start sums sums-1a2b3c/checkpoints/step-000040
+    """,
+)
 
 _SECONDS = 300.0  # weights are loaded meanwhile
 _KEY = "BURNISH_ADMIN_KEY"
@@ -34,7 +41,7 @@ def register(
     evals: Annotated[
         tuple[str, ...], Parameter(name="--eval", negative="", help="Eval stores of just these weights.")
     ] = (),
-    evals_folder: Annotated[Path, Parameter(help="Folder that holds the stores.")] = Path("evals"),
+    evals_folder: EvalsFolder = Path("evals"),
     force: Annotated[bool, Parameter(negative="", help="Register without an evaluation.")] = False,
 ) -> int:
     """Note that a checkpoint may be deployed, with the evaluation that speaks for it.
@@ -90,10 +97,13 @@ def start(
 
 @deploy_app.command
 def status(model: Model, *, url: Url = _DEFAULT_URL, key_file: KeyFile = None, as_json: AsJson = False) -> int:
-    """Say what is tried, how it does, and what happened so far."""
+    """Say what is tried, how it does, and what happened so far.
+
+    Example: burnish deploy status sums
+    """
     found = _ask(url, key_file, model, "trial", None)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
     else:
         _print_status(found)
     return 0
@@ -101,14 +111,20 @@ def status(model: Model, *, url: Url = _DEFAULT_URL, key_file: KeyFile = None, a
 
 @deploy_app.command
 def promote(model: Model, *, reason: str = "as told", url: Url = _DEFAULT_URL, key_file: KeyFile = None) -> int:
-    """Let what is tried serve from here on."""
+    """Let what is tried serve from here on.
+
+    Example: burnish deploy promote sums --reason 'better on our own questions'
+    """
     _print_status(_ask(url, key_file, model, "trial/end", {"how": "promote", "reason": reason}))
     return 0
 
 
 @deploy_app.command
 def rollback(model: Model, *, reason: str = "as told", url: Url = _DEFAULT_URL, key_file: KeyFile = None) -> int:
-    """End what is tried; what serves goes on."""
+    """End what is tried; what serves goes on.
+
+    Example: burnish deploy rollback sums
+    """
     _print_status(_ask(url, key_file, model, "trial/end", {"how": "roll_back", "reason": reason}))
     return 0
 

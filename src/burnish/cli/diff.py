@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import DataError
 from burnish.evaluation.comparable import common_items
 from burnish.evaluation.held_out import verdict
 from burnish.evaluation.table import table_of_run
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.differences import ABSENT, Section, record_sections
 from burnish.reproducibility.run_folder import RunFolder
 from burnish.stats.paired import compare_paired
@@ -21,13 +23,14 @@ _WIDTH = 60
 def print_diff(first: str, second: str, runs_folder: Path, *, as_json: bool) -> int:
     """Print results first, then each section with its differences; sections without one stand in a line."""
     runs = [RunFolder.find(each, runs_folder) for each in (first, second)]
-    for run in runs:
-        run.require_unchanged()
-    sections = [Section("results", _results(runs)), *record_sections(*runs)]
-    paired = _paired(runs)
+    with Waiting("comparing the runs"):
+        for run in runs:
+            run.require_unchanged()
+        sections = [Section("results", _results(runs)), *record_sections(*runs)]
+        paired = _paired(runs)
     if as_json:
-        found: dict[str, Any] = {each.name: each.differences for each in sections}
-        print(json.dumps({"runs": [str(run.path) for run in runs], "held_out": paired, **found}, indent=1))
+        differences = {each.name: each.differences for each in sections}
+        print_json({"runs": [str(run.path) for run in runs], "held_out": paired, "differences": differences})
         return 0
     rows = [("", *(run.path.name for run in runs))]
     for section in sections:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from burnish.evaluation.contamination import find_contamination, store_items, tr
 from burnish.evaluation.content import Reading, counted
 from burnish.evaluation.figures import mean_figure
 from burnish.evaluation.importers import import_csv, import_inspect, import_lm_eval, import_votes
-from burnish.evaluation.runner import find_or_make_store, prepare_eval, run_eval
+from burnish.evaluation.runner import EvalInputs, find_or_make_store, prepare_eval, run_eval
+from burnish.evaluation.store import EvalStore
+from burnish.monitoring.console import Waiting, say_aside
 from burnish.reproducibility.run_folder import RunFolder
 
-_QUIET_SECONDS = 2.0
 _ROLLOUT_KEYS = ("max_tokens", "stop", "max_turns")
 
 
@@ -43,31 +42,46 @@ def evaluate_model(
     config = resolve_layers(
         EvalConfig, layers, flags=[*flags, *settings], environment=environment_for(EvalConfig)
     ).config
-    inputs = prepare_eval(config)
-    store = find_or_make_store(inputs)
-    train = asked["contamination_with"]
-    found = None if train is None else find_contamination(train_texts(train), store_items(store))
-    say = _Saying()
+    with Waiting("reading the items") as wait:
+        inputs = prepare_eval(config)
+        store = find_or_make_store(inputs)
+        train = asked["contamination_with"]
+        found = None if train is None else find_contamination(train_texts(train, wait.told), store_items(store))
     if store.is_done:
-        say(f"{store.path}: nothing to do, this was evaluated before")
-    else:
-        items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
-        say(f"{store.path}: {items}, {answers} each")
-        try:
-            run_eval(inputs, store, say.progress)
-        except KeyboardInterrupt:
-            say(f"{store.path}: interrupted after {say.done:,} answers; the same command goes on from there")
-            return 130
+        say_aside(f"{store.path}: nothing to do, this was evaluated before")
+    elif not _answered(inputs, store):
+        return 130
     return print_store(store, Reading(), found, as_json=as_json)
+
+
+def _answered(inputs: EvalInputs, store: EvalStore) -> bool:
+    """Answer what is left; False if that was interrupted."""
+    items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
+    say_aside(f"{store.path}: {items}, {answers} each")
+    so_far: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        if done and not so_far:
+            wait.say(f"goes on after {done:,} answers")
+        so_far.append(done)
+        wait.count(done, total, "answers")
+
+    try:
+        with Waiting("answering") as wait:
+            run_eval(inputs, store, progress)
+    except KeyboardInterrupt:
+        say_aside(f"{store.path}: interrupted after {so_far[-1]:,} answers; the same command goes on from there")
+        return False
+    return True
 
 
 def import_results(file: Path, kind: str, evals_folder: Path) -> int:
     """Make stores of another tool's results and print their figures."""
     importers = {"csv": import_csv, "votes": import_votes, "lm-eval": import_lm_eval, "inspect": import_inspect}
-    if kind not in importers:
-        raise UserError(f"--kind {kind}: is not known; give one of {', '.join(importers)}")
     rows = [("store", "items", "", "mean", "95% CI")]
-    for store in importers[kind](file, evals_folder):
+    with Waiting(f"importing {file}"):
+        stores = importers[kind](file, evals_folder)
+    for store in stores:
         table = store.table()
         figure = mean_figure(table)
         answers = f"{np.nansum(table.scores_IK):g} of {np.isfinite(table.scores_IK).sum()}"
@@ -111,29 +125,3 @@ def _held_out_of(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     if own.get("environment") is None:
         kept.pop("max_turns", None)
     return {"task": {**own, "split": "held_out", "right_at": right_at}, "sampling": kept}
-
-
-class _Saying:
-    """Lines for a person, on standard error: what is asked for stands alone on standard output."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-        self._start: tuple[float, int] | None = None
-        self.done = 0
-
-    def __call__(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def progress(self, done: int, total: int) -> None:
-        """Say how far it is and how long it will take, if the last word was some seconds ago."""
-        now, self.done = time.monotonic(), done
-        if self._start is None:
-            self._start = (now, done)
-            if done:
-                self(f"goes on after {done:,} answers")
-        began, first = self._start
-        if now - self._said < _QUIET_SECONDS or done in (first, total):
-            return
-        self._said = now
-        left = (now - began) / (done - first) * (total - done)
-        self(f"{done:,} of {total:,} answers, {int(left) // 60}:{int(left) % 60:02d} left")

@@ -1,13 +1,15 @@
 """`burnish eval` and its arguments; what it does is imported when it is called."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings
+from burnish.cli.arguments import AsJson, EvalsFolder, RunsFolder, Settings, Store
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 
 eval_app = App(
     name="eval",
@@ -60,20 +62,22 @@ def evaluate(
     model
         A model's folder or name, a checkpoint, a run, or `last`.
     """
-    from burnish.cli.eval import evaluate_model
+    if settings and not settings[0].startswith("-"):
+        close = difflib.get_close_matches(model, ["show", "robust", "verify", "import"], n=1)
+        meant = f"; did you mean: burnish eval {close[0]} {settings[0]}" if close else ""
+        raise UserError(f"eval {model}: {settings[0]!r} is one word too many{meant}")
+    with Waiting("starting"):
+        from burnish.cli.eval import evaluate_model
 
     asked = {"task": task, "slices": slices, "contamination_with": contamination_with}
     return evaluate_model(model, settings, asked, runs_folder, as_json=as_json)
 
 
 @eval_app.command(name="show")
-def eval_show(store: str, *, shown: Shown = Shown()) -> int:
+def eval_show(store: Store, *, shown: Shown = Shown()) -> int:
     """Print the figures of an eval store, computed from its answers.
 
-    Parameters
-    ----------
-    store
-        Folder of the store, its name, the beginning of its name, or `last`.
+    Example: burnish eval show last --k 1,4
     """
     from burnish.cli.eval_show import show_store
     from burnish.evaluation.content import Reading
@@ -112,32 +116,32 @@ def eval_robust(
 
 @eval_app.command(name="verify")
 def eval_verify(
-    store: str,
+    store: Store,
     *,
     rescore: Annotated[bool, Parameter(negative="", help="Score every stored answer again too.")] = False,
     evals_folder: EvalsFolder = Path("evals"),
+    as_json: AsJson = False,
 ) -> int:
     """Check that an eval store is what was written, and that its scores follow from its answers. Exit status 1 if not.
 
-    Parameters
-    ----------
-    store
-        Folder of the store, its name, the beginning of its name, or `last`.
+    Example: burnish eval verify last --rescore
     """
     from burnish.cli.eval_show import verify_eval
     from burnish.evaluation.store import EvalStore
 
-    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore)
+    return verify_eval(EvalStore.find(store, evals_folder), with_reward=rescore, as_json=as_json)
 
 
 @eval_app.command(name="import")
 def eval_import(
     file: Path,
     *,
-    kind: Annotated[str, Parameter(help="csv, votes, lm-eval, or inspect.")],
+    kind: Annotated[Literal["csv", "votes", "lm-eval", "inspect"], Parameter(help="What wrote the file.")],
     evals_folder: EvalsFolder = Path("evals"),
 ) -> int:
     """Make eval stores of another tool's results.
+
+    Example: burnish eval import scores.csv --kind csv
 
     Parameters
     ----------
@@ -146,7 +150,8 @@ def eval_import(
         winner_ba, a row for each pair of answers that was judged in both orders. lm-eval: a
         samples_*.jsonl. inspect: a JSON log.
     """
-    from burnish.cli.eval import import_results
+    with Waiting("starting"):
+        from burnish.cli.eval import import_results
 
     return import_results(file, kind, evals_folder)
 
@@ -155,6 +160,8 @@ def contamination(
     train: str, evaluation: str, *, evals_folder: EvalsFolder = Path("evals"), as_json: AsJson = False
 ) -> int:
     """Look for the items of an evaluation in training data: exactly, by runs of 13 words, and nearly.
+
+    Example: burnish contamination train.jsonl last
 
     Parameters
     ----------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import DataError, UserError
 from burnish.evaluation.contamination import Contamination, file_items, find_contamination, store_items, train_texts
 from burnish.evaluation.content import Reading, StoreContent, asked, counted, read_store, remarks
@@ -19,7 +19,8 @@ from burnish.evaluation.reliability_plot import plot_reliability
 from burnish.evaluation.robustness import Robustness, robustness
 from burnish.evaluation.store import EvalStore
 from burnish.evaluation.table import ScoreTable
-from burnish.reproducibility.files import json_tree, write_text
+from burnish.monitoring.console import Waiting
+from burnish.reproducibility.files import write_text
 
 _SHOWN = 10
 
@@ -29,18 +30,23 @@ def show_store(store: EvalStore, reading: Reading, *, as_json: bool) -> int:
     return print_store(store, reading, None, as_json=as_json)
 
 
-def verify_eval(store: EvalStore, *, with_reward: bool) -> int:
+def verify_eval(store: EvalStore, *, with_reward: bool, as_json: bool) -> int:
     """Print what is wrong with a store; exit status 1 where something is."""
-    faults = store.verify()
+    with Waiting("verifying the store"):
+        faults = store.verify()
     if with_reward:
-        from burnish.evaluation.verifying import rescored
-
         try:
-            faults += rescored(store)
+            with Waiting("scoring the answers again"):
+                from burnish.evaluation.verifying import rescored
+
+                faults += rescored(store)
         except (DataError, KeyError, TypeError, AttributeError) as error:
             if not faults:
                 raise
             faults.append(f"cannot be scored again: {type(error).__name__}: {error}")
+    if as_json:
+        print_json({"store": str(store.path), "passes": not faults, "rescored": with_reward, "faults": faults})
+        return 1 if faults else 0
     for fault in faults[:_SHOWN]:
         print(fault)
     if len(faults) > _SHOWN:
@@ -53,10 +59,11 @@ def verify_eval(store: EvalStore, *, with_reward: bool) -> int:
 
 def show_robustness(stores: Sequence[EvalStore], *, margin: float | None, alpha: float, as_json: bool) -> int:
     """Print what changed questions cost."""
-    plain, *changed = (store.table() for store in stores)
-    found = robustness(plain, changed, alpha=alpha, margin=margin)
+    with Waiting("comparing the forms"):
+        plain, *changed = (store.table() for store in stores)
+        found = robustness(plain, changed, alpha=alpha, margin=margin)
     if as_json:
-        print(json.dumps(json_tree(found), indent=1, ensure_ascii=False))
+        print_json(found)
     else:
         _print_robustness(found, alpha)
     return 0
@@ -65,13 +72,18 @@ def show_robustness(stores: Sequence[EvalStore], *, margin: float | None, alpha:
 def print_contamination(train: str, evaluation: str, evals_folder: Path, *, as_json: bool) -> int:
     """Print which items of an evaluation stand in training data; exit status 0 whatever is found."""
     if Path(evaluation).is_file() or Path(evaluation).suffix in (".json", ".jsonl"):
-        found = find_contamination(train_texts(train), file_items(evaluation))
+        with Waiting(f"reading {train}") as wait:
+            found = find_contamination(train_texts(train, wait.told), file_items(evaluation))
         lines = _contamination_lines(found, None)
     else:
         store = EvalStore.find(evaluation, evals_folder)
-        found = find_contamination(train_texts(train), store_items(store))
+        with Waiting(f"reading {train}") as wait:
+            found = find_contamination(train_texts(train, wait.told), store_items(store))
         lines = _contamination_lines(found, store.table() if store.is_done else None)
-    print(json.dumps(json_tree(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(lines))
     return 0
 
 
@@ -81,7 +93,8 @@ def print_store(store: EvalStore, reading: Reading, found: Contamination | None,
     Raises:
         DataError: a file of it is not what was written.
     """
-    content = read_store(store, reading)
+    with Waiting("computing the figures"):
+        content = read_store(store, reading)
     if reading.plot is not None:
         if content.calibration is None:
             raise UserError(
@@ -90,7 +103,7 @@ def print_store(store: EvalStore, reading: Reading, found: Contamination | None,
             )
         write_text(reading.plot, plot_reliability(content.table.label, *content.calibration))
     if as_json:
-        print(json.dumps(json_tree(_as_tree(content, found)), indent=1, ensure_ascii=False))
+        print_json(_as_tree(content, found))
         return 0
     print(f"{content.table.label} on {content.record['task']['source']}")
     print(asked(content.record))

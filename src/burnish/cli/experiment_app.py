@@ -6,11 +6,18 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from burnish.cli.arguments import AsJson
+from burnish.monitoring.console import Waiting
 
 ExperimentsFolder = Annotated[Path, Parameter(help="Folder that holds the experiments.")]
 Amend = Annotated[str | None, Parameter(help="Why the plan changes after the first run; the report shows it.")]
 
-experiment_app = App(name="experiment", help="Plan, run and judge an experiment of several arms and seeds.")
+experiment_app = App(
+    name="experiment",
+    help="""Plan, run and judge an experiment of several arms and seeds.
+
+    Example: burnish experiment plan arms.yaml
+    """,
+)
 
 
 @experiment_app.command
@@ -21,17 +28,22 @@ def plan(
     amend: Amend = None,
     experiments_folder: ExperimentsFolder = Path("experiments"),
     runs_folder: Annotated[Path, Parameter(help="Folder that holds the past runs.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> int:
     """Check every arm, and print the runs, the smallest difference they will find, and what they cost. Trains nothing.
+
+    Example: burnish experiment plan arms.yaml --like last
 
     Parameters
     ----------
     file
         YAML file of the experiment.
     """
-    from burnish.cli.experiment import print_plan
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_plan
 
-    return print_plan(file, like, amend=amend, experiments_folder=experiments_folder, runs_folder=runs_folder)
+    folders = {"experiments_folder": experiments_folder, "runs_folder": runs_folder}
+    return print_plan(file, like, amend=amend, as_json=as_json, **folders)
 
 
 @experiment_app.command
@@ -47,12 +59,15 @@ def run(
 ) -> int:
     """Freeze the plan and run what is missing of it; what died or was interrupted goes on.
 
+    Example: burnish experiment run arms.yaml
+
     Parameters
     ----------
     file
         YAML file of the experiment.
     """
-    from burnish.cli.experiment import run_file
+    with Waiting("starting"):
+        from burnish.cli.experiment import run_file
 
     return run_file(
         file,
@@ -69,12 +84,15 @@ def status(
 ) -> int:
     """Say what became of each run.
 
+    Example: burnish experiment status arms.yaml
+
     Parameters
     ----------
     experiment
         The experiment's file, folder or name.
     """
-    from burnish.cli.experiment import print_status
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_status
 
     return print_status(experiment, experiments_folder, as_json=as_json)
 
@@ -89,11 +107,14 @@ def report(
 ) -> int:
     """Judge what was planned, and write the report as Markdown, HTML and JSON into the experiment's folder.
 
+    Example: burnish experiment report arms.yaml
+
     Parameters
     ----------
     experiment
         The experiment's file, folder or name.
     """
-    from burnish.cli.experiment import print_report
+    with Waiting("starting"):
+        from burnish.cli.experiment import print_report
 
     return print_report(experiment, experiments_folder, also=also, as_json=as_json)

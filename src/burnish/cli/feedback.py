@@ -10,8 +10,15 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from burnish.errors import UserError
+from burnish.monitoring.console import Waiting
 
-feedback_app = App(name="feedback", help="Feedback on a server's answers, as data to train on.")
+feedback_app = App(
+    name="feedback",
+    help="""Feedback on a server's answers, as data to train on.
+
+    Example: burnish feedback export pairs.jsonl --store store.db
+    """,
+)
 
 
 @feedback_app.command
@@ -25,19 +32,22 @@ def export(
 ) -> int:
     """Write feedback as JSONL that training takes as it is.
 
+    Example: burnish feedback export pairs.jsonl --store store.db
+
     Parameters
     ----------
     out
         File to write; `--data.source` of the training.
     """
-    from burnish.reproducibility.files import write_text
-    from burnish.serving.database import open_to_read
-    from burnish.serving.export import feedback_examples, feedback_pairs
-
     begin = _timestamp(since)
-    database = open_to_read(store)
-    rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
-    database.close()
+    with Waiting(f"reading {store}"):
+        from burnish.reproducibility.files import write_text
+        from burnish.serving.database import open_to_read
+        from burnish.serving.export import feedback_examples, feedback_pairs
+
+        database = open_to_read(store)
+        rows = list((feedback_pairs if kind == "pairs" else feedback_examples)(database, model=model, since=begin))
+        database.close()
     if not rows:
         raise UserError(f"--store: holds no feedback that makes {kind}: nothing was written")
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

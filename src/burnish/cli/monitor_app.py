@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson, Run, RunsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import MachineError, UserError
+from burnish.monitoring.console import Waiting
 
 if TYPE_CHECKING:
     from burnish.monitoring.rules import Rule
 
-monitor_app = App(name="monitor", help="Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.")
+monitor_app = App(
+    name="monitor",
+    help="""Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.
+
+    Example: burnish monitor up --train 127.0.0.1:9100 --serve 127.0.0.1:8000
+    """,
+)
 
 Runbooks = Annotated[str, Parameter(help="Where alerts say that their runbook is; `burnish ui` has them there.")]
 Slo = Annotated[Path | None, Parameter(help="Your objectives, a YAML list; else 99.5 % of answers, 95 % within 2.5 s.")]
@@ -64,6 +73,8 @@ def rules(
 def alertmanager(receivers: Path, out: Path | None = None) -> int:
     """Write Alertmanager's configuration from a file that says who is told.
 
+    Example: burnish monitor alertmanager receivers.yaml alertmanager.yml
+
     Parameters
     ----------
     receivers
@@ -78,7 +89,10 @@ def alertmanager(receivers: Path, out: Path | None = None) -> int:
 
 @monitor_app.command
 def dashboards(folder: Path) -> int:
-    """Write Grafana's dashboards for training, rollouts, serving and canary into a folder."""
+    """Write Grafana's dashboards for training, rollouts, serving and canary into a folder.
+
+    Example: burnish monitor dashboards dashboards
+    """
     from burnish.monitoring.dashboards import DASHBOARDS, dashboard_json
     from burnish.reproducibility.files import write_text
 
@@ -90,42 +104,56 @@ def dashboards(folder: Path) -> int:
 
 
 @monitor_app.command
-def metrics(out: Path | None = None) -> int:
-    """Write what every metric means, as Markdown."""
-    from burnish.monitoring.catalogue import catalogue_page
+def metrics(out: Path | None = None, *, as_json: AsJson = False) -> int:
+    """Write what every metric means, as Markdown.
 
+    Example: burnish monitor metrics metrics.md
+    """
+    from burnish.monitoring.catalogue import SERVING, TRAINING, catalogue_page
+
+    if as_json:
+        if out is not None:
+            raise UserError(f"--json prints, and {out} would be left as it is: give one of the two")
+        print_json({"training": TRAINING, "serving": SERVING})
+        return 0
     return _write(catalogue_page(), out)
 
 
 @monitor_app.command
-def runbook(alert: str) -> int:
-    """Print what to do about an alert."""
+def runbook(alert: str, *, as_json: AsJson = False) -> int:
+    """Print what to do about an alert.
+
+    Example: burnish monitor runbook TrainingSilent
+    """
     from burnish.monitoring.runbooks import runbook as section
 
-    print(section(alert))
+    if as_json:
+        print_json({"alert": alert, "runbook_markdown": section(alert)})
+    else:
+        print(section(alert))
     return 0
 
 
 @monitor_app.command
-def check(
-    run: str, *, runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs")
-) -> int:
+def check(run: Run, *, runs_folder: RunsFolder = Path("runs"), as_json: AsJson = False) -> int:
     """Look at a run that is over with today's guards: what they would have said.
 
-    Parameters
-    ----------
-    run
-        Path or name of the run, the beginning of its name, or last.
+    Example: burnish monitor check last
     """
-    from burnish.algorithms.guarding import guards_of
-    from burnish.algorithms.session import lag_of
-    from burnish.cli.train import run_config
     from burnish.reproducibility.run_folder import RunFolder
 
     found = RunFolder.find(run, runs_folder)
-    config = run_config(found)
-    lines = found.metrics()
-    alerts = guards_of(config, lag_of(config)).replay(lines)
+    with Waiting("looking at the run"):
+        from burnish.algorithms.guarding import guards_of
+        from burnish.algorithms.session import lag_of
+        from burnish.cli.train import run_config
+
+        config = run_config(found)
+        lines = found.metrics()
+        alerts = guards_of(config, lag_of(config)).replay(lines)
+    if as_json:
+        print_json({"run": str(found.path), "num_steps": len(lines), "alerts": [alert.line() for alert in alerts]})
+        return 1 if alerts else 0
     for alert in alerts:
         print(f"step {alert.step}: {alert.text}")
     print(f"{found.path}: {len(lines)} steps, {sum(alert.state == 'firing' for alert in alerts)} alerts")

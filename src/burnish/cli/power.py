@@ -1,6 +1,5 @@
 """`burnish power`: of number, difference and power, what you leave out is worked out."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ _FEW_OUTCOMES = 5
 
 power_app = App(
     name="power",
-    help="How many items, seeds or samples are needed, or what difference a number of them can show.",
+    help="""How many items, seeds or samples are needed, or what difference a number of them can show.
+
+    Example: burnish power items --effect 0.03
+    """,
 )
 
 
@@ -34,8 +38,8 @@ class Aim:
     past: Annotated[str | None, Parameter(name="--from", help="A run or an eval store: says what it would cost.")] = (
         None
     )
-    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs")
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False
+    runs_folder: RunsFolder = Path("runs")
+    as_json: AsJson = False
 
 
 @Parameter(name="*")
@@ -298,9 +302,12 @@ def _print(
             "number_for_asked_power": plan.target or plan.number,
             "statement": statement,
             "notes": notes,
+            "seconds": None,
+            "cost": None,
+            "tokens": None,
             **cost,
         }
-        print(json.dumps(content, indent=1))
+        print_json(content)
         return
     print(statement)
     if cost:

@@ -4,9 +4,15 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from burnish.cli.arguments import Settings
+from burnish.cli.arguments import Recipe, Settings
 
-render_app = App(name="render", help="Print files that start a run on a cluster, or a server.")
+render_app = App(
+    name="render",
+    help="""Print files that start a run on a cluster, or a server.
+
+    Example: burnish render slurm quickstart --nodes 2 > train.sh
+    """,
+)
 
 Nodes = Annotated[int, Parameter(help="Machines.")]
 Cpus = Annotated[int, Parameter(help="Processors of each, for Ray to give to learners and generators.")]
@@ -15,7 +21,7 @@ Gpus = Annotated[int, Parameter(help="GPUs of each.")]
 
 @render_app.command
 def slurm(
-    recipe: str,
+    recipe: Recipe,
     *settings: Settings,
     nodes: Nodes = 1,
     cpus: Cpus = 4,
@@ -27,11 +33,6 @@ def slurm(
     """Print a script for sbatch that starts Ray on the job's machines and trains a recipe there.
 
     Example: burnish render slurm quickstart --nodes 2 --cluster.learners 2 > train.sh
-
-    Parameters
-    ----------
-    recipe
-        Name of a recipe that ships with burnish, or path of a YAML file.
     """
     from burnish.cli.render import print_slurm
 
@@ -50,6 +51,8 @@ def kubernetes(
     claim: Annotated[str, Parameter(help="A PersistentVolumeClaim that every node shares, for the runs.")],
 ) -> int:
     """Print a RayJob for KubeRay that trains a recipe.
+
+    Example: burnish render kubernetes grpo.yaml --image registry/burnish --claim runs
 
     Parameters
     ----------
@@ -87,7 +90,10 @@ def render_serve(
 
 @render_app.command
 def containerfile() -> int:
-    """Print a Containerfile whose image serves models."""
+    """Print a Containerfile whose image serves models.
+
+    Example: burnish render containerfile > Containerfile
+    """
     from burnish.serving.render import containerfile as text
 
     print(text(), end="")

@@ -1,12 +1,12 @@
 """`burnish rerun`."""
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from burnish.cli.json_output import print_json
 from burnish.experiments.rerun import Rerun, rerun
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.run_folder import RunFolder
 
 
@@ -16,13 +16,12 @@ def rerun_run(
     """Repeat the run and print the verdict; 0 if the runs are equal or within seed noise, 1 otherwise."""
     run = RunFolder.find(name, runs_folder)
     others = [RunFolder.find(each, runs_folder) for each in (replicates or "").split(",") if each]
-    progress = sys.stderr if as_json else sys.stdout
-
-    def say(text: str) -> None:
-        print(text, file=progress, flush=True)
-
-    result = rerun(run, into=into or run.path.parent, say=say, replicates=others, **options)
-    print(json.dumps(_as_json(result), indent=1) if as_json else f"{result.text()}\nthe new run: {result.run.path}")
+    with Waiting("looking at what was recorded") as wait:
+        result = rerun(run, into=into or run.path.parent, say=wait.say, told=wait.told, replicates=others, **options)
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        print(f"{result.text()}\nthe new run: {result.run.path}")
     return 1 if result.verdict == "different" else 0
 
 

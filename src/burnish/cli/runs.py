@@ -1,10 +1,10 @@
 """`burnish runs`: a line a run. Of one that has ended only the summary is read: thousands are listed at once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from burnish.cli.columns import print_columns
+from burnish.cli.json_output import print_json
 from burnish.errors import UserError
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -15,7 +15,7 @@ def print_runs(runs_folder: Path, *, as_json: bool = False) -> int:
     """One line per run, oldest first."""
     listed = [(run.path.name, _summary(run, known)) for run, known in RunFolder.summaries(runs_folder)]
     if as_json:
-        print(json.dumps([{"run": name, **summary} for name, summary in listed], indent=1))
+        print_json([{"run": name, **summary} for name, summary in listed])
         return 0
     rows = [("run", "created", "status", "step", "reward", "held-out before", "after")]
     for name, summary in listed:
@@ -25,7 +25,7 @@ def print_runs(runs_folder: Path, *, as_json: bool = False) -> int:
     if len(rows) > 1:
         print_columns(rows)
     else:
-        print(f"no runs in {runs_folder}")
+        print(f"there is no run in {runs_folder} yet; `burnish train quickstart` makes one")
     return 0
 
 

@@ -1,14 +1,16 @@
 """`burnish show`: everything is read from the run folder; no model is loaded."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from burnish.cli.json_output import print_json
 from burnish.evaluation.held_out import compare_items, mean_score, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -28,48 +30,75 @@ _SIDE_BY_SIDE = 4
 _FAILURES = 5
 
 
-def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int) -> int:
+def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int, as_json: bool) -> int:
     """Result, curves, rollouts."""
     run = RunFolder.find(name, runs_folder)
-    console = Console()
-    record, metrics = run.record(), run.metrics()
-    console.print(f"{run.path}  {run.status()}  created {record['created']}", highlight=False)
-    if record["status"] == "failed":
-        console.print(f"failed: {record['failure']}", markup=False, highlight=False, soft_wrap=True)
-    evaluations = run.steps("evaluations")
-    if len(evaluations) > 1:
-        first, last = (run.read_step("evaluations", each) for each in (evaluations[0], evaluations[-1]))
-        console.print(
-            f"step {evaluations[-1]}: {verdict(record['measure'], compare_items(first, last))}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    record, metrics, evaluations = run.record(), run.metrics(), run.steps("evaluations")
     scores = [(each, mean_score(run.read_step("evaluations", each))) for each in evaluations]
+    stored = run.steps("rollouts")
+    shown = (stored[-1] if stored else None) if step is None else step
+    if stored and shown not in stored:
+        text = f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}"
+        print(text, file=sys.stderr if as_json else sys.stdout)
+    groups = [] if shown is None else _groups(run, shown)[:num_groups]
+    unscored = [event for event in run.events() if event["event"] == "reward_failed"]
+    if as_json:
+        print_json(
+            {
+                "run": str(run.path),
+                "status": run.status(),
+                "created": record["created"],
+                "failure": record.get("failure"),
+                "measure": record["measure"],
+                "held_out": [{"step": each, "mean": score} for each, score in scores],
+                "verdict": _verdict(run, record["measure"]),
+                "metrics": metrics,
+                "rollout_step": shown,
+                "groups": groups,
+                "reward_failures": unscored,
+            }
+        )
+        return 0
+    print(f"{run.path}  {run.status()}  created {record['created']}")
+    if record["status"] == "failed":
+        print(f"failed: {record['failure']}")
+    if (said := _verdict(run, record["measure"])) is not None:
+        print(f"step {evaluations[-1]}: {said}")
+    _print_curves(scores, metrics)
+    for line in groups:
+        _print_group(line, cast(int, shown))
+    for event in unscored[-_FAILURES:]:
+        print(f"step {event['step']}: no reward for {event['text'][:60]!r}: {event['reason']}")
+    if len(unscored) > _FAILURES:
+        print(f"and {len(unscored) - _FAILURES} earlier ones in {run.path / 'events.jsonl'}")
+    return 0
+
+
+def _verdict(run: RunFolder, measure: str) -> str | None:
+    """What the last evaluation says against the first, in one line; None where there is one only."""
+    evaluations = run.steps("evaluations")
+    if len(evaluations) < 2:
+        return None
+    return verdict(
+        measure, compare_items(*(run.read_step("evaluations", each) for each in evaluations[:: len(evaluations) - 1]))
+    )
+
+
+def _groups(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    """The groups of a step, those that teach first."""
+    return sorted(
+        run.read_step("rollouts", step), key=lambda group: len({each["reward"] for each in group["rollouts"]}) == 1
+    )
+
+
+def _print_curves(scores: Sequence[tuple[int, float]], metrics: Sequence[Mapping[str, Any]]) -> None:
     if scores:
-        console.print(_curve("held_out", scores), highlight=False)
+        print(_curve("held_out", scores))
     parts = {metric: None for line in metrics for metric in line if metric.startswith("reward_mean.")}
     for metric in (*_CURVES, *parts):
         points = [(line["step"], line[metric]) for line in metrics if metric in line]
         if points:
-            console.print(_curve(metric, points), highlight=False)
-    stored = run.steps("rollouts")
-    if stored:
-        shown = stored[-1] if step is None else step
-        if shown not in stored:
-            console.print(f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}")
-        groups = run.read_step("rollouts", shown)
-        groups.sort(
-            key=lambda group: len({each["reward"] for each in group["rollouts"]}) == 1
-        )  # those that teach first
-        for line in groups[:num_groups]:
-            console.print(_group(line, shown))
-    unscored = [event for event in run.events() if event["event"] == "reward_failed"]
-    for event in unscored[-_FAILURES:]:
-        text = f"step {event['step']}: no reward for {event['text'][:60]!r}: {event['reason']}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if len(unscored) > _FAILURES:
-        console.print(f"and {len(unscored) - _FAILURES} earlier ones in {run.path / 'events.jsonl'}")
-    return 0
+            print(_curve(metric, points))
 
 
 def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
@@ -84,21 +113,30 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     return f"{name:<24} {values[0]:>10.4g} -> {values[-1]:<10.4g} {bars}  [{low:.4g}, {high:.4g}]"
 
 
-def _group(line: Mapping[str, Any], step: int) -> Table:
-    """The best and the worst completions of one prompt side by side, each under its reward and advantage."""
+def _print_group(line: Mapping[str, Any], step: int) -> None:
+    """The best and the worst completions of one prompt, each under its reward and advantage: side by side on a
+    terminal, one below the other elsewhere, where there is no width to keep to.
+    """
     ranked = sorted(line["rollouts"], key=lambda rollout: -rollout["reward"])
     half = _SIDE_BY_SIDE // 2
     rollouts = ranked if len(ranked) <= _SIDE_BY_SIDE else ranked[:half] + ranked[-half:]
     more = len(ranked) - len(rollouts)
     title = f"step {step}, group {line['group']}: {line['messages'][-1]['content']}  (answer {line['answer']})"
-    table = Table(title=Text(title), title_justify="left", caption=f"and {more} more between them" if more else None)
-    for rollout in rollouts:
-        parts = "".join(f"\n{name} {value:.3g}" for name, value in rollout["components"].items())
-        header = f"reward {rollout['reward']:.3g}\nadvantage {rollout['advantage']:+.2f}{parts}"
-        table.add_column(header, overflow="fold")
-    cells = []
-    for rollout in rollouts:
-        cut = " …(cut)" if rollout["finish_reason"] == "length" else ""
-        cells.append(Text(rollout["text"] + cut))
-    table.add_row(*cells)
-    return table
+    left_out = f"and {more} more between them" if more else None
+    headings = [[f"reward {each['reward']:.3g}", f"advantage {each['advantage']:+.2f}"] for each in rollouts]
+    for heading, each in zip(headings, rollouts, strict=True):
+        heading += [f"{name} {value:.3g}" for name, value in each["components"].items()]
+    texts = [each["text"] + (" …(cut)" if each["finish_reason"] == "length" else "") for each in rollouts]
+    console = Console()
+    if not console.is_terminal:
+        print(f"\n{title}")
+        for heading, text in zip(headings, texts, strict=True):
+            print(f"--- {', '.join(heading)}\n{text}")
+        if left_out is not None:
+            print(f"--- {left_out}")
+        return
+    table = Table(title=Text(title), title_justify="left", caption=left_out)
+    for heading in headings:
+        table.add_column(Text("\n".join(heading)), overflow="fold")
+    table.add_row(*map(Text, texts))
+    console.print(table)

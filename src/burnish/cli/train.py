@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from burnish.algorithms.memory_advice import free_bytes
 from burnish.algorithms.session import fitted, prepare, resume, schema_for, train
+from burnish.cli.json_output import print_json
 from burnish.config.loading import read_flags, read_recipe, resolve
 from burnish.config.schema import ClusterConfig, RunConfig
 from burnish.errors import ConfigError
+from burnish.monitoring.console import standard_console
 from burnish.reproducibility.run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ def train_recipe(
     *,
     file: Path | None,
     is_dry_run: bool,
+    as_json: bool = False,
     with_profile: bool = False,
     stop_after: int | None = None,
 ) -> int:
@@ -32,9 +33,12 @@ def train_recipe(
     if is_dry_run:
         inputs = prepare(config)
         fitted(config, inputs, free_bytes(config))
-        print(f"ok: {inputs.summary()}")
+        if as_json:
+            print_json({"passes": True, "model": inputs.model.source, "summary": inputs.summary()})
+        else:
+            print(f"ok: {inputs.summary()}")
         return 0
-    return _exit_status(train(config, Console(), with_profile=with_profile, stop_after=stop_after))
+    return _exit_status(train(config, standard_console(), with_profile=with_profile, stop_after=stop_after))
 
 
 def resume_run(
@@ -56,7 +60,7 @@ def resume_run(
         typed = {key: each if isinstance(each, str) else json.dumps(each) for key, each in defaults.items()}
         settings = [*(f"--cluster.{key}={value}" for key, value in typed.items()), *settings]
     config = run_config(folder, settings)
-    return _exit_status(resume(folder, config, Console(), stop_after=stop_after, allow_changed=allow_changed))
+    return _exit_status(resume(folder, config, standard_console(), stop_after=stop_after, allow_changed=allow_changed))
 
 
 def run_config(run: RunFolder, settings: Sequence[str] = ()) -> RunConfig:

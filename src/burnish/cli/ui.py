@@ -6,14 +6,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.arguments import EvalsFolder, RunsFolder
 from burnish.config.extras import requires_extra
 from burnish.errors import UserError
 
 
 def ui(
     *,
-    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs"),
-    evals_folder: Annotated[Path, Parameter(help="Folder that holds the eval stores.")] = Path("evals"),
+    runs_folder: RunsFolder = Path("runs"),
+    evals_folder: EvalsFolder = Path("evals"),
     port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 takes a free one.")] = 7878,
     serve_url: Annotated[str, Parameter(help="A server of `burnish serve` to look at; empty for none.")] = (
         "http://127.0.0.1:8000"

@@ -1,21 +1,17 @@
 """`burnish verify`."""
 
-import json
-import sys
 from pathlib import Path
 
+from burnish.cli.json_output import print_json
 from burnish.experiments.verify import verify
+from burnish.monitoring.console import Waiting
 from burnish.reproducibility.run_folder import RunFolder
 
 
 def verify_run(name: str, runs_folder: Path, *, steps: int, repeats: int, as_json: bool) -> int:
     """Print how each training compares with the unbroken one; 1 if one differs."""
-    progress = sys.stderr if as_json else sys.stdout
-
-    def say(text: str) -> None:
-        print(text, file=progress, flush=True)
-
-    checks = verify(RunFolder.find(name, runs_folder), steps=steps, repeats=repeats, say=say)
+    with Waiting("looking at what was recorded") as wait:
+        checks = verify(RunFolder.find(name, runs_folder), steps=steps, repeats=repeats, say=wait.say, told=wait.told)
     if as_json:
         found = [
             {
@@ -26,7 +22,7 @@ def verify_run(name: str, runs_folder: Path, *, steps: int, repeats: int, as_jso
             }
             for check in checks
         ]
-        print(json.dumps(found, indent=1))
+        print_json(found)
     else:
         print("\n".join(map(str, checks)))
     return 0 if all(check.comparison.are_equal for check in checks) else 1

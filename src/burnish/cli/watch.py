@@ -1,6 +1,5 @@
 """`burnish watch`: an evaluation, or an A/B, that may be looked at as often as one likes."""
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from burnish.cli.arguments import AsJson, RunsFolder
+from burnish.cli.json_output import print_json
 from burnish.errors import UserError
-from burnish.reproducibility.files import json_tree
 
 if TYPE_CHECKING:
     from burnish.evaluation.watching import GrowingEvaluation, PairedScores
@@ -36,8 +36,8 @@ def watch(
     ] = None,
     alpha: Annotated[float, Parameter(help="Chance of a false verdict over all looks.")] = 0.05,
     follow: Follow = Follow(),
-    runs_folder: Annotated[Path, Parameter(help="Folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON, one object a look.")] = False,
+    runs_folder: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
 ) -> int:
     """Judge B against A on the items that both have answered so far. Valid at every look: stop when it says decided.
 
@@ -76,7 +76,10 @@ def watch(
         if stops or look.n != seen:
             if seen < 0 and not as_json:
                 print(f"A {first.label}, B {second.label}")
-            print(_as_json(look, pairs, is_over) if as_json else _line(look, pairs), flush=True)
+            if as_json:
+                print_json({**asdict(look), **_counts(pairs), "is_over": is_over}, on_one_line=follow.follow)
+            else:
+                print(_line(look, pairs), flush=True)
         if stops:
             break
         seen = look.n
@@ -121,7 +124,7 @@ def _watch_one(found: "GrowingEvaluation", margin: float | None, alpha: float, f
             mean = math.fsum(own.scores_a) / n if n else math.nan
             if as_json:
                 look = {"n": n, "mean": mean, "low": low, "high": high, "alpha": alpha}
-                print(json.dumps(json_tree({**look, **_counts(own), "is_over": is_over})), flush=True)
+                print_json({**look, **_counts(own), "is_over": is_over}, on_one_line=follow.follow)
             else:
                 level = f"{100 * (1 - alpha):.3g}% confidence sequence"
                 said = f"mean {mean:.3f}, {level} [{low:.3f}, {high:.3f}]" if n else "nothing to say yet"
@@ -166,10 +169,6 @@ def _verdict(
         f"all that will come are in, {missing} are missing" if missing else f"all {pairs.num_units} {pairs.unit} are in"
     )
     return f"undecided: {end}; `burnish power items` says how many would tell"
-
-
-def _as_json(look: "Look", pairs: "PairedScores", is_over: bool) -> str:
-    return json.dumps(json_tree({**asdict(look), **_counts(pairs), "is_over": is_over}))
 
 
 def _counts(pairs: "PairedScores") -> dict[str, str | int]:

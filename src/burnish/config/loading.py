@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from burnish.config.schema import Section
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, UnknownSettingError
 
 ENVIRONMENT_PREFIX = "BURNISH_"
-RESERVED_ENVIRONMENT = {"BURNISH_CACHE"}  # names of the prefix that are not settings
+RESERVED_ENVIRONMENT = {"BURNISH_CACHE", "BURNISH_ADMIN_KEY"}  # names of the prefix that are not settings
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -107,7 +107,8 @@ def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[s
         if fault["type"] == "tuple_type":
             message = f"needs a list: --{key} '[...]' as JSON"
         if fault["type"] == "model_type":
-            message = f"is a section: --{key} '{{...}}' as JSON, see `burnish config schema ALGORITHM`"
+            own = json.dumps({"own": fault["input"]}) if ":" in str(fault["input"]) else "{...}"
+            message = f"is a section: --{key} '{own}' as JSON, see `burnish config schema ALGORITHM`"
         place = f" (from {origins[key]})" if key in origins else ""
         raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error
 
@@ -225,9 +226,8 @@ def to_yaml(config: BaseModel) -> str:
 
 def _check_known(key: str, keys: Mapping[str, Any], origin: str) -> None:
     if key not in keys and not any(name.startswith(key + ".") for name in keys) and not _inside_mapping(key, keys):
-        raise ConfigError(
-            f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema ALGORITHM`"
-        )
+        message = f"unknown setting {key!r} (from {origin}): {_suggest(key, keys)}see `burnish config schema ALGORITHM`"
+        raise UnknownSettingError(message, key)
 
 
 def _inside_mapping(key: str, keys: Mapping[str, Any]) -> bool:
@@ -236,7 +236,15 @@ def _inside_mapping(key: str, keys: Mapping[str, Any]) -> bool:
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
-    """The nearest known key, or the key whose last part is nearest: the right name in the wrong section."""
+    """The key of the same section whose initials these are (`optimizer.lr`); the nearest; or the key whose last part is
+    nearest, which is the right name in the wrong section.
+    """
+    known = list(known)
+    section, _, name = word.rpartition(".")
+    for key in known:
+        of, _, leaf = key.rpartition(".")
+        if of == section and name == "".join(part[0] for part in leaf.split("_") if part):
+            return f"did you mean {key!r}? "
     by_last_part = {key.rpartition(".")[2]: key for key in known}
     whole = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     last = difflib.get_close_matches(word.rpartition(".")[2], by_last_part, n=1, cutoff=0.7)

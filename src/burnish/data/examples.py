@@ -21,7 +21,16 @@ from burnish.config.imports import import_by_path
 from burnish.config.schema import DataConfig
 from burnish.data.chat import Chat
 from burnish.data.example_file import ExampleFile, ExampleWriter, Lazy, as_json
-from burnish.data.rows import Row, existing_file, read_messages, read_rows, transformed, with_system_prompt
+from burnish.data.rows import (
+    Row,
+    Told,
+    existing_file,
+    read_messages,
+    read_rows,
+    tell_nobody,
+    transformed,
+    with_system_prompt,
+)
 from burnish.errors import DataError, MachineError
 from burnish.records import Example
 from burnish.reproducibility.code_state import package_sha256
@@ -33,7 +42,6 @@ from burnish.reproducibility.seeds import seed_for
 ToExample = Callable[[Chat, Row, str], Example]
 """A method of a frozen dataclass: its `repr` then says everything that decides what it makes of a row."""
 
-_SECONDS_BETWEEN_WORDS = 5.0
 _CHECKED_ROWS = 100
 _MAX_KEPT_BYTES = 20e9
 _SECONDS_UNTIL_LEFT_OVER = 24 * 3600
@@ -73,6 +81,7 @@ def load_examples(
     context_length: int,
     folder: Path,
     say: Callable[[str], None],
+    told: Told = tell_nobody,
 ) -> ExampleSplit:
     """Read, transform, render and split by prompt, or find in `folder` what an earlier run made of the same data.
 
@@ -85,7 +94,7 @@ def load_examples(
         MachineError: the disk is full.
     """
     longest = min(config.max_tokens or context_length, context_length)
-    reader = _Reader(config, chat, to_example, longest, say)
+    reader = _Reader(config, chat, to_example, longest, told)
     hashes = reader.hashes()
     path = folder / f"{reader.fingerprint(hashes)}.examples"
     split = _find(path, say)
@@ -145,7 +154,7 @@ def _write(path: Path, reader: _Reader, hashes: Sequence[str]) -> None:
             for number, example in enumerate(writer.examples(indices)):
                 digest.update(f"{', ' if number else ''}{as_json(example)}".encode())
                 longest = max(longest, _num_tokens(example))
-                reader.tell(f"looking through {number:,} of {len(indices):,} examples")
+                reader.told(f"looking through the {name.replace('_', '-')} examples", number + 1, len(indices))
             digest.update(b"]")
             sides[name] = {"count": len(indices), "sha256": digest.hexdigest()}
         facts = {"sides": sides, "longest": longest, "left_out": left_out}
@@ -234,21 +243,18 @@ def prompt_id(messages: Sequence[Row]) -> str:
 
 
 class _Reader:
-    def __init__(
-        self, config: DataConfig, chat: Chat, to_example: ToExample, longest: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: DataConfig, chat: Chat, to_example: ToExample, longest: int, told: Told) -> None:
         self.config = config
         self.chat = chat
         self.to_example = to_example
         self.longest = longest
-        self.say = say
+        self.told = told
         self.transform = None
         if config.transform is not None:
             self.transform = import_by_path(config.transform, "data.transform", arguments=("row",))
         self.sources = {"data.source": config.source}
         if config.held_out_source is not None:
             self.sources["data.held_out_source"] = config.held_out_source
-        self._next_word = time.monotonic() + _SECONDS_BETWEEN_WORDS
 
     def hashes(self) -> list[str]:
         """Of the files as they are now."""
@@ -276,8 +282,7 @@ class _Reader:
     def read(self, key: str, left_out: Counter[str], max_rows: int | None = None) -> Iterator[Example]:
         """The examples of a file, or of its first rows; what is left out is counted."""
         source, used, faulty = self.sources[key], 0, 0
-        for number, (place, raw) in enumerate(islice(read_rows(key, source), max_rows)):
-            self.tell(f"reading {source}: {number:,} rows")
+        for place, raw in islice(read_rows(key, source, self.told), max_rows):
             rows = transformed(self.transform, raw, place, "data.transform")
             if not rows:
                 left_out["data.transform left them out"] += 1
@@ -298,12 +303,6 @@ class _Reader:
                     yield example
         if max_rows is None and faulty > used:
             raise DataError(f"{source}: most examples cannot be used; left out: {_in_words(left_out)}")
-
-    def tell(self, text: str) -> None:
-        """Say how far it is, if the last word was some time ago."""
-        if (now := time.monotonic()) >= self._next_word:
-            self._next_word = now + _SECONDS_BETWEEN_WORDS
-            self.say(text)
 
 
 class SkippedRow(Exception):  # no error: a row that teaches nothing

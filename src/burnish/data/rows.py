@@ -9,9 +9,16 @@ from typing import Any
 from burnish.config.imports import import_by_path
 from burnish.errors import ConfigError, DataError
 
-Row = dict[str, Any]
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 ROLES = ("system", "user", "assistant", "tool")
+
+Row = dict[str, Any]
+Told = Callable[[str, int, int], None]
+"""Hears what is done, how much of it is done, and how much that is in all."""
+
+
+def tell_nobody(text: str, done: int, total: int) -> None:
+    """Where nobody waits."""
 
 
 def existing_file(key: str, source: str) -> Path:
@@ -26,8 +33,8 @@ def existing_file(key: str, source: str) -> Path:
     return path
 
 
-def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
-    """(place, row) for every row; `key` is the setting that names the file.
+def read_rows(key: str, source: str, told: Told = tell_nobody) -> Iterator[tuple[str, Row]]:
+    """(place, row) for every row; `key` is the setting that names the file. `told` hears of the bytes that are read.
 
     Raises:
         ConfigError: there is no such file.
@@ -41,9 +48,12 @@ def read_rows(key: str, source: str) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows, start=1):
             yield f"{path}, row {number}", _object(row, f"{path}, row {number}")
         return
+    num_read, num_bytes = 0, path.stat().st_size
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{path}, line {number}"
+            num_read += len(line)
+            told(f"reading {source}", num_read, num_bytes)
             if text := _decode(line, place).strip():
                 yield place, _object(_parse(text, place), place)
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from burnish.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from burnish.distributed.roles import CriticNeeds, RoleNeeds, T
-from burnish.distributed.sharding import Sharding
 from burnish.errors import ConfigError, MachineError
 from burnish.losses.loss import Loss
 from burnish.memory.allocator import allocator
@@ -38,6 +37,9 @@ from burnish.rollout.play import Sample
 from burnish.training.checkpoint import TrainState, checkpoint_bytes, load_checkpoint, save_checkpoint
 from burnish.training.learner import Learner
 from burnish.training.optimizer import MasterOptimizer, check_installed
+
+if TYPE_CHECKING:
+    from burnish.distributed.sharding import Sharding  # slow to import, and alone needs nothing of it
 
 
 class LocalRoles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,13 +15,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import Replicate
-from transformers import PretrainedConfig
 
 from burnish.errors import ConfigError
 from burnish.models import attention
 from burnish.models.attention import AttentionPlan, SegmentAttention
 from burnish.models.policy import Policy
 from burnish.records import Segment
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _SUMMED = "replicated_with_grad_allreduce"
 _STYLES: dict[str, tuple[type[ParallelStyle], dict[str, Any]]] = {

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError, validate_call
-from transformers.utils.chat_template_utils import get_json_schema
 
 from burnish.environments.base import StepResult
 from burnish.errors import ConfigError
@@ -172,6 +171,8 @@ def with_described_tools(messages: Sequence[Message], tools: Sequence[Mapping[st
 
 
 def _schema(function: Callable[..., Any]) -> dict[str, Any]:
+    from transformers.utils.chat_template_utils import get_json_schema  # slow to import
+
     try:
         schema: dict[str, Any] = get_json_schema(function)
     except Exception as error:  # transformers' own exceptions for a missing hint or docstring have no common class

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.rows import read_rows
+from burnish.data.rows import Told, read_rows, tell_nobody
 from burnish.errors import DataError
 from burnish.evaluation.store import EvalStore
 
@@ -127,14 +127,14 @@ def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 
-def train_texts(source: str) -> Iterator[str]:
+def train_texts(source: str, told: Told = tell_nobody) -> Iterator[str]:
     """Every text in every row of a JSON or JSONL file, in whatever field it stands.
 
     Raises:
         ConfigError: there is no such file.
         DataError: a line is not JSON.
     """
-    for _, row in read_rows("the training data", source):
+    for _, row in read_rows("the training data", source, told):
         yield from _leaves(row)
 
 

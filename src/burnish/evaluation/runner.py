@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from burnish.config.evaluation import EvalConfig
 from burnish.config.imports import import_by_path
@@ -104,7 +103,7 @@ class EvalInputs:
         }
         run = run_of(self.model.source)
         if run is not None:
-            trained = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+            trained = run.config()
             seen = {item["id"] for step in run.steps("evaluations")[-1:] for item in run.read_step("evaluations", step)}
             chosen = not _is_newest(self.model.source) and any(item.id in seen for item in self.items)
             origin |= {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from burnish.config.evaluation import EvalTaskConfig
 from burnish.evaluation.table import asked_settings
 from burnish.models.load import ModelFacts
@@ -47,7 +45,7 @@ def changed_since_training(
 
 def _asks_the_held_out_questions(run: RunFolder, task: EvalTaskConfig) -> bool:
     """Whether the run's own task was given, whole."""
-    trained = (yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")).get("task")) or {}
+    trained = run.config().get("task") or {}
     if task.split != "held_out" or task.num_items is not None or task.id_field is not None:
         return False
     now = task.model_dump(mode="json")

@@ -55,6 +55,8 @@ class EvalStore:
             found = sorted(made, key=lambda path: str(read_eval_record(path).get("created")))[-1:]
         else:
             found = [path for path in made if path.name.startswith(store)]
+        if store == "last" and not made:
+            raise UserError(f"there is no eval store in {evals_folder} yet; `burnish eval MODEL --task TASK` makes one")
         if len(found) != 1:
             what = "several stores begin" if found else "no store begins"
             names = ", ".join(path.name for path in (found or made)[-5:]) or "none yet"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from burnish.errors import DataError, UserError
@@ -81,7 +80,7 @@ def table_of_run(run: RunFolder, step: int | None = None) -> ScoreTable:
     run.require_unchanged(("config.yaml", f"evaluations/step-{chosen:06d}"))
     items = run.read_step("evaluations", chosen)
     record = run.record()
-    config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    config = run.config()
     return _table(
         label=run.path.name if step is None else f"{run.path.name}@{step}",
         place=str(run.path),
@@ -125,7 +124,10 @@ def run_and_step(what: str, runs_folder: Path) -> tuple[RunFolder, int | None]:
     name, at, step = what.rpartition("@")
     if at and step.isdigit():
         return RunFolder.find(name, runs_folder), int(step)
-    return RunFolder.find(what, runs_folder), None
+    try:
+        return RunFolder.find(what, runs_folder), None
+    except UserError as error:
+        raise UserError(f"{error}; an eval store is given by its folder, as evals/NAME") from error
 
 
 def items_sha256(items: Iterable[Mapping[str, Any]]) -> str:

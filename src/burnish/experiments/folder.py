@@ -56,8 +56,9 @@ class ExperimentFolder:
         for path in (experiments_folder / name, Path(what)):
             if (path / "plan.json").is_file():
                 return cls(path)
-        known = ", ".join(sorted(path.parent.name for path in experiments_folder.glob("*/plan.json"))) or "none yet"
-        raise UserError(f"no plan of an experiment {name!r} in {experiments_folder}, only of {known}")
+        known = ", ".join(sorted(path.parent.name for path in experiments_folder.glob("*/plan.json")))
+        there = f"planned are {known}" if known else "none is planned there yet"
+        raise UserError(f"no plan of an experiment {name!r} in {experiments_folder}; {there}")
 
     @property
     def runs(self) -> Path:

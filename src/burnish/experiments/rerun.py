@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from burnish.algorithms.run_record import changed_fingerprints
+from burnish.data.rows import Told, tell_nobody
 from burnish.errors import DataError, UserError
 from burnish.evaluation.held_out import mean_score
 from burnish.experiments.process import burnish_process, follow
@@ -71,6 +72,7 @@ def rerun(
     *,
     into: Path,
     say: Callable[[str], None],
+    told: Told = tell_nobody,
     steps: int | None = None,
     here: bool = False,
     allow_changed: bool = False,
@@ -99,7 +101,7 @@ def rerun(
                 say(remark)
             remarks.extend(found or [""])
         elif step:
-            say(f"step {step} repeated")
+            told(f"repeating {run.path.name}", step, steps or len(recorded))
         return False
 
     with _place(run, record, here=here) as place:

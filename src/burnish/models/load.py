@@ -1,4 +1,7 @@
-"""Loading a policy: a local folder, a name that `burnish model get` knows, or a hub id."""
+"""Loading a policy: a local folder, a name that `burnish model get` knows, or a hub id.
+
+transformers is imported where it is used: it takes as long as torch, and who only reads a run's settings needs it not.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging
 
 from burnish.config.extras import requires_extra
 from burnish.config.schema import LoRAConfig, ModelConfig
@@ -33,6 +26,9 @@ from burnish.models.layout import multiplies_bfloat16
 from burnish.models.policy import Policy, context_length_of
 from burnish.models.quantized import quantize_layers
 from burnish.models.trial import try_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ModelKind = Literal["language", "value"]
 
@@ -110,6 +106,9 @@ def inspect_model(path: str) -> ModelFacts:
     """
     source = find_model(path)
     base = _adapter_base(Path(source))
+
+    from transformers import AutoConfig, AutoTokenizer
+
     config = _from_pretrained(AutoConfig, base or source)
     attention.check_supported(config)
     if getattr(config, "quantization_config", None) is not None:
@@ -131,6 +130,8 @@ def inspect_model(path: str) -> ModelFacts:
 
 
 def _stop_token_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    from transformers import GenerationConfig
+
     try:
         configured = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:  # a folder may do without one
@@ -232,6 +233,8 @@ def find_dtype(config: ModelConfig) -> Literal["float32", "bfloat16"]:
 
 
 def _load_weights(facts: ModelFacts, dtype: torch.dtype, kind: ModelKind, device: torch.device) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
     source = facts.base or facts.source
     auto = AutoModelForCausalLM if kind == "language" else AutoModelForSequenceClassification
     heads: dict[str, Any] = {} if kind == "language" else {"num_labels": 1}
@@ -284,6 +287,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _from_pretrained(kind: Any, source: str, **options: Any) -> Any:
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

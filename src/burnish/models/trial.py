@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from burnish.errors import ModelError
 from burnish.models import attention
 from burnish.models.attention import SegmentAttention
 from burnish.models.head import head_of
 from burnish.records import Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Two branches of one prompt, and a sequence of its own; for the last token of the latter two, what it may depend on.
 _SEGMENTS = (Segment(3, (2, 2)), Segment(3, ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import cache
 from importlib.resources import files
@@ -33,5 +34,8 @@ def runbook(alert: str) -> str:
         UserError: there is none.
     """
     if (text := sections().get(section_of(alert))) is None:
-        raise UserError(f"{alert}: has no runbook; there is {', '.join(sections())}")
+        by_lower = {name.lower(): name for name in sections()}
+        close = difflib.get_close_matches(alert.lower(), by_lower, n=1)
+        meant = f"did you mean {by_lower[close[0]]}? " if close else ""
+        raise UserError(f"{alert}: has no runbook; {meant}there is {', '.join(sections())}")
     return text

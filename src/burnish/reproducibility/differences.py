@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from burnish.reproducibility.environment import environment_differences
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -27,7 +25,7 @@ class Section:
 
 def configuration_of(run: RunFolder) -> dict[str, Any]:
     """Every setting of a run by its dotted key, as its config.yaml says it."""
-    return _flat(yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")))
+    return _flat(run.config())
 
 
 def changed_configuration(first: RunFolder, second: RunFolder) -> dict[str, tuple[Any, Any]]:

@@ -68,6 +68,8 @@ class RunFolder:
             return cls(Path(run))
         runs = cls.all(runs_folder)
         found = runs[-1:] if run == "last" else [each for each in runs if each.path.name.startswith(run)]
+        if run == "last" and not runs:
+            raise UserError(f"there is no run in {runs_folder} yet; `burnish train quickstart` makes one")
         if len(found) != 1:
             what = "several runs begin" if found else "no run begins"
             names = ", ".join(each.path.name for each in (found or runs)[-5:]) or "none yet"
@@ -134,6 +136,14 @@ class RunFolder:
         if record.get("format", RECORD_FORMAT) != RECORD_FORMAT:
             raise UserError(self._of_another_format(record["format"]))
         return record
+
+    def config(self) -> dict[str, Any]:
+        """The settings that the run was started with, as config.yaml has them."""
+        import yaml  # a list of runs does without
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, for hundreds of runs
+        content = yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=loader)
+        return content if isinstance(content, dict) else {}
 
     def whole_record(self) -> dict[str, Any]:
         """The same, for whoever needs all of it: the code, the environment, every fingerprint.

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from burnish.config.extras import requires_extra
@@ -19,7 +18,7 @@ from burnish.config.schema import OptimizerConfig
 from burnish.errors import NotFiniteError
 from burnish.memory.allocator import allocator
 from burnish.memory.trace import LiveBytes
-from burnish.training.shards import local_part, part_of, whole
+from burnish.training.shards import is_spread, local_part, part_of, whole
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "row_var", "col_var", "variance")
 _QUANTIZED = ("codes", "scale", "qmap")
@@ -72,7 +71,7 @@ class MasterOptimizer:
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in self.parameters.items():
             part = local_part(parameter.detach())
-            if part.dtype == torch.float32 and device in (None, part.device) and not isinstance(parameter, DTensor):
+            if part.dtype == torch.float32 and device in (None, part.device) and not is_spread(parameter):
                 self.masters[name] = parameter
             else:
                 self.masters[name] = nn.Parameter(part.to(device, torch.float32))
