@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from burnish.algorithms.session import schema_of
-from burnish.cli.config import _OTHERS
+from burnish.cli.config import OTHER_SCHEMAS
 from burnish.config.loading import leaf_fields, shipped_recipes
 from burnish.errors import UserError
 from burnish.monitoring.catalogue import SERVING, TRAINING
@@ -36,7 +36,7 @@ def texts() -> dict[str, str]:
         arguments = command.assemble_argument_collection() if command.default_command is not None else ()
         words = [" ".join((*each.names, str(each.parameter.help or ""))) for each in arguments]
         found[f"burnish {' '.join(path)} --help"] = " ".join((command.help, *words))
-    for schema in (*_OTHERS.values(), *map(schema_of, algorithms())):
+    for schema in (*OTHER_SCHEMAS.values(), *map(schema_of, algorithms())):
         found |= {f"setting {key}": f"{key}: {field.description}" for key, field in leaf_fields(schema)}
     found |= {f"metric {each.name}": f"{each.name}: {each.meaning}" for each in (*TRAINING, *SERVING)}
     found |= {f"recipe {name}": path.read_text() for name, path in shipped_recipes().items()}

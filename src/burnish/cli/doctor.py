@@ -30,8 +30,8 @@ def print_doctor(address: str | None, *, as_json: bool) -> int:
     problems = report.problems()
     if as_json:
         machines = [_as_tree(machine) for machine in report.machines]
-        found = {"machines": machines, "links": report.links, "sum_of_4_mb_seconds": report.sum_seconds}
-        print_json({**found, "faults": problems, "missing_extras": _absent()})
+        seen: dict[str, Any] = {"machines": machines, "links": report.links, "sum_of_4_mb_seconds": report.sum_seconds}
+        print_json({**seen, "faults": problems, "missing_extras": _absent()})
         return 1 if problems else 0
     for machine, link in zip(report.machines, report.links, strict=True):
         _print_machine(machine)
