@@ -150,15 +150,15 @@ class Shell:
         before = len(self.log.read_bytes())
         if line.endswith(" &"):
             return 0, self._after(line, before, "http://")
-        shown = self._after(f"{line}\necho over: $?", before, r"^over: [0-9]+\n")
-        text, _, rest = shown.rpartition("over: ")
+        shown = self._after(f"{line}\nprintf '\\nover: %s\\n' $?", before, r"^over: [0-9]+\n")
+        text, _, rest = shown.rpartition("\nover: ")
         return int(rest.split()[0]), text
 
     def _after(self, given: str, before: int, pattern: str) -> str:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{given}\n".encode())
         self.process.stdin.flush()
-        until = time.monotonic() + 1200
+        until = time.monotonic() + 900
         while time.monotonic() < until and self.process.poll() is None:
             shown = self.log.read_bytes()[before:].decode(errors="replace")
             if re.search(pattern, shown, re.MULTILINE):
