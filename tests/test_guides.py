@@ -135,13 +135,19 @@ class Shell:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it and whatever it has started."""
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
+        """End it and whatever it has started, and wait for all of them: others want their ports."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        for sent, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
+            until = time.monotonic() + seconds
+            try:
+                os.killpg(self.process.pid, sent)
+                while time.monotonic() < until:
+                    self.process.poll()
+                    os.killpg(self.process.pid, 0)
+                    time.sleep(0.05)
+            except ProcessLookupError:
+                return
 
     def follow(self, line: str) -> tuple[int, str]:
         """Give a line: the status of what it did, and what was shown meanwhile. After one that ends with ` &`, wait
