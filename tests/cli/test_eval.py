@@ -55,6 +55,13 @@ def test_evaluate_show_verify_and_again(command: Command, tmp_path: Path) -> Non
     )
 
 
+def test_what_was_asked_is_called_by_the_file_of_held_out_questions(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"prompt": "What is 9?", "answer": "9"}) + "\n")
+    held_out = ("--task.split", "held_out", "--task.held_out_source", "kept.jsonl", "--task.num_held_out", "1")
+    status, out, _ = command("eval", "tiny", "--task", "tasks.jsonl", *held_out, *SMALL)
+    assert status == 0 and out.splitlines()[0] == "tiny on kept.jsonl"
+
+
 def test_a_tampered_store_is_named_and_its_figures_are_not_printed(command: Command) -> None:
     again = ("eval", "tiny", "--task", "tasks.jsonl", *SMALL)
     command(*again)

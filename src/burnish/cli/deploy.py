@@ -81,12 +81,12 @@ def start(
 ) -> int:
     """Try weights beside those that serve.
 
-    Example: burnish deploy start sums sums-1a2b3c/checkpoints/step-000040 --share 0.2
+    Example: burnish deploy start sums better --share 0.2
 
     Parameters
     ----------
     path
-        Folder of the weights, from the server's admin.weights_folder.
+        Folder of the weights, or name of a run, from the server's admin.weights_folder.
     """
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: must be above 0 and at most 1")

@@ -173,8 +173,9 @@ def find_or_make_store(inputs: EvalInputs) -> EvalStore:
         "perturb": None if task.perturb in (None, *PERTURBS) else source_hash(str(task.perturb), "task.perturb"),
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    source = Path(task.source).stem if Path(task.source).suffix else task.source.rpartition(":")[2]
-    name = config.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{inputs.label()}-{source}")[:56].strip("-.")
+    source = task.held_out_source or task.source
+    about = Path(source).stem if Path(source).suffix else source.rpartition(":")[2]
+    name = config.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{inputs.label()}-{about}")[:56].strip("-.")
     path = config.evals_folder / f"{name}-{key[:6]}"
     if path.exists():
         store = EvalStore.open(path)
@@ -184,7 +185,7 @@ def find_or_make_store(inputs: EvalInputs) -> EvalStore:
     code = read_code(config.evals_folder)
     record = {
         "label": inputs.label(),
-        "task": {"source": task.source, "kind": task.kind, "num_items": len(inputs.items), "items": settings["items"]},
+        "task": {"source": source, "kind": task.kind, "num_items": len(inputs.items), "items": settings["items"]},
         "settings": settings,
         "origin": origin,
         "samples_per_item": inputs.samples_per_item,

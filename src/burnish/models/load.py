@@ -36,18 +36,14 @@ ModelKind = Literal["language", "value"]
 def find_model(path: str) -> str:
     """The folder of a model, or its hub id; checked without reading the weights into memory.
 
-    A run's folder, or that with the six digits at its end left out, stands for its newest checkpoint.
+    A run stands for its newest checkpoint: see model_folder.
 
     Raises:
         ModelError: no such model, a folder without weights, or a damaged safetensors file.
     """
     if path in KNOWN_MODELS:
         return str(cached_model(path))
-    folder = Path(path)
-    if not folder.exists() and len(runs := sorted(folder.parent.glob(f"{folder.name}-??????/run.json"))) == 1:
-        folder = runs[0].parent  # a run by its name, without the digits at its end
-    if (folder / "run.json").is_file() and (saved := sorted((folder / "checkpoints").glob("step-*"))):
-        folder = saved[-1]
+    folder = model_folder(Path(path))
     if folder.is_dir():
         check_folder(folder)
         return str(folder)
@@ -55,6 +51,15 @@ def find_model(path: str) -> str:
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
         raise ModelError(f"model.path: no folder {path!r}, and no model of that name; known: {', '.join(KNOWN_MODELS)}")
     return path
+
+
+def model_folder(folder: Path) -> Path:
+    """The newest checkpoint of a run's folder, or of that with the six digits at its end left out; else the folder."""
+    if not folder.exists() and len(runs := sorted(folder.parent.glob(f"{folder.name}-??????/run.json"))) == 1:
+        folder = runs[0].parent
+    if (folder / "run.json").is_file() and (saved := sorted((folder / "checkpoints").glob("step-*"))):
+        return saved[-1]
+    return folder
 
 
 def check_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ class SwapRequest(Body):
     """POST /admin/models/NAME/weights."""
 
     path: Annotated[str, Field(min_length=1, max_length=1000)]
-    """A folder below admin.weights_folder, from there."""
+    """A model's folder or a run below admin.weights_folder, from there."""
 
 
 class TrialRequest(SwapRequest):

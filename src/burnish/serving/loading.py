@@ -12,6 +12,7 @@ from pathlib import Path
 
 from burnish.config.schema import ModelConfig
 from burnish.errors import BurnishError
+from burnish.models.load import model_folder
 from burnish.serving.asks import Arm, Weights
 from burnish.serving.metrics import ServeMetrics
 from burnish.serving.parity import served_mismatch
@@ -76,14 +77,14 @@ class WeightLoader:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """A folder below another one, wherever links lead.
+    """A model's folder below another one, wherever links lead; a run, by its name, stands for its newest checkpoint.
 
     Raises:
         RefusedError: it is none.
     """
     root = folder.resolve()
     try:
-        found = (root / path).resolve(strict=True)
+        found = model_folder(root / path).resolve(strict=True)
     except (OSError, ValueError, RuntimeError):  # none there, a NUL, a ring of links
         found = None
     if found is None or found == root or not found.is_relative_to(root) or not found.is_dir():
