@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 
@@ -27,6 +29,7 @@ from burnish.serving.weights import load_weights
 
 from . import fake_vllm
 from .conftest import Heard, ask, submit, wait_for
+from .test_rest import ADMIN, Server, started
 
 LEFT = 10  # of the parity text: its prompt, of which nothing is compared
 
@@ -308,20 +311,84 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: 
         ServeConfig.model_validate({"model": {"path": "any"}} | settings)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("is_there", [False, True])
-def test_without_vllm_the_command_says_so_in_a_line(
-    fake: Fake, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+def test_a_vllm_that_cannot_be_loaded_is_refused(
+    make_vllm: MakeVllm, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM_IS_BROKEN", "1")
+    with pytest.raises(ConfigError, match=r"python cannot load vLLM \(ImportError: libtorch\.so: cannot open shared"):
+        make_vllm(fake.weights("unloaded"))
+
+
+@pytest.mark.slow
+def test_without_vllm_the_command_says_so_in_a_line(tiny_folder: Path) -> None:
     command = [sys.executable, "-m", "burnish", "serve", str(tiny_folder), "--engine", "vllm"]
-    command += ["--engine.vllm_python", str(fake.python)] if is_there else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    what = "cannot load vLLM (ImportError: libtorch.so: cannot open shared object file)" if is_there else "has no vLLM"
-    python = fake.python if is_there else sys.executable
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        f"error: engine.vllm_python: {python} {what}: make .venv-vllm/.done makes an environment with it; set "
-        "engine.vllm_python to its python"
-    )
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.splitlines() == [
+        f"burnish: engine.vllm_python: {sys.executable} has no vLLM: make .venv-vllm/.done makes an environment with "
+        "it; set engine.vllm_python to its python"
+    ]
+
+
+@pytest.fixture
+def served(fake: Fake) -> Iterator[Callable[[Path], Server]]:
+    made: list[Server] = []
+
+    def serve(model: Path) -> Server:
+        made.append(started(fake.folder, model, "--engine", "vllm", "--engine.vllm_python", str(fake.python)))
+        return made[-1]
+
+    yield serve
+    for server in made:
+        server.process.kill()
+        server.process.communicate()
+
+
+def streamed(server: Server, kind: int, max_tokens: int) -> Iterator[str | None]:
+    """Why an answer ended, while it comes: None until it has."""
+    asked = {"model": "tiny", "prompt": [kind], "max_tokens": max_tokens}
+    for piece in server.client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}):
+        yield piece.choices[0].finish_reason
+
+
+@pytest.mark.slow
+def test_the_doors_are_as_they_are(fake: Fake, served: Callable[[Path], Server]) -> None:
+    """Answers, refusals, an exchange of weights, what is measured, and the end at SIGTERM, which no answer notices."""
+    server = served(fake.model("first"))
+    fake.model("second", first=120)
+    body = {"model": "tiny", "prompt": [fake_vllm.COUNTS], "max_tokens": 3, "logprobs": 1, "n": 2, "ignore_eos": True}
+    status, found, headers = server.request("/v1/completions", body)
+    assert (status, headers["x-weight-version"]) == (200, "1")
+    assert [each["logprobs"]["token_logprobs"] for each in found["choices"]] == [[-0.5] * 3] * 2
+    status, found, _ = server.request("/v1/completions", body | {"temperature": 0.001})
+    assert status == 400 and found["error"]["param"] == "temperature"
+    path = "/admin/models/tiny/weights"
+    status, found, _ = server.request(path, {"path": "second"}, port=server.admin_port, key=ADMIN)
+    assert status == 200 and found["version"] == 2
+    status, _, headers = server.request("/v1/completions", body)
+    assert (status, headers["x-weight-version"]) == (200, "2")
+    wait_for(lambda: "burnish_serve_sets_of_weights 1" in server.request("/metrics", key=ADMIN)[1])
+    assert 'burnish_serve_mismatch{arm="stable",model="tiny"} ' in server.request("/metrics", key=ADMIN)[1]
+    pieces = streamed(server, fake_vllm.SLOW, 60)
+    next(pieces)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: server.request("/readyz")[0] == 503)
+    assert server.request("/v1/completions", body)[0] == 503
+    assert [*pieces][-1] == "length"
+    said = server.process.communicate(timeout=60)[1]
+    assert server.process.returncode == 0 and "Traceback" not in said
+    assert said.splitlines()[:2] == [
+        "loading " + str(fake.folder / "first"),
+        "vLLM 0.0.1 starts for tiny: a minute or so",
+    ]
+
+
+@pytest.mark.slow
+def test_a_server_whose_vllm_dies_ends(fake: Fake, served: Callable[[Path], Server]) -> None:
+    server = served(fake.model("mortal"))
+    with pytest.raises(openai.APIError, match=r"the server stops|the answer failed"):
+        assert [*streamed(server, fake_vllm.DIES, 9)] == []
+    said = server.process.communicate(timeout=60)[1]
+    assert server.process.returncode == 3
+    assert said.splitlines()[-1].startswith("burnish: the engine has failed")
+    assert "vLLM has ended; its log ends: " in said
