@@ -113,12 +113,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, dtype: str) -> Iterator[Addresses]:
-    """A server on `one`, until the context ends."""
+def served(folder: Path, settings: list[str]) -> Iterator[Addresses]:
+    """A server on `one` with further settings, until the context ends."""
     found = Addresses(free_port(), free_port())
     (folder / "keys").write_text(f"user load {KEY}\nadmin root {ADMIN_KEY}\n")
     command = [sys.executable, "-m", "burnish", "serve", str(folder / "one"), "--name", "served"]
-    command += ["--port", str(found.port), "--keys_file", str(folder / "keys"), "--model.compute_dtype", dtype]
+    command += ["--port", str(found.port), "--keys_file", str(folder / "keys"), *settings]
     command += ["--admin.port", str(found.admin_port), "--admin.weights_folder", str(folder)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -173,11 +173,17 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two exchanges, at least")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument(
+        "--vllm-python", help="the interpreter of an environment with vLLM, which then makes the tokens"
+    )
     options = parser.parse_args()
+    settings = ["--model.compute_dtype", options.dtype]
+    if options.vllm_python is not None:
+        settings += ["--engine", "vllm", "--engine.vllm_python", options.vllm_python]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_weights(options.model, folder)
-        with served(folder, options.dtype) as addresses:
+        with served(folder, settings) as addresses:
             quiet = {}
             for name in ("one", "two"):
                 version = exchange(addresses, name)
