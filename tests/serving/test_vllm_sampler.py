@@ -232,7 +232,7 @@ def test_a_form_goes_along_and_is_followed(engine: Engine, fake: Fake) -> None:
     assert heard.failure is not None
     wait_for(lambda: "structured_outputs" in fake.calls("one")[-1]["body"])
     held = json.loads(fake.calls("one")[-1]["body"]["structured_outputs"]["json"])
-    assert held == {"type": "object", "x-guidance": {"whitespace_pattern": r"[ \n]{0,8}"}}
+    assert held == {"type": "object", "x-guidance": {"whitespace_flexible": False}}
 
 
 def test_new_weights_take_what_is_asked_from_then_on(make_vllm: MakeVllm, fake: Fake) -> None:
@@ -293,6 +293,9 @@ def test_weights_that_cannot_be_served_are_refused(engine: Engine, fake: Fake) -
         engine.install(fake.weights("broken", 2, is_broken=True))
     with pytest.raises(ModelError, match="served log-probabilities differ from the learner's"):
         engine.install(fake.weights("other", 2, logprob=[-1.0] * 16))
+    adapted = fake.weights("adapted", 2)
+    with pytest.raises(ConfigError, match=r"engine\.kind=vllm serves whole models, and .*adapted is an adapter"):
+        engine.install(replace(adapted, policy=replace(adapted.policy, module=torch.nn.Identity())))
     assert engine.mismatches() == {("tiny", "stable"): pytest.approx(0.0, abs=1e-6)}
     assert answer(engine, fake_vllm.COUNTS).token_ids == [20, 21, 22, 23]
 
@@ -379,7 +382,7 @@ def test_the_doors_are_as_they_are(fake: Fake, served: Callable[[Path], Server])
     assert server.process.returncode == 0 and "Traceback" not in said
     assert said.splitlines()[:2] == [
         "loading " + str(fake.folder / "first"),
-        "vLLM 0.0.1 starts for tiny: a minute or so",
+        "vLLM 0.0.1 starts for tiny: a minute or two",
     ]
 
 

@@ -60,8 +60,7 @@ def schema_constraint(weights: Weights, schema: str, *, parameter: str) -> Const
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if error := matcher.get_error():
         raise RefusedError("invalid", f"{parameter}: {error.splitlines()[0][:300]}", parameter=parameter)
-    held = json.loads(grammar)["grammars"][0]["json_schema"]  # with the spaces that it allows
-    return Constraint(matcher, json.dumps(held))
+    return Constraint(matcher, schema)
 
 
 def call_schema(functions: Mapping[str, Mapping[str, Any]]) -> str:
