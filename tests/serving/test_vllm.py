@@ -276,6 +276,6 @@ def test_a_server_whose_vllm_is_killed_ends(server: Server) -> None:
 
 def test_no_answer_is_lost_or_mixed_up_by_an_exchange(model: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/swap_under_load.py"), "--model", str(model)]
-    command += ["--seconds", "150", "--every", "1", "--vllm-python", str(PYTHON)]
+    command += ["--seconds", "10", "--every", "2", "--vllm-python", str(PYTHON)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0 and " 0 failed, 0 mixed, " in done.stdout, done.stdout + done.stderr

@@ -282,6 +282,9 @@ def test_what_is_only_tried_dies_alone(make_vllm: MakeVllm, fake: Fake) -> None:
             engine.submit(weights, [ask((fake_vllm.DIES,), heard)])
         wait_for(lambda heard=heard: heard.is_over)
         assert heard.failure is not None
+    server = engine._current["tiny", "canary"].sampler._server  # type: ignore[attr-defined]  # vLLM's
+    wait_for(server.has_ended)
+    assert answer(engine, fake_vllm.COUNTS).done is not None
     engine.remove("tiny", "canary")
     assert answer(engine, fake_vllm.COUNTS).done is not None
     wait_for(lambda: engine.num_sets == 1)
