@@ -250,10 +250,13 @@ def test_the_end_of_a_server_waits_for_its_answers(server: Server) -> None:
     its = processes_of(server)
     assert len(its) >= 2
     asked = {"model": "tiny", "prompt": "Hello", "max_tokens": 400}
-    pieces = server.client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True})
-    next(iter(pieces))
-    server.process.send_signal(signal.SIGTERM)
-    assert [*pieces][-1].choices[0].finish_reason == "length"
+    with (
+        server.client as client,
+        client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as pieces,
+    ):
+        next(iter(pieces))
+        server.process.send_signal(signal.SIGTERM)
+        assert [*pieces][-1].choices[0].finish_reason == "length"
     said = server.process.communicate(timeout=60)[1]
     assert server.process.returncode == 0 and "Traceback" not in said, said
     assert not [each for each in its if Path(f"/proc/{each}").exists()]

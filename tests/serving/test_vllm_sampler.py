@@ -353,8 +353,12 @@ def served(fake: Fake) -> Iterator[Callable[[Path], Server]]:
 def streamed(server: Server, kind: int, max_tokens: int) -> Iterator[str | None]:
     """Why an answer ended, while it comes: None until it has."""
     asked = {"model": "tiny", "prompt": [kind], "max_tokens": max_tokens}
-    for piece in server.client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}):
-        yield piece.choices[0].finish_reason
+    with (
+        server.client as client,
+        client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as pieces,
+    ):
+        for piece in pieces:
+            yield piece.choices[0].finish_reason
 
 
 @pytest.mark.slow
