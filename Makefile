@@ -58,7 +58,7 @@ monitor-packages: ## What tests of monitoring, of the store and of pages need of
 test-cluster: setup cluster-packages ## Several processes and machines: Ray, the layouts of the learners, what is lost
 	$(BIN)/python -m pytest --durations 10 -m cluster
 
-test-vllm: setup .venv-vllm/.done ## vLLM as the generator, for real, on the CPU; it has an environment of its own (4 GB)
+test-vllm: setup .venv-vllm/.done ## vLLM as the generator and behind the server, for real, on the CPU; it has an environment of its own (4 GB)
 	$(BIN)/python -m pytest --durations 10 -m vllm
 
 # Its pins are not ours. torchvision, torchaudio and torchcodec are declared, and not needed to generate text.

@@ -29,11 +29,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 KEY, ADMIN_KEY = "user-key-under-load", "admin-key-under-load"
+LEAST_EXCHANGES = 2
 NOISE = 0.1  # standard deviations of each tensor
-START_SECONDS, ANSWER_SECONDS = 180.0, 120.0
+START_SECONDS, ANSWER_SECONDS = 300.0, 300.0
 MAX_TOKENS = 24
 PROMPTS = [f"{what} {number}?" for what in ("What is 7 plus", "Tell me of the year") for number in (3, 11, 19, 1984)]
 
@@ -78,10 +80,10 @@ def ask(port: int, prompt: int) -> Answer:
         return Answer(prompt, failure=f"{error} {said}".strip())
 
 
-def client(number: int, port: int, until: float, answers: "multiprocessing.Queue[list[Answer]]") -> None:
-    """Ask one prompt after the other until it is time (as time.time() says it)."""
+def client(number: int, port: int, is_over: Event, answers: "multiprocessing.Queue[list[Answer]]") -> None:
+    """Ask one prompt after the other until it is over."""
     draw, found = random.Random(number), []
-    while time.time() < until:
+    while not is_over.is_set():
         found.append(ask(port, draw.randrange(len(PROMPTS))))
     answers.put(found)
 
@@ -113,12 +115,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, dtype: str) -> Iterator[Addresses]:
-    """A server on `one`, until the context ends."""
+def served(folder: Path, settings: list[str]) -> Iterator[Addresses]:
+    """A server on `one` with further settings, until the context ends."""
     found = Addresses(free_port(), free_port())
     (folder / "keys").write_text(f"user load {KEY}\nadmin root {ADMIN_KEY}\n")
     command = [sys.executable, "-m", "burnish", "serve", str(folder / "one"), "--name", "served"]
-    command += ["--port", str(found.port), "--keys_file", str(folder / "keys"), "--model.compute_dtype", dtype]
+    command += ["--port", str(found.port), "--keys_file", str(folder / "keys"), *settings]
     command += ["--admin.port", str(found.admin_port), "--admin.weights_folder", str(folder)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -149,18 +151,21 @@ def exchange(addresses: Addresses, name: str) -> int:
 def under_load(addresses: Addresses, seconds: float, every: float, clients: int) -> tuple[list[Answer], dict[int, str]]:
     """(answers, name of the weights of each version) of clients who ask while the weights are exchanged."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue, is_over = context.Queue(), context.Event()
     begin = time.time()
     until = begin + seconds
-    processes = [context.Process(target=client, args=(n, addresses.port, until, queue)) for n in range(clients)]
+    asked = [(number, addresses.port, is_over, queue) for number in range(clients)]
+    processes = [context.Process(target=client, args=each, daemon=True) for each in asked]
     for each in processes:
         each.start()
     names = {exchange(addresses, "one"): "one"}
-    while time.time() < until - every:
+    while time.time() < until - every or len(names) < LEAST_EXCHANGES:
         time.sleep(max(0.0, begin + every * len(names) - time.time()))
         name = "two" if len(names) % 2 else "one"
         names[exchange(addresses, name)] = name
-    answers = [answer for _ in processes for answer in queue.get(timeout=seconds + ANSWER_SECONDS)]
+    time.sleep(every)
+    is_over.set()
+    answers = [answer for _ in processes for answer in queue.get(timeout=ANSWER_SECONDS)]
     for each in processes:
         each.join(30)
     return answers, names
@@ -169,15 +174,21 @@ def under_load(addresses: Addresses, seconds: float, every: float, clients: int)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="folder or name")
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long clients ask")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long clients ask, at least")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two exchanges, at least")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument(
+        "--vllm-python", help="the interpreter of an environment with vLLM, which then makes the tokens"
+    )
     options = parser.parse_args()
+    settings = ["--model.compute_dtype", options.dtype]
+    if options.vllm_python is not None:
+        settings += ["--engine", "vllm", "--engine.vllm_python", options.vllm_python]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_weights(options.model, folder)
-        with served(folder, options.dtype) as addresses:
+        with served(folder, settings) as addresses:
             quiet = {}
             for name in ("one", "two"):
                 version = exchange(addresses, name)
@@ -185,7 +196,9 @@ def main() -> int:
                 if {answer.version for answer in answers} != {version}:
                     raise SystemExit(f"in quiet, version {version} did not answer: {answers}")
                 quiet[name] = [answer.text for answer in answers]
+            begin = time.monotonic()
             answers, names = under_load(addresses, options.seconds, options.every, options.clients)
+            seconds = time.monotonic() - begin
     failed = [answer for answer in answers if answer.failure]
     given = [answer for answer in answers if not answer.failure]
     # version 3, the second set asked in quiet, still answers until the first exchange under load
@@ -194,7 +207,7 @@ def main() -> int:
     told_apart = sum(one != two for one, two in zip(quiet["one"], quiet["two"], strict=True))
     by_version = dict(sorted(Counter(answer.version for answer in given).items()))
     print(
-        f"{len(answers)} answers by {options.clients} clients in {options.seconds:g} s, {options.dtype}, "
+        f"{len(answers)} answers by {options.clients} clients in {seconds:.0f} s, {options.dtype}, "
         f"{os.cpu_count()} cores: {len(failed)} failed, {len(mixed)} mixed, {len(names) - 1} exchanges; "
         f"{told_apart} of {len(PROMPTS)} prompts tell the weights apart; by version {by_version}"
     )

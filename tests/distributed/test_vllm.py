@@ -21,14 +21,14 @@ from burnish.models.tiny import make_tiny_model
 from burnish.records import Completion, GenerationRequest, SamplingSettings
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("BURNISH_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
+PYTHON = Path(os.environ.get("TEST_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
 END_SECONDS = 30
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.vllm,
     pytest.mark.skipif(
-        not PYTHON.is_file(), reason=f"no vLLM at {PYTHON}: make .venv-vllm/.done, or set BURNISH_VLLM_PYTHON"
+        not PYTHON.is_file(), reason=f"no vLLM at {PYTHON}: make .venv-vllm/.done, or set TEST_VLLM_PYTHON"
     ),
 ]
 

@@ -14,7 +14,8 @@ from burnish.algorithms.grpo import GRPOConfig
 from burnish.distributed import keeper
 from burnish.distributed.check_cluster import check_cluster
 from burnish.distributed.roles import RoleNeeds
-from burnish.distributed.vllm_worker import _environment, _tied_names, check_all_loaded, check_vllm
+from burnish.distributed.vllm_server import _environment, check_vllm
+from burnish.distributed.vllm_worker import _tied_names, check_all_loaded
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import inspect_model
 
@@ -90,10 +91,10 @@ def test_a_program_that_ends_by_itself_is_told(tmp_path: Path) -> None:
 
 
 def test_an_interpreter_without_vllm_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cluster\.engine=vllm: .* has no vLLM: make \.venv-vllm"):
-        check_vllm(sys.executable)
+    with pytest.raises(ConfigError, match=r"cluster\.vllm_python: .* has no vLLM: make \.venv-vllm"):
+        check_vllm(sys.executable, "cluster")
     with pytest.raises(ConfigError, match=r"cluster\.vllm_python=/no/python cannot be run"):
-        check_vllm("/no/python")
+        check_vllm("/no/python", "cluster")
 
 
 def test_the_environment_is_vllms_own() -> None:

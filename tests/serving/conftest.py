@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from burnish.config.schema import ModelConfig
-from burnish.config.serving import DeployConfig, LimitsConfig
+from burnish.config.serving import DeployConfig, EngineConfig, LimitsConfig
 from burnish.records import SamplingSettings
 from burnish.serving.asks import Ask, Done, Event, Failed, Token, Weights
 from burnish.serving.deployments import Deployments
 from burnish.serving.engine import Engine
 from burnish.serving.metrics import ServeMetrics
+from burnish.serving.native import NativeSampler
 from burnish.serving.parts import Parts
+from burnish.serving.sampler import MakeSampler
 from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
 
@@ -95,10 +97,15 @@ def load_tiny(tiny_folder: Path, tiny_teacher_folder: Path) -> Callable[..., Wei
 def make_engine(load_tiny: Callable[..., Weights]) -> Iterator[MakeEngine]:
     made: list[Engine] = []
 
-    def make(**settings: Any) -> Engine:
+    def make(make_sampler: MakeSampler | None = None, **settings: Any) -> Engine:
         defaults = {"max_rows": 8, "max_waiting": 64, "prefill_tokens": 64, "cache_tokens": 100_000}
-        defaults |= {"prefix_bytes": 10_000_000}
-        engine = Engine(**(defaults | settings))
+        options = EngineConfig(**(defaults | {"prefix_bytes": 10_000_000} | settings))
+        engine = Engine(
+            make_sampler or (lambda weights, wake: NativeSampler(weights, options)),
+            max_rows=options.max_rows,
+            max_waiting=options.max_waiting,
+            cache_tokens=options.cache_tokens,
+        )
         engine.install(load_tiny())
         made.append(engine)
         return engine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from burnish.config.schema import ModelConfig
-from burnish.config.serving import DeployConfig
+from burnish.config.serving import DeployConfig, EngineConfig
 from burnish.errors import ModelError
 from burnish.serving.answers import Answers
 from burnish.serving.asking import ask_for
@@ -20,6 +20,7 @@ from burnish.serving.asks import Arm, Weights
 from burnish.serving.deployments import Deployments
 from burnish.serving.journal import Rated
 from burnish.serving.loading import WeightLoader
+from burnish.serving.native import native_samplers
 from burnish.serving.openai import ChatRequest
 from burnish.serving.parts import Parts
 from burnish.serving.refusals import RefusedError
@@ -397,12 +398,14 @@ def test_whoever_listens_and_fails_costs_nobody_an_answer(parts: Parts, caplog) 
 
 
 def test_weights_that_serve_otherwise_than_they_were_trained_are_refused(
-    parts: Parts, load_tiny: LoadTiny, tiny_folder: Path, tmp_path: Path, monkeypatch
+    make_parts: MakeParts, make_engine: Any, load_tiny: LoadTiny, tiny_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """A cache that forgets where its tokens stand: what a wrong kernel or mask would do. What serves goes on."""
     from burnish.serving import cache
     from burnish.serving.parity import served_mismatch
 
+    parts = make_parts(make_engine(native_samplers(EngineConfig(max_rows=4))))
+    assert parts.service.engine.mismatches()["tiny", "stable"] < 1e-4
     policy = load_tiny(2).policy
     assert served_mismatch(policy, max_rows=4) < 1e-4
     forward = type(policy).hidden_states

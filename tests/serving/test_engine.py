@@ -13,6 +13,7 @@ from burnish.rollout.generators.native import NativeGenerator
 from burnish.serving.asks import Done, EngineGoneError, Event, QueueFullError, Token, Weights
 from burnish.serving.cache import Prefix, RowCache
 from burnish.serving.engine import Engine
+from burnish.serving.native import NativeSampler
 from burnish.serving.prefixes import PrefixStore
 
 from .conftest import Heard, MakeEngine, ask, submit, wait_for
@@ -276,7 +277,9 @@ def test_many_threads_ask_and_leave(make_engine: MakeEngine) -> None:
     wait_for(lambda: all(each.is_over for each in kept))
     assert all(each.token_ids == whole for each in kept) and len(kept) == 48
     wait_for(lambda: engine.num_running == engine.num_waiting == 0)
-    assert engine._served[0].num_bound == 0 and engine._served[0].cache.num_bytes == 0
+    (served,) = engine._served
+    assert served.num_bound == 0
+    assert isinstance(served.sampler, NativeSampler) and served.sampler.cache.num_bytes == 0
 
 
 def test_what_is_in_the_making_fails_when_the_engine_stops(make_engine: MakeEngine) -> None:

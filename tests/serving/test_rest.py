@@ -74,7 +74,7 @@ def started(folder: Path, model: Path, *settings: str) -> Server:
     command += ["--model.compute_dtype", "float32", *settings]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     server = Server(process, *ports, folder)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while True:
         try:
             if server.request("/readyz")[0] == 200:

@@ -276,7 +276,7 @@ def audit(
 def serve(model: str, *settings: Settings, runs_folder: RunsFolder = Path("runs")) -> int:
     """Serve a model, a run or a checkpoint to OpenAI's clients, until Ctrl-C.
 
-    Any setting can follow: --port 8080, --engine.KEY, --limits.KEY VALUE; all of them are listed by:
+    Any setting can follow: --port 8080, --engine vllm, --limits.KEY VALUE; all of them are listed by:
     burnish config schema serve
 
     Example: burnish serve smollm2-135m

@@ -13,10 +13,15 @@ from burnish.config.serving import ServeConfig
 def serve_model(model: str, settings: Sequence[str], runs_folder: Path) -> int:
     """Resolve the settings and serve until it is told to stop."""
     path = model_path(model, runs_folder)
-    config = resolve_layers(
-        ServeConfig, [], flags=[f"--model.path={path}", *settings], environment=environment_for(ServeConfig)
-    ).config
+    flags = [f"--model.path={path}", *map(_whole, settings)]
+    config = resolve_layers(ServeConfig, [], flags=flags, environment=environment_for(ServeConfig)).config
     with requires_extra("serve", "burnish serve needs more packages"):
         from burnish.serving.server import serve
     serve(config, config.name or Path(path).resolve().name, lambda text: print(text, file=sys.stderr, flush=True))
     return 0
+
+
+def _whole(word: str) -> str:
+    """`--engine vllm` is `--engine.kind vllm`."""
+    name, equals, value = word.partition("=")
+    return f"--engine.kind{equals}{value}" if name == "--engine" else word

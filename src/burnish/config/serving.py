@@ -14,6 +14,11 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class EngineConfig(Section):
     """How answers are made."""
 
+    kind: Literal["native", "vllm"] = "native"
+    """Who makes the tokens: burnish, or vLLM, in a process of its own for each set of weights. `--engine vllm` is short
+    for it."""
+    vllm_python: str | None = None
+    """The interpreter of vLLM's environment; null is the one that burnish runs with."""
     max_rows: int = Field(32, ge=1)
     """Answers that are made at once."""
     max_waiting: int = Field(256, ge=0)
@@ -26,6 +31,14 @@ class EngineConfig(Section):
     prefix_bytes: int = Field(256_000_000, ge=0)
     """Keys and values of prompts that are kept for prompts of the same key that begin alike, for each set of weights; 0
     keeps none."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> "EngineConfig":
+        of = {"native": ("prefill_tokens", "prefix_bytes"), "vllm": ("vllm_python",)}
+        for kind, keys in of.items():
+            if kind != self.kind and (given := [key for key in keys if self.changes(key)]):
+                raise ConfigError(f"engine.{given[0]} would be ignored: it belongs to engine.kind={kind}")
+        return self
 
 
 class LimitsConfig(Section):
@@ -194,6 +207,8 @@ class ServeConfig(Section):
     def _refuse_what_is_open(self) -> "ServeConfig":
         if self.model.lora is not None:
             raise ConfigError("model.lora is for training: serve a folder that holds the trained adapter")
+        if self.engine.kind == "vllm" and self.model.device != "auto":
+            raise ConfigError("model.device would be ignored: engine.kind=vllm computes where its vLLM was built for")
         if self.host not in _LOOPBACK and self.keys_file is None:
             raise ConfigError(f"host={self.host} lets others ask: give keys_file, or listen on 127.0.0.1")
         if self.admin.port is not None and self.keys_file is None:

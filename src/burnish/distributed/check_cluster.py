@@ -10,7 +10,7 @@ from burnish.config.schema import RunConfig
 from burnish.distributed.actors import import_ray
 from burnish.distributed.roles import RoleNeeds
 from burnish.distributed.sharding import check_tensor_parallel
-from burnish.distributed.vllm_worker import check_vllm
+from burnish.distributed.vllm_server import check_vllm
 from burnish.errors import ConfigError
 from burnish.models.load import ModelFacts, inspect_model
 from burnish.rollout.generators.vllm import check_temperature
@@ -74,4 +74,4 @@ def _check_vllm(config: RunConfig, needs: RoleNeeds) -> None:
         )
     check_temperature(needs.temperature, "rollout.temperature")
     if cluster.address is None:  # otherwise it need not be on this node
-        check_vllm(cluster.vllm_python or sys.executable)
+        check_vllm(cluster.vllm_python or sys.executable, "cluster")

@@ -83,6 +83,9 @@ Event = PromptRead | Token | Done | Failed
 class Constraint(Protocol):
     """The form that an answer must have."""
 
+    schema: str
+    """It as a JSON schema."""
+
     def forbidden(self) -> Tensor:
         """Which tokens [V] may not come next."""
         ...
@@ -102,9 +105,9 @@ class Ask:
     """One answer that is asked for. `on_event` is called from the engine's thread and must return at once.
 
     The penalties are of OpenAI's kind: on what the answer itself said already. `num_top` likeliest tokens come with
-    each token. With `tells_prompt` the prompt's own log-probabilities come first, and all of it is read. `max_tokens`
-    may be 0, which ends when the prompt is read. Whoever is the same `owner` shares a turn with the others. `deadline`
-    is by time.monotonic().
+    each token; None says that nobody asked for log-probabilities either. With `tells_prompt` the prompt's own
+    log-probabilities come first, and all of it is read. `max_tokens` may be 0, which ends when the prompt is read.
+    Whoever is the same `owner` shares a turn with the others. `deadline` is by time.monotonic().
     """
 
     prompt_ids: tuple[int, ...]
@@ -114,7 +117,7 @@ class Ask:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    num_top: int = 0
+    num_top: int | None = None
     constraint: Constraint | None = None
     tells_prompt: bool = False
     owner: str = ""

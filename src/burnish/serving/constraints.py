@@ -22,12 +22,12 @@ ANY_OBJECT = json.dumps({"type": "object"})
 class Constraint:
     """What an answer may go on with. One for each answer: it follows its tokens."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, schema: str) -> None:
+        self._matcher, self.schema = matcher, schema
 
     def copy(self) -> Constraint:
         """The same, at the same place."""
-        return Constraint(self._matcher.deep_copy())
+        return Constraint(self._matcher.deep_copy(), self.schema)
 
     def forbidden(self) -> Tensor:
         """Which tokens [V] may not come next."""
@@ -60,7 +60,7 @@ def schema_constraint(weights: Weights, schema: str, *, parameter: str) -> Const
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if error := matcher.get_error():
         raise RefusedError("invalid", f"{parameter}: {error.splitlines()[0][:300]}", parameter=parameter)
-    return Constraint(matcher)
+    return Constraint(matcher, schema)
 
 
 def call_schema(functions: Mapping[str, Mapping[str, Any]]) -> str:

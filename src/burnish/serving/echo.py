@@ -41,4 +41,4 @@ class Echo:
 
 def echo_of(ask: Ask) -> Echo | None:
     """What an ask needs."""
-    return Echo(ask.prompt_ids, ask.num_top) if ask.tells_prompt else None
+    return Echo(ask.prompt_ids, ask.num_top or 0) if ask.tells_prompt else None

@@ -10,23 +10,32 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from burnish.config.schema import ModelConfig
 from burnish.errors import BurnishError
 from burnish.models.load import model_folder
 from burnish.serving.asks import Arm, Weights
 from burnish.serving.metrics import ServeMetrics
-from burnish.serving.parity import served_mismatch
 from burnish.serving.refusals import RefusedError
 from burnish.serving.service import Service
 from burnish.serving.weights import load_weights
 
 
 class WeightLoader:
-    """Loads weights below `weights_folder` for a service; `model` says how."""
+    """Loads weights below `weights_folder` for a service; `model` says how, and `device` whereto (see load_policy)."""
 
-    def __init__(self, service: Service, metrics: ServeMetrics, model: ModelConfig, weights_folder: Path) -> None:
+    def __init__(
+        self,
+        service: Service,
+        metrics: ServeMetrics,
+        model: ModelConfig,
+        weights_folder: Path,
+        *,
+        device: torch.device | None = None,
+    ) -> None:
         self.service, self.weights_folder = service, weights_folder
-        self._metrics, self._model = metrics, model
+        self._metrics, self._model, self._device = metrics, model, device
         self._one_at_a_time = asyncio.Lock()
         self._newest = Counter[str]()
 
@@ -56,7 +65,8 @@ class WeightLoader:
             exporter.set("burnish_serve_swaps_in_flight", 1)
             began, result = time.monotonic(), "refused"
             try:
-                weights = await asyncio.to_thread(self._checked, folder, name, arm)
+                model = self._model.model_copy(update={"path": str(folder)})
+                weights = await asyncio.to_thread(load_weights, model, name, 0, device=self._device)
                 version = max(current.version, self._newest[name]) + 1
                 yield replace(weights, version=version, arm=arm)
                 self._newest[name] = version
@@ -68,12 +78,6 @@ class WeightLoader:
                 exporter.set("burnish_serve_swaps_in_flight", 0)
                 exporter.count("burnish_serve_swaps_total", 1, result)
                 exporter.observe("burnish_serve_swap_seconds", time.monotonic() - began)
-
-    def _checked(self, folder: Path, name: str, arm: Arm) -> Weights:
-        weights = load_weights(self._model.model_copy(update={"path": str(folder)}), name, 0)
-        mismatch = served_mismatch(weights.policy, max_rows=self.service.engine.max_rows)
-        self._metrics.exporter.set("burnish_serve_mismatch", mismatch, name, arm)
-        return weights
 
 
 def inside(folder: Path, path: str) -> Path:

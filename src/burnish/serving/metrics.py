@@ -118,6 +118,8 @@ class ServeMetrics:
                     self.exporter.count("burnish_serve_answers_total", 0, *labels, ending)
             self.exporter.set("burnish_serve_weight_version", number, *labels)
             self.exporter.set("burnish_serve_weights", 1, *labels, fingerprint)
+        for labels, mismatch in self._service.engine.mismatches().items():
+            self.exporter.set("burnish_serve_mismatch", mismatch, *labels)
         self._shown = now
 
 

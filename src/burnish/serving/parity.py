@@ -22,22 +22,42 @@ _TOKENS, _PROMPT_TOKENS = 16, 10
 _ALLOWED = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
-@torch.no_grad()
 def served_mismatch(policy: Policy, *, max_rows: int) -> float:
-    """Mean difference, in nats, of the log-probabilities of a text's tokens as the engine makes them, a prompt in
-    pieces and then a token at a time, and as the learner makes them, from all tokens at once.
+    """Mean difference, in nats, of the log-probabilities of a text's tokens as our own sampler makes them, a prompt in
+    pieces and then a token at a time, and as the learner makes them.
 
     Raises:
         ModelError: it is more than rounding explains.
     """
-    tokens = tuple(policy.tokenizer(_TEXT)["input_ids"][:_TOKENS])
+    tokens = parity_tokens(policy)
+    with torch.no_grad(), packed_linears(policy.model, num_rows=max_rows):
+        served_S = _served_logprobs(policy, tokens)
+    return checked_mismatch(policy, served_S, learned_logprobs(policy))
+
+
+def parity_tokens(policy: Policy) -> tuple[int, ...]:
+    """The text: a prompt, and the tokens after it that are compared."""
+    return tuple(policy.tokenizer(_TEXT)["input_ids"][:_TOKENS])
+
+
+@torch.no_grad()
+def learned_logprobs(policy: Policy) -> Tensor:
+    """The log-probabilities [S] of the compared tokens, from all tokens at once, as the learner makes them."""
+    tokens = parity_tokens(policy)
     branch = Branch(token_ids=tokens[_PROMPT_TOKENS:])
     batch = pack([Example(id="parity", prompt_ids=tokens[:_PROMPT_TOKENS], branches=(branch,))]).to(policy.device)
     hidden_TH = policy.hidden_states(batch.token_ids_T, batch.position_ids_T, SegmentAttention(batch.segments))
     learned_S, _ = scored_logprobs(hidden_TH[batch.predictor_S], policy.head, batch.target_ids_S)
-    with packed_linears(policy.model, num_rows=max_rows):
-        served_S = _served_logprobs(policy, tokens)
-    mismatch = float((learned_S.cpu() - served_S).abs().mean())
+    return learned_S.cpu()
+
+
+def checked_mismatch(policy: Policy, served_S: Tensor, learned_S: Tensor) -> float:
+    """Mean difference, in nats, of what is served of a text's last tokens and what the learner says of them.
+
+    Raises:
+        ModelError: it is more than rounding explains.
+    """
+    mismatch = float((learned_S - served_S[-len(learned_S) :]).abs().mean())
     allowed = _ALLOWED[policy.model.dtype]
     if not mismatch <= allowed:  # NaN too
         raise ModelError(

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -26,7 +27,7 @@ from burnish.serving.journal import Journal
 from burnish.serving.keys import read_keys
 from burnish.serving.loading import WeightLoader
 from burnish.serving.metrics import ServeMetrics
-from burnish.serving.parity import served_mismatch
+from burnish.serving.native import native_samplers
 from burnish.serving.parts import Parts
 from burnish.serving.proto import burnish_pb2_grpc, inference_pb2_grpc
 from burnish.serving.rest import create_app
@@ -34,8 +35,10 @@ from burnish.serving.rpc.admin import Admin
 from burnish.serving.rpc.door import GrpcDoor
 from burnish.serving.rpc.generation import Generation
 from burnish.serving.rpc.inference import Inference
+from burnish.serving.sampler import MakeSampler
 from burnish.serving.service import Service
 from burnish.serving.tracing import require_opentelemetry, trace_answers
+from burnish.serving.vllm import vllm_samplers
 from burnish.serving.weights import load_weights
 
 _KEEP_ALIVE_SECONDS = 5
@@ -75,18 +78,19 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         require_opentelemetry()
     ends = None if config.tls is None else certificate_end(config.tls)
     with ExitStack() as at_the_end:
+        make_sampler, device = _sampling(config, say)
         journal = _journal(config, at_the_end)
         compute_repeatably(config.model.num_threads)
         say(f"loading {', '.join([config.model.path, *config.also.values()])}")
-        engine = _engine(config)
+        options = config.engine
+        engine = Engine(
+            make_sampler, max_rows=options.max_rows, max_waiting=options.max_waiting, cache_tokens=options.cache_tokens
+        )
         at_the_end.callback(engine.stop, _STOP_SECONDS)
         service = Service(engine, config.limits)
         metrics = ServeMetrics(service)
         for each, path in {name: config.model.path, **config.also}.items():
-            weights = load_weights(config.model.model_copy(update={"path": path}), each, 1)
-            mismatch = served_mismatch(weights.policy, max_rows=config.engine.max_rows)
-            metrics.exporter.set("burnish_serve_mismatch", mismatch, each, "stable")
-            engine.install(weights)
+            engine.install(load_weights(config.model.model_copy(update={"path": path}), each, 1, device=device))
             metrics.name_model(each)
         if ends is not None:
             metrics.exporter.set("burnish_serve_certificate_expiry_timestamp_seconds", ends)
@@ -101,7 +105,14 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         watch_drift(config.drift, parts, say)
         if config.tracing.endpoint is not None:
             at_the_end.callback(trace_answers(config.tracing.endpoint, service))
-        asyncio.run(_serve(config, parts, say))
+        asyncio.run(_serve(config, parts, device, say))
+
+
+def _sampling(config: ServeConfig, say: Callable[[str], None]) -> tuple[MakeSampler, torch.device | None]:
+    """Who makes the tokens, and where weights are loaded for it: vLLM reads them itself, and their shape does here."""
+    if config.engine.kind == "native":
+        return native_samplers(config.engine), None
+    return vllm_samplers(config, say), torch.device("meta")
 
 
 def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
@@ -112,24 +123,13 @@ def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
     return journal
 
 
-def _engine(config: ServeConfig) -> Engine:
-    options = config.engine
-    return Engine(
-        max_rows=options.max_rows,
-        max_waiting=options.max_waiting,
-        prefill_tokens=options.prefill_tokens,
-        cache_tokens=options.cache_tokens,
-        prefix_bytes=options.prefix_bytes,
-    )
-
-
-async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) -> None:
+async def _serve(config: ServeConfig, parts: Parts, device: torch.device | None, say: Callable[[str], None]) -> None:
     told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):  # before a door opens, or the signal would cut off who came first
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
     loader, folder = None, config.admin.weights_folder
     if config.admin.port is not None and folder is not None:
-        loader = WeightLoader(parts.service, parts.metrics, config.model, folder)
+        loader = WeightLoader(parts.service, parts.metrics, config.model, folder, device=device)
     async with AsyncExitStack() as closing:
         credentials = None if config.tls is None else grpc_credentials(config.tls)
         for name, grpc_door, port in _grpc_doors(config, parts, loader):
@@ -152,7 +152,10 @@ async def _serve(config: ServeConfig, parts: Parts, say: Callable[[str], None]) 
         await _told_to_stop(parts, config, tasks, told, say)
         for door in doors:
             door.should_exit = True
+        has_engine = parts.service.engine.is_alive
         await asyncio.gather(*tasks)
+        if not has_engine:
+            raise MachineError("the engine has failed: what was said before tells how; start the server anew")
 
 
 def _grpc_doors(config: ServeConfig, parts: Parts, loader: WeightLoader | None) -> Iterator[tuple[str, GrpcDoor, int]]:
@@ -177,14 +180,21 @@ async def _told_to_stop(
     told: asyncio.Queue[None],
     say: Callable[[str], None],
 ) -> None:
-    """Until SIGTERM, Ctrl-C or the end of a door, and the answers that are under way."""
+    """Until SIGTERM, Ctrl-C, the end of a door or of the engine, and the answers that are under way."""
     asked = asyncio.create_task(told.get())
-    await asyncio.wait({asked, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    ended = asyncio.create_task(_ended(parts.service))
+    await asyncio.wait({asked, ended, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    ended.cancel()
     parts.service.is_draining = True
     parts.deployments.end_shadows()
     if asked.done():
         say("stopping: no new requests; answers that are under way end; once more ends at once")
         await _drained(parts.service, config.drain_seconds, told, say)
+
+
+async def _ended(service: Service) -> None:
+    while service.engine.is_alive:
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _drained(service: Service, seconds: float, told: asyncio.Queue[None], say: Callable[[str], None]) -> None:

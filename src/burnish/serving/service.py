@@ -242,7 +242,7 @@ class Service:
                 presence_penalty=wish.presence_penalty,
                 frequency_penalty=wish.frequency_penalty,
                 logit_bias=wish.logit_bias,
-                num_top=wish.num_top or 0,
+                num_top=wish.num_top,
                 constraint=None if constraint is None else constraint.copy(),
                 tells_prompt=wish.tells_prompts,
                 owner=request.owner,

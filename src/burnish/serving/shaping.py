@@ -42,6 +42,6 @@ def tops_of(logits_RV: Tensor, rows: Sequence[Shaped]) -> dict[int, tuple[tuple[
     asking = [index for index, row in enumerate(rows) if row.ask.num_top]
     if not asking:
         return {}
-    top = logits_RV[asking].log_softmax(1).topk(max(rows[index].ask.num_top for index in asking))
+    top = logits_RV[asking].log_softmax(1).topk(max(rows[index].ask.num_top or 0 for index in asking))
     pairs = zip(asking, top.indices.tolist(), top.values.tolist(), strict=True)
     return {index: tuple(zip(ids, values, strict=True))[: rows[index].ask.num_top] for index, ids, values in pairs}

@@ -6,9 +6,11 @@ import http.client
 import json
 import math
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +53,82 @@ class VllmClient:
             raise LostError(f"vLLM's server is gone ({type(error).__name__}: {error})") from error
         finally:
             connection.close()
-        if answer.status >= 500:
-            raise LostError(f"vLLM failed at {path} ({answer.status}): {_line(text)}")
-        if answer.status >= 400:
-            raise DataError(f"vLLM refuses {path} ({answer.status}): {_line(text)}")
+        _check_status(path, answer.status, text)
         try:
             return json.loads(text) if text else None
         except ValueError as error:
             raise MachineError(f"vLLM's answer to {path} is no JSON: {_line(text)}") from error
+
+
+class VllmStream:
+    """A call whose answer is read while it is made. `close`, from any thread, ends it, and vLLM then makes no more."""
+
+    def __init__(self, client: VllmClient, path: str, body: object, *, silence_seconds: float) -> None:
+        """`silence_seconds` without a word are an error."""
+        self._path, self._body = path, body
+        self._connection = _Connection(client.socket_path, silence_seconds)
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def events(self) -> Iterator[Any]:
+        """What the server says, until it has said all, or this is closed.
+
+        Raises:
+            LostError: the server, or its engine, is gone.
+            DataError: it refuses what it is asked.
+            MachineError: it is silent for too long, or is not to be understood.
+        """
+        connection = self._connection
+        try:
+            with self._lock:
+                if self._is_closed:
+                    return
+                connection.connect()
+                self._socket = connection.sock
+            connection.request("POST", self._path, json.dumps(self._body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                _check_status(self._path, answer.status, answer.read())
+            for line in answer:
+                if line == b"data: [DONE]\n":
+                    return
+                if line.startswith(b"data: "):
+                    yield _event(self._path, line)
+            if not self._is_closed:
+                raise LostError(f"vLLM's server left off in the middle of {self._path}")
+        except TimeoutError as error:
+            raise MachineError(f"waited for vLLM's answer to {self._path} in vain") from error
+        except (OSError, http.client.HTTPException) as error:
+            if not self._is_closed:
+                raise LostError(f"vLLM's server is gone ({type(error).__name__}: {error})") from error
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """End it."""
+        with self._lock:
+            self._is_closed = True
+            if self._socket is not None:
+                with suppress(OSError):  # it has ended by itself
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _event(path: str, line: bytes) -> Any:
+    try:
+        event = json.loads(line.removeprefix(b"data: "))
+    except ValueError as error:
+        raise MachineError(f"vLLM's answer to {path} is no JSON: {_line(line)}") from error
+    if "error" in event:
+        raise LostError(f"vLLM failed at {path}: {_line(line)}")
+    return event
+
+
+def _check_status(path: str, status: int, text: bytes) -> None:
+    if status >= 500:
+        raise LostError(f"vLLM failed at {path} ({status}): {_line(text)}")
+    if status >= 400:
+        raise DataError(f"vLLM refuses {path} ({status}): {_line(text)}")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -166,7 +236,7 @@ def body_of(request: GenerationRequest, seed: int) -> dict[str, Any]:
     """
     sampling = request.sampling
     check_temperature(sampling.temperature, "a request's temperature")
-    if sampling.temperature > 0 and sampling.top_p < 1 and sampling.min_p > 0:
+    if swaps_filters(sampling):
         raise DataError(
             f"top_p={sampling.top_p} and min_p={sampling.min_p} in one request: vLLM applies min_p first, and here "
             "top_p is: leave one of them out, or use the native generator"
@@ -186,6 +256,11 @@ def body_of(request: GenerationRequest, seed: int) -> dict[str, Any]:
         "logprobs": 0,  # the sampled token's alone
         "return_token_ids": True,
     }
+
+
+def swaps_filters(sampling: SamplingSettings) -> bool:
+    """Whether vLLM would apply min_p before top_p, and not after it."""
+    return sampling.temperature > 0 and sampling.top_p < 1 and sampling.min_p > 0
 
 
 def check_temperature(temperature: float, name: str) -> None:
