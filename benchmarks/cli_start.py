@@ -28,16 +28,26 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, median of {repeats}\n")
     print("| command | seconds | CPU seconds |\n|---|---|---|")
     for path in commands():
-        seconds, cpu_seconds = [], []
-        for _ in range(repeats):
-            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            command = [sys.executable, "-m", "burnish", *path, "--help"]
-            subprocess.run(command, capture_output=True, timeout=60, check=True)
-            seconds.append(time.perf_counter() - began)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        medians = f"{statistics.median(seconds):.2f} | {statistics.median(cpu_seconds):.2f}"
-        print(f"| burnish {' '.join(path)} | {medians} |", flush=True)
+        command = [sys.executable, "-m", "burnish", *path, "--help"]
+        print(f"| burnish {' '.join(path)} | {medians(command, repeats, statuses=(0,))} |", flush=True)
+
+
+def medians(command: list[str], repeats: int, statuses: tuple[int, ...]) -> str:
+    """Two cells: seconds and CPU seconds of a process.
+
+    Raises:
+        SystemExit: it ended with another status.
+    """
+    seconds, cpu_seconds = [], []
+    for _ in range(repeats):
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if done.returncode not in statuses:
+            raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    return f"{statistics.median(seconds):.2f} | {statistics.median(cpu_seconds):.2f}"
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import yaml
+from cli_start import medians
 
 from burnish.cli.app import run as burnish
 from burnish.models.tiny import make_tiny_model
@@ -149,16 +146,7 @@ def resolved(command: str) -> list[str]:
 
 def report(name: str, command: list[str], repeats: int) -> None:
     """A line of the table; the statuses 0 and 1 are answers."""
-    seconds, cpu_seconds = [], []
-    for _ in range(repeats):
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        seconds.append(time.perf_counter() - began)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if done.returncode not in (0, 1):
-            raise SystemExit(f"{name}: {done.stderr}")
-    print(f"| {name} | {statistics.median(seconds):.2f} | {statistics.median(cpu_seconds):.2f} |", flush=True)
+    print(f"| {name} | {medians(command, repeats, statuses=(0, 1))} |", flush=True)
 
 
 if __name__ == "__main__":

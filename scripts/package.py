@@ -113,9 +113,9 @@ def problems(folder: Path, source: Path = ROOT) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to; what lies there of burnish is removed")
+    parser.add_argument("folder", type=Path, help="where to; what lies there of burnish, wheels and source distributions, is removed")
     folder = parser.parse_args().folder
-    for old in folder.glob("burnish-*"):
+    for old in [*folder.glob("burnish-*.whl"), *folder.glob("burnish-*.tar.gz")]:
         old.unlink()
     for built in build(ROOT, folder):
         print(f"{built}: {len(names_in(built))} files, {built.stat().st_size:,} bytes")

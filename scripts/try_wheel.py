@@ -55,7 +55,11 @@ class Tried:
     def run(self, *command: str, says: str, status: int = 0) -> None:
         """Run a command and look for the pattern `says` in what it prints."""
         process = self.start(*command)
-        out, error = process.communicate(timeout=_COMMAND_SECONDS)
+        try:
+            out, error = process.communicate(timeout=_COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            sys.exit(f"try_wheel: {command[:3]} took longer than {_COMMAND_SECONDS} s: {process.communicate()}")
         if process.returncode != status or not re.search(says, out + error):
             sys.exit(f"try_wheel: exit status {process.returncode}, wanted {status} and {says!r}:\n{out}{error}")
         found = next(line for line in (out + error).splitlines() if re.search(says, line))
@@ -89,7 +93,8 @@ def serve(tried: Tried) -> None:
         body = json.dumps({"model": "tiny", "prompt": "say", "max_tokens": 4, "temperature": 0}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{address}/v1/completions", body, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever pip went through
+        with here.open(request, timeout=60) as answer:
             print("   ", answer.status, json.load(answer)["usage"], flush=True)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

@@ -183,8 +183,8 @@ def test_train_runs_show(capsys, recipe: Path, tmp_path: Path) -> None:
     assert "reward_mean" in out and "step 1, group 0: question" in out
     assert out.count("advantage") == 2
 
-    assert run(["show", "last", "--step", "9"]) == 0
-    assert "no rollouts are stored for step 9; stored are 1 to 2" in capsys.readouterr().out
+    assert run(["show", "last", "--step", "9"]) == 2
+    assert "--step 9: no rollouts are stored for it; stored are 1 to 2" in capsys.readouterr().err
 
     name = os.listdir(tmp_path / "runs")[0]
     assert run(["config", "diff", str(recipe), "first"]) == 0

@@ -69,6 +69,7 @@ def test_every_help_has_an_example_that_can_be_typed(path: tuple[str, ...], caps
         ("check loss own_loses:focal", "did you mean own_losses:focal?"),
         ("check loss own_losses.py:focal", "write own_losses:focal"),
         ("check loss own_losses:focl", "did you mean own_losses:focal?"),
+        ("train quickstart --train a:b", "--train '{...}' as JSON"),
         ("train sft --data.source x.jsonl --loss own_losses:focal", '--loss \'{"own": "own_losses:focal"}\' as JSON'),
         ("train grpo --optimizer.lr 1e-4", "did you mean 'optimizer.learning_rate'?"),
         ("show last", "there is no run in runs yet; `burnish train quickstart` makes one"),

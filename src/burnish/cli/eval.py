@@ -58,19 +58,20 @@ def _answered(inputs: EvalInputs, store: EvalStore) -> bool:
     """Answer what is left; False if that was interrupted."""
     items, answers = counted(len(inputs.items), "item"), counted(inputs.samples_per_item, "answer")
     say_aside(f"{store.path}: {items}, {answers} each")
-    so_far: list[int] = []
+    so_far: int | None = None
 
     def progress(done: int, total: int) -> None:
-        if done and not so_far:
+        nonlocal so_far
+        if done and so_far is None:
             wait.say(f"goes on after {done:,} answers")
-        so_far.append(done)
+        so_far = done
         wait.count(done, total, "answers")
 
     try:
         with Waiting("answering") as wait:
             run_eval(inputs, store, progress)
     except KeyboardInterrupt:
-        say_aside(f"{store.path}: interrupted after {so_far[-1]:,} answers; the same command goes on from there")
+        say_aside(f"{store.path}: interrupted after {so_far or 0:,} answers; the same command goes on from there")
         return False
     return True
 

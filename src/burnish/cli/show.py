@@ -1,6 +1,5 @@
 """`burnish show`: everything is read from the run folder; no model is loaded."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from burnish.cli.json_output import print_json
+from burnish.errors import UserError
 from burnish.evaluation.held_out import compare_items, mean_score, verdict
 from burnish.reproducibility.run_folder import RunFolder
 
@@ -37,9 +37,9 @@ def print_run(name: str, runs_folder: Path, *, step: int | None, num_groups: int
     scores = [(each, mean_score(run.read_step("evaluations", each))) for each in evaluations]
     stored = run.steps("rollouts")
     shown = (stored[-1] if stored else None) if step is None else step
-    if stored and shown not in stored:
-        text = f"no rollouts are stored for step {shown}; stored are {stored[0]} to {stored[-1]}"
-        print(text, file=sys.stderr if as_json else sys.stdout)
+    if step is not None and step not in stored:
+        those = f"stored are {stored[0]} to {stored[-1]}" if stored else "there are none"
+        raise UserError(f"--step {step}: no rollouts are stored for it; {those}")
     groups = [] if shown is None else _groups(run, shown)[:num_groups]
     unscored = [event for event in run.events() if event["event"] == "reward_failed"]
     if as_json:

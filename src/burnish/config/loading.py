@@ -107,7 +107,8 @@ def _validate(schema: type[ConfigT], tree: Mapping[str, Any], origins: Mapping[s
         if fault["type"] == "tuple_type":
             message = f"needs a list: --{key} '[...]' as JSON"
         if fault["type"] == "model_type":
-            own = json.dumps({"own": fault["input"]}) if ":" in str(fault["input"]) else "{...}"
+            is_path = ":" in str(fault["input"]) and f"{key}.own" in dict(leaf_fields(schema))
+            own = json.dumps({"own": str(fault["input"])}) if is_path else "{...}"
             message = f"is a section: --{key} '{own}' as JSON, see `burnish config schema ALGORITHM`"
         place = f" (from {origins[key]})" if key in origins else ""
         raise ConfigError(f"{key}={fault['input']!r}{place}: {message[0].lower()}{message[1:]}") from error

@@ -93,14 +93,14 @@ class _Trials:
         runs_folder = ["--runs_folder", str(self.folder / name)]
         return self._burnish(name, "train", config, *runs_folder, "--stop-after", str(stop_after))
 
-    def _seen(self, run: RunFolder, step: int) -> bool:
-        self.told("training", step, 2 * self.steps)
-        return False
+    def _tell(self, name: str, step: int) -> None:
+        self.told(f"training {name}", step, 2 * self.steps)
 
     def _killed(self, name: str, run: RunFolder) -> int | None:
         """Resume and kill within a later step; None if it was done before the kill came."""
 
         def seen(run: RunFolder, step: int) -> bool:
+            self._tell(name, step)
             if not self.steps < step < 2 * self.steps:
                 return False
             process.kill()
@@ -115,9 +115,13 @@ class _Trials:
         return recorded if recorded < 2 * self.steps else None
 
     def _burnish(self, name: str, *arguments: str) -> RunFolder:
+        def seen(run: RunFolder, step: int) -> bool:
+            self._tell(name, step)
+            return False
+
         log = self._log(name)
         with burnish_process(arguments, Place(folder=Path.cwd()), log=log) as process:
-            run = follow(process, self.folder / name, log=log, step_seconds=self._longest(), seen=self._seen)
+            run = follow(process, self.folder / name, log=log, step_seconds=self._longest(), seen=seen)
         if not run.metrics():
             raise MachineError("the training made no step")
         return run

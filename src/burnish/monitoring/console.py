@@ -178,10 +178,10 @@ class Waiting:
 
     def line(self) -> str:
         """What there is to say now."""
-        now = self._clock()
-        if self._count is None or not self._count[1]:
+        now, count = self._clock(), self._count  # once: whoever works may begin something else meanwhile
+        if count is None or not count[1]:
             return f"{self._text}: {_duration(now - self._began)}"
-        done, total, unit = self._count
+        done, total, unit = count
         so_far = f"{self._text}: {f'{done:,} of {total:,} {unit}' if unit else f'{done / total:.0%}'}"
         if done <= self._first:
             return f"{so_far}, {_duration(now - self._began)}"
