@@ -113,7 +113,9 @@ def problems(folder: Path, source: Path = ROOT) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to; what lies there of burnish, wheels and source distributions, is removed")
+    parser.add_argument(
+        "folder", type=Path, help="where to; wheels and source distributions of burnish there are removed"
+    )
     folder = parser.parse_args().folder
     for old in [*folder.glob("burnish-*.whl"), *folder.glob("burnish-*.tar.gz")]:
         old.unlink()
