@@ -1,6 +1,7 @@
 """What `mkdocs build` puts into the pages: each fact stands once, in the code, and a page names who tells it.
 
-A line `<!-- made: NAME -->` of a page becomes what the function of that name in `MAKERS` returns, as Markdown.
+A line `<!-- made: NAME -->` of a page becomes what the function of that name in `MAKERS` returns, as Markdown. A line
+that ends with `<!-- left out of the site -->` is for whoever reads the page in the repository, where nothing is made.
 """
 
 import inspect
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from site_maths import maths, prose
 
 DIRECTIVE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
+LEFT_OUT = re.compile(r"^.*<!-- left out of the site -->\n\n?", re.MULTILINE)
 
 
 class Meaning:
@@ -37,6 +39,7 @@ class Meaning:
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """mkdocs calls this with each page."""
     markdown = markdown.replace("```sh fails\n", "```sh\n")  # that it must fail is said to the test
+    markdown = LEFT_OUT.sub("", markdown)
     return DIRECTIVE.sub(lambda found: MAKERS[found[1]](), markdown)
 
 
@@ -201,10 +204,20 @@ def _cell(text: str) -> str:
 
 
 def runbooks() -> str:
-    """What to do about each alert."""
-    from burnish.monitoring.runbooks import runbooks_page
+    """When each alert fires, how severe it is, and what to do about it."""
+    from burnish.monitoring.rules import training_rules
+    from burnish.monitoring.runbooks import runbooks_page, section_of
+    from burnish.monitoring.serving_rules import SERVING_RULES
+    from burnish.monitoring.slo import DEFAULT_OBJECTIVES, burn_rules
 
+    firing: dict[str, list[str]] = {}
+    for rule in (*training_rules(), *SERVING_RULES, *(each for slo in DEFAULT_OBJECTIVES for each in burn_rules(slo))):
+        words = re.sub(r"^(run )?\{\{.*?\}\}: ", "", rule.summary)
+        words = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"a \1", words)
+        held = "" if rule.wait == "0m" else f", once it has held for {rule.wait}"
+        firing.setdefault(section_of(rule.name), []).append(f"- `{rule.name}`, *{rule.severity}*{held}: {words}.")
     text = runbooks_page().split("\n\n", 1)[1]
+    text = re.sub(r"^## (\w+)\n", lambda found: "\n".join((found[0], *firing[found[1]], "")), text, flags=re.MULTILINE)
     return re.sub(r"^(Look|Do): ", r"\n**\1:** ", text, flags=re.MULTILINE)
 
 

@@ -133,6 +133,23 @@ def test_the_reference_has_every_setting_loss_and_command(site: Path) -> None:
     assert shipped_recipes().keys() <= anchors["recipes"]
 
 
+def test_a_runbook_says_how_severe_its_alert_is_and_when_it_fires(site: Path) -> None:
+    text = re.sub(r"<.*?>", "", (site / "reference" / "runbooks.html").read_text(encoding="utf-8"))
+    assert "ServingSlowFirstToken, warning, once it has held for 5m: 5 % of answers wait more than 5 s" in text
+    assert "TrainingKlBlowUp, critical: the policy runs away from the reference" in text
+    assert all(f"SloAnswers{pace}, critical" in text for pace in ("Fast", "Steady"))
+    assert "$labels" not in text
+
+
+def test_what_is_for_the_repository_alone_is_left_out(site: Path) -> None:
+    mark = "<!-- left out of the site -->"
+    marked = [path for path in (ROOT / "docs").rglob("*.md") if mark in path.read_text(encoding="utf-8")]
+    assert {path.stem for path in marked} >= {"commands", "maths", "recipes", "runbooks", "settings"}
+    for path in marked:
+        built = (site / path.relative_to(ROOT / "docs").with_suffix(".html")).read_text(encoding="utf-8")
+        assert mark not in built and "In the repository" not in built, path
+
+
 def test_nothing_is_loaded_from_another_host(site: Path) -> None:
     assert list(foreign(site)) == []
 

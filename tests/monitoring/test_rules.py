@@ -120,3 +120,13 @@ def test_every_condition_has_a_rule_of_its_severity_and_words() -> None:
         assert rule.severity == condition.severity and rule.summary.endswith(condition.summary)
         assert f'condition="{condition.name}"' in rule.expr
     assert by_name["TrainingSilent"].severity == SILENT.severity
+
+
+def test_the_guide_names_what_wakes_somebody_for_a_server() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "monitoring.md").read_text(encoding="utf-8")
+    found = re.search(r"^Of a server, (.*?) are critical", guide, re.DOTALL | re.MULTILINE)
+    assert found
+    of_training = {rule.name for rule in training_rules()}
+    critical = {rule.name for rule in RULES if rule.severity == "critical"} - of_training
+    assert set(re.findall(r"`(\w+)`", found[1])) == critical
+    assert {rule.name for rule in RULES if rule.severity == "info"} - of_training == {"ServingDrift"}

@@ -24,7 +24,7 @@ monitor_app = App(
     name="monitor",
     help="""Metrics, alert rules, dashboards; Prometheus and Alertmanager started here.
 
-    Example: burnish monitor up --train 127.0.0.1:9100 --serve 127.0.0.1:8000
+    Example: burnish monitor up --train 127.0.0.1:9464 --serve 127.0.0.1:8000
     """,
 )
 
@@ -184,7 +184,7 @@ def up(
 ) -> int:
     """Start this machine's Prometheus and Alertmanager with our files, until Ctrl-C.
 
-    Example: burnish monitor up --train 127.0.0.1:9100 --serve 127.0.0.1:8000
+    Example: burnish monitor up --train 127.0.0.1:9464 --serve 127.0.0.1:8000
     """
     from burnish.monitoring.alertmanager import alertmanager_yaml, read_receivers
     from burnish.monitoring.rules import rules_yaml
