@@ -1,11 +1,11 @@
 """A loss of your own: imitate, but do not become too sure. Try it, then train with it, in the folder of this file:
 
     burnish check loss loss:calm
-    burnish train sft --data.source data/conversations.jsonl --data.num_held_out 8 --loss '{"own": "loss:calm"}'
+    burnish train sft --data.source data/conversations.jsonl --data.num_held_out 8 --loss.own loss:calm
 
 The likelihood of the tokens, less a little of their entropy (the confidence penalty of Pereyra et al. 2017): a model
-that is fine-tuned on few rows stays open to other words. Any algorithm that learns from tokens takes such a function:
-`--loss.own` of sft, dpo, kto and reward_model, `--loss.also` of grpo. What it sees: docs/guides/custom-losses.md.
+that is fine-tuned on few rows stays open to other words. Such a function is the loss of sft, dpo and reward_model with
+`--loss.own`, and stands beside that of grpo with `--loss.also`. What it sees: docs/guides/custom-losses.md.
 """
 
 from torch import Tensor
