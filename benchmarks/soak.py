@@ -93,26 +93,27 @@ def resident_mb(pid: int) -> float:
     return float("nan")
 
 
-def p99_by_minute(answers: list[Answer], began: float) -> list[float]:
-    """The 99th percentile of the seconds to an answer, of those asked in each whole minute."""
+def p99_by_minute(answers: list[Answer], began: float, seconds: float) -> list[float]:
+    """The 99th percentile of the seconds to an answer, of those asked in each whole minute of so many seconds."""
     minutes: dict[int, list[float]] = {}
     for answer in answers:
-        if answer.fault is None:
-            minutes.setdefault(int((answer.asked_at - began) / 60), []).append(answer.seconds)
+        if answer.fault is None and (minute := int((answer.asked_at - began) / 60)) < int(seconds / 60):
+            minutes.setdefault(minute, []).append(answer.seconds)
     return [float(np.percentile(minutes[minute], 99)) for minute in sorted(minutes)]
 
 
-def verdict(soak: Soak, began: float, under_way: int, given: int) -> str:
+def verdict(soak: Soak, p99: list[float], under_way: int, given: int) -> str:
     """All of it in a line."""
     late = [each for each in soak.memory if each[0] >= soak.memory[-1][0] / 4]
     minutes, sizes = zip(*late, strict=True)
     slope, _, low, high = (60 * each for each in theilslopes(sizes, minutes, 0.95))
-    p99 = p99_by_minute(soak.answers, began)
+    whole = float(np.percentile([answer.seconds for answer in soak.answers if answer.fault is None], 99))
     errors = sum(answer.fault is not None for answer in soak.answers)
     return (
         f"memory {slope:+.1f} MB/h [{low:+.1f}, {high:+.1f}] at {sizes[-1]:.0f} MB; p99 {p99[0]:.2f} s in the first "
-        f"minute, {p99[-1]:.2f} s in the last, {p99[-1] / p99[0]:.2f}x; {errors} errors in {len(soak.answers):,} "
-        f"answers; at SIGTERM {given} of {under_way} under way were answered, exit {soak.process.returncode}"
+        f"minute, {p99[-1]:.2f} s in the last, {p99[-1] / p99[0]:.2f}x; {whole:.2f} s in all, {whole / p99[0]:.2f}x; "
+        f"{errors} errors in {len(soak.answers):,} answers; at SIGTERM {given} of {under_way} under way were answered, "
+        f"exit {soak.process.returncode}"
     )
 
 
@@ -147,12 +148,13 @@ def main() -> None:
             soak = Soak(url, process, bodies)
             began = soak.run(rate, 60 * arguments.minutes, rng)
             under_way, given = soak.stop(rng.sample(bodies, arguments.clients // 2))
-    for place, value in enumerate(p99_by_minute(soak.answers, began)):
+    p99 = p99_by_minute(soak.answers, began, 60 * arguments.minutes)
+    for place, value in enumerate(p99):
         size = max((each for minute, each in soak.memory if int(minute) == place), default=float("nan"))
         print(f"minute {place}: p99 {value:.2f} s, {size:.0f} MB")
     for faults in {answer.fault for answer in soak.answers if answer.fault is not None}:
         print(f"fault: {faults}")
-    print(verdict(soak, began, under_way, given))
+    print(verdict(soak, p99, under_way, given))
 
 
 if __name__ == "__main__":
