@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--port", type=int, default=18_600)
     arguments = parser.parse_args()
+    if arguments.minutes < 1:
+        parser.error("--minutes: at least 1, whose 99th percentile the others are held against")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server stays
     model, rng = str(arguments.model or find_model("smollm2-135m")), random.Random(arguments.seed)
     command = [sys.executable, "-m", "burnish", "serve", model, "--name", "m", "--port", str(arguments.port)]
