@@ -132,6 +132,7 @@ def test_the_environment_is_vllms_own() -> None:
     assert not {"PYTHONPATH", "VIRTUAL_ENV"} & found.keys()
     assert (found["HOME"], found["VLLM_CPU_KVCACHE_SPACE"], found["OMP_NUM_THREADS"]) == ("/home/me", "9", "3")
     assert _environment({}, Path("/scratch"), num_threads=3)["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert found["VLLM_LOG_STATS_INTERVAL"] == "3600"  # so that the log of one that runs for months stays small
 
 
 def test_a_tied_head_is_known_by_its_name(tiny_folder: Path) -> None:

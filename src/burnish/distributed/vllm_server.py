@@ -213,7 +213,10 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _environment(environment: Mapping[str, str], folder: Path, num_threads: int) -> dict[str, str]:
     return (
-        {_CPU_CACHE: "4"}  # nine tenths of the memory otherwise
+        {
+            _CPU_CACHE: "4",  # nine tenths of the memory otherwise
+            "VLLM_LOG_STATS_INTERVAL": "3600",  # seconds; the log grows by a line every ten of them otherwise
+        }
         | _clean(environment)
         | {
             "VLLM_SERVER_DEV_MODE": "1",  # the paths that change the weights

@@ -270,7 +270,6 @@ def _options(config: ServeConfig, policy: Policy) -> list[str]:
         *("--max-logprobs", str(config.limits.logprobs)),
         *("--logprobs-mode", "raw_logprobs"),  # the model's, before temperature, bias and penalties
         *("--structured-outputs-config", _FORMS),
-        "--disable-log-stats",  # its log would grow by a line every ten seconds
         *("--gpu-memory-utilization", "0.01"),  # asked for beside what _cache_bytes says; two must have room at once
     ]
 
