@@ -1,6 +1,8 @@
 """What surrounds vLLM, without it."""
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from burnish.algorithms.grpo import GRPOConfig
 from burnish.distributed import keeper
 from burnish.distributed.check_cluster import check_cluster
 from burnish.distributed.roles import RoleNeeds
-from burnish.distributed.vllm_server import _environment, check_vllm
+from burnish.distributed.vllm_server import VllmServer, _environment, check_vllm, load_vllm
 from burnish.distributed.vllm_worker import _tied_names, check_all_loaded
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import inspect_model
@@ -97,12 +99,40 @@ def test_an_interpreter_without_vllm_is_refused() -> None:
         check_vllm("/no/python", "cluster")
 
 
+def test_vllm_is_found_without_being_loaded(tmp_path: Path) -> None:
+    """For a dry run: loading it takes long. A server loads it before it reads weights."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('planted')\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    check_vllm(str(python), "cluster")
+    with pytest.raises(ConfigError, match=r"engine\.vllm_python: .* cannot load vLLM \(ImportError: planted\)"):
+        load_vllm(str(python), "engine")
+
+
+def test_the_end_is_seen_by_one_with_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft <= 1024:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1100, hard))
+    read, write = os.pipe()
+    server = VllmServer.__new__(VllmServer)
+    with os.fdopen(fcntl.fcntl(read, fcntl.F_DUPFD, 1024), "rb") as server._told:
+        os.close(read)
+        assert not server.has_ended()
+        os.close(write)
+        assert server.has_ended()
+    assert server.has_ended()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_the_environment_is_vllms_own() -> None:
     here = {"PYTHONPATH": "/mine", "VIRTUAL_ENV": "/mine", "HOME": "/home/me", "VLLM_CPU_KVCACHE_SPACE": "9"}
     found = _environment(here, Path("/scratch"), num_threads=3)
     assert not {"PYTHONPATH", "VIRTUAL_ENV"} & found.keys()
     assert (found["HOME"], found["VLLM_CPU_KVCACHE_SPACE"], found["OMP_NUM_THREADS"]) == ("/home/me", "9", "3")
     assert _environment({}, Path("/scratch"), num_threads=3)["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert found["VLLM_LOG_STATS_INTERVAL"] == "3600"  # so that the log of one that runs for months stays small
 
 
 def test_a_tied_head_is_known_by_its_name(tiny_folder: Path) -> None:

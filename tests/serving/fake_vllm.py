@@ -43,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: dict[str, Any]) -> None:
         if "prompt_logprobs" in body:
+            if body["prompt"][0] == SILENT:
+                Path(self.server.facts["calls"]).with_suffix(".begun").touch()
+                self.pause(60)
             told = [
                 {str(token): {"logprob": self.server.facts["logprob"][i]}} for i, token in enumerate(body["prompt"])
             ]
@@ -77,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         if kind == NOTHING:
             self.event({"choices": [{"token_ids": [5]}]})
         if kind == DIES:
+            sys.stderr.write("Error: planted death\n")
+            sys.stderr.flush()
             os._exit(1)
         if kind == SILENT:
             self.pause(60)
@@ -99,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def whole(self, status: int, text: bytes) -> None:
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -155,3 +156,17 @@ def test_mistakes_are_one_line(deploy: Command, arguments: list[str], message: s
 def test_without_a_key(deploy: Command, monkeypatch) -> None:
     monkeypatch.delenv("BURNISH_ADMIN_KEY")
     assert deploy("status", "tiny") == (2, "burnish: give the admin key: --key-file FILE, or BURNISH_ADMIN_KEY\n")
+
+
+def test_a_server_that_is_silent_may_be_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BURNISH_ADMIN_KEY", ADMIN)
+    monkeypatch.setattr("burnish.config.serving.LOAD_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert run(["deploy", "start", "sums", "two", "--url", url]) == 3
+    said = capsys.readouterr().err
+    assert said == (
+        f"burnish: {url}: no answer in 0.2 s; weights may still be loading: ask `burnish deploy status sums`\n"
+    )

@@ -16,7 +16,7 @@ from burnish.config.serving import DeployConfig, EngineConfig
 from burnish.errors import ModelError
 from burnish.serving.answers import Answers
 from burnish.serving.asking import ask_for
-from burnish.serving.asks import Arm, Weights
+from burnish.serving.asks import Arm, EngineGoneError, Weights
 from burnish.serving.deployments import Deployments
 from burnish.serving.journal import Rated
 from burnish.serving.loading import WeightLoader
@@ -385,6 +385,38 @@ def test_a_history_that_cannot_be_written_changes_no_decision(
     deployments.close()
     assert parts.service.weights("tiny").version == 2
     assert "history of deployments could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("arm", ["canary", "shadow"])
+def test_what_can_answer_no_more_is_rolled_back(
+    parts: Parts, load_tiny: LoadTiny, arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a request is given to it, and instead of being promoted; what serves goes on."""
+
+    def dead() -> None:
+        raise EngineGoneError("planted")
+
+    engine = parts.service.engine
+    for number, ends_it in enumerate(("asked", "promoted")):
+        asyncio.run(begin(parts, load_tiny(2), arm=arm, version=2 + number, share=1.0))
+        monkeypatch.setattr(engine._current["tiny", arm].sampler, "check_alive", dead)
+        if ends_it == "asked":
+            assert asyncio.run(answered(parts)).all[0].weights.arm == "stable"
+        else:
+            with pytest.raises(RefusedError, match="tiny: what was tried can answer no more, and is rolled back"):
+                parts.deployments.promote("tiny", "as told")
+        assert not engine.models(arm) and parts.service.weights("tiny").version == 1
+        told = last_event(parts)
+        assert (told["event"], told["reason"], told["version"]) == ("rolled back", "planted", 2 + number)
+    assert asyncio.run(answered(parts)).all[0].ending == "stop"
+
+
+def test_the_mismatch_of_an_arm_that_is_gone_is_not_told(parts: Parts, load_tiny: LoadTiny) -> None:
+    asyncio.run(begin(parts, load_tiny(2)))
+    series = 'burnish_serve_mismatch{arm="canary",model="tiny"}'
+    assert series in parts.metrics.exporter.text().decode()
+    parts.deployments.roll_back("tiny", "as told")
+    assert series not in parts.metrics.exporter.text().decode()
 
 
 def test_whoever_listens_and_fails_costs_nobody_an_answer(parts: Parts, caplog) -> None:

@@ -1,5 +1,6 @@
 """The store: SQLite as it is, and PostgreSQL as a server of its own that the test starts."""
 
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from burnish.errors import ConfigError, MachineError, UserError
 from burnish.serving.answers import Answered, Asked
-from burnish.serving.asks import Arm, Weights
+from burnish.serving.asks import Arm, Token, Weights
 from burnish.serving.database import Database, open_to_read
 from burnish.serving.journal import Feedback, Journal, Rated
 from burnish.serving.redaction import redacted
@@ -166,6 +167,20 @@ def test_what_is_kept(url: str, answered_of: MakeAnswered) -> None:
     tokenizer = raw.weights.policy.tokenizer
     assert by_request[raw.request.id]["prompt"] == tokenizer.decode([70, 71])
     assert by_request[raw.request.id]["ending"] == "cancelled" and len(by_request) == 2
+
+
+def test_log_probabilities_that_are_not_known_are_left_out(tmp_path: Path, answered_of: MakeAnswered) -> None:
+    """As those of an answer with a form that vLLM made."""
+    unknown, known = answered_of(), answered_of(number=1)
+    for answered, logprob in ((unknown, math.nan), (known, -0.5)):
+        answered.take(Token(5, "a", logprob))
+        answered.take(Token(6, "b", logprob))
+    assert (unknown.token_ids, unknown.logprobs, known.logprobs) == ([5, 6], [], [-0.5, -0.5])
+    journal = journal_of(url := str(tmp_path / "store.db"))
+    journal.answered(unknown)
+    journal.answered(known)
+    journal.close()
+    assert {row["number"]: row["mean_logprob"] for row in rows_of(url, "answers")} == {0: None, 1: -0.5}
 
 
 def test_feedback_is_of_ones_own_answers_and_can_be_added_to(url: str, answered_of: MakeAnswered) -> None:

@@ -64,3 +64,12 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kind: Deployment" in capsys.readouterr().out
     assert run(["render", "containerfile"]) == 0
     assert 'ENTRYPOINT ["burnish", "serve"]' in capsys.readouterr().out
+
+
+def test_vllm_is_refused_where_its_image_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--image", "i", "--claim", "c", "--secret", "s", "--engine", "vllm"]
+    assert run(["render", "serve", "/models/x", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "engine.kind=vllm: the image of burnish has no vLLM" in said.err
+    assert run(["render", "serve", "/models/x", *arguments[:-1], "native"]) == 0

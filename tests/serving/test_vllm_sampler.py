@@ -1,15 +1,18 @@
 """vLLM as the sampler, with a process that stands for it: see fake_vllm.py."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -24,7 +27,7 @@ from burnish.serving.constraints import ANY_OBJECT, schema_constraint
 from burnish.serving.engine import Engine
 from burnish.serving.parity import learned_logprobs
 from burnish.serving.refusals import RefusedError
-from burnish.serving.vllm import vllm_samplers
+from burnish.serving.vllm import VllmSampler, vllm_samplers
 from burnish.serving.weights import load_weights
 
 from . import fake_vllm
@@ -50,7 +53,7 @@ class Fake:
         found = self.folder / name
         shutil.copytree(self._model, found)
         told = {"first": 20, "logprob": self._logprobs, "calls": str(self.folder / f"{name}.calls")}
-        (found / "fake.json").write_text(json.dumps(told | {"options": str(self.folder / "options")} | facts))
+        (found / "fake.json").write_text(json.dumps(told | {"options": str(self.folder / f"{name}.options")} | facts))
         return found
 
     def weights(self, name: str, version: int = 1, **facts: Any) -> Weights:
@@ -75,12 +78,12 @@ MakeVllm = Callable[..., Engine]
 def make_vllm(fake: Fake) -> Iterator[MakeVllm]:
     made: list[Engine] = []
 
-    def make(weights: Weights, **engine: Any) -> Engine:
+    def make(weights: Weights, stopping: threading.Event | None = None, **engine: Any) -> Engine:
         options = {"kind": "vllm", "vllm_python": str(fake.python), "max_rows": 8}
         model = {"path": "any", "compute_dtype": "float32", "num_threads": 1}
         config = ServeConfig.model_validate({"model": model, "engine": options | engine})
         sizes = {key: getattr(config.engine, key) for key in ("max_rows", "max_waiting", "cache_tokens")}
-        made.append(Engine(vllm_samplers(config, lambda text: None), **sizes))
+        made.append(Engine(vllm_samplers(config, lambda text: None, stopping), **sizes))
         made[-1].install(weights)
         return made[-1]
 
@@ -144,7 +147,7 @@ def test_what_is_asked_and_what_is_told(engine: Engine, fake: Fake) -> None:
 
 
 def test_the_server_is_started_as_the_settings_say(engine: Engine, fake: Fake) -> None:
-    words = json.loads((fake.folder / "options").read_text())
+    words = json.loads((fake.folder / "one.options").read_text())
     told = dict(pairwise(words))
     config = json.loads((fake.folder / "one" / "config.json").read_text())
     context, layers = config["max_position_embeddings"], config["num_hidden_layers"]
@@ -153,6 +156,9 @@ def test_the_server_is_started_as_the_settings_say(engine: Engine, fake: Fake) -
     assert told["--kv-cache-memory-bytes"] == str((65_536 + 128 * 9) * a_token)
     assert (told["--max-model-len"], told["--max-num-seqs"], told["--dtype"]) == (str(context), "8", "float32")
     assert (told["--logprobs-mode"], told["--max-logprobs"]) == ("raw_logprobs", "20")
+    (served,) = engine._served
+    folder: Path = served.sampler._server.folder  # type: ignore[attr-defined]  # that of vLLM
+    assert not folder.is_relative_to("/dev/shm")  # which its log would fill
 
 
 def test_a_prompt_is_told_before_the_first_token(engine: Engine, fake: Fake) -> None:
@@ -187,6 +193,37 @@ def test_nobody_who_has_left_is_answered(engine: Engine, fake: Fake) -> None:
     wait_for(lambda: len(fake.calls("one")) == before + 2)
     assert [call["end"] for call in fake.calls("one")[before:]] == ["cut", "cut"]
     assert answer(engine, fake_vllm.COUNTS).done is not None
+
+
+def test_a_living_vllm_that_says_nothing_is_not_stalled(engine: Engine, fake: Fake) -> None:
+    """It may be reading a long prompt."""
+    heard, before = Heard(), len(fake.calls("one"))
+    _, cancel = submit(engine, [ask((fake_vllm.SILENT,), heard, max_tokens=9)])
+    wait_for(lambda: len(heard.token_ids) == 2)
+    time.sleep(0.1)  # the step that took them is over
+    engine.stepped_at = 0.0
+    wait_for(lambda: engine.stepped_at > 0)
+    assert not heard.is_over
+    cancel()
+    wait_for(lambda: len(fake.calls("one")) > before)
+
+
+def test_an_echo_of_one_who_has_left_ends(engine: Engine, fake: Fake) -> None:
+    before = len(fake.calls("one"))
+    _, cancel = submit(engine, [ask((fake_vllm.SILENT, 5), Heard(), num_top=0, tells_prompt=True)])
+    wait_for((fake.folder / "one.begun").is_file)
+    cancel()
+    wait_for(lambda: len(fake.calls("one")) > before)
+    (call,) = fake.calls("one")[before:]
+    assert call["end"] == "cut" and "prompt_logprobs" in call["body"]
+
+
+def test_an_echo_as_long_as_the_context_is_refused(engine: Engine) -> None:
+    """vLLM makes a token more."""
+    context = engine.models()["tiny"].policy.context_length
+    with pytest.raises(RefusedError, match=f"max_tokens: .* fills the model's context of {context}"):
+        submit(engine, [ask((5,) * context, Heard(), max_tokens=0, num_top=0, tells_prompt=True)])
+    assert engine.num_left == 0
 
 
 @pytest.mark.parametrize(
@@ -225,11 +262,16 @@ def test_what_vllm_would_do_otherwise_is_refused(engine: Engine, settings: dict[
     assert engine.num_left == 0
 
 
-def test_a_form_goes_along_and_is_followed(engine: Engine, fake: Fake) -> None:
-    """The fake knows no forms: what it says has none, so its answer fails, and not that of another."""
+def test_a_form_goes_along_and_is_followed(engine: Engine, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    """The fake knows no forms: what it says has none, so its answer fails, and not that of another. What it tells of
+    its tokens is not the model's.
+    """
     constraint = schema_constraint(engine.models()["tiny"], ANY_OBJECT, parameter="any")
     heard = answer(engine, fake_vllm.COUNTS, constraint=constraint)
-    assert heard.failure is not None
+    assert str(heard.failure) == "the answer failed; the server's log says how"
+    assert "token 20 breaks the form" in caplog.text
+    (token,) = [event for event in heard.events if isinstance(event, Token)]
+    assert math.isnan(token.logprob)
     wait_for(lambda: "structured_outputs" in fake.calls("one")[-1]["body"])
     held = json.loads(fake.calls("one")[-1]["body"]["structured_outputs"]["json"])
     assert held == {"type": "object", "x-guidance": {"whitespace_flexible": False}}
@@ -270,7 +312,8 @@ def test_when_vllm_dies_so_does_the_engine(make_vllm: MakeVllm, fake: Fake, capl
     assert dying.failure is not None and waiting.is_over
     with pytest.raises(EngineGoneError):
         submit(engine, [ask((fake_vllm.COUNTS,), Heard())])
-    assert "vLLM has ended; its log ends: nothing" in caplog.text
+    assert "vLLM has ended; its log ends: Error: planted death" in caplog.text
+    assert "vLLM's log ends:\nError: planted death" in caplog.text
 
 
 def test_what_is_only_tried_dies_alone(make_vllm: MakeVllm, fake: Fake) -> None:
@@ -285,9 +328,30 @@ def test_what_is_only_tried_dies_alone(make_vllm: MakeVllm, fake: Fake) -> None:
     server = engine._current["tiny", "canary"].sampler._server  # type: ignore[attr-defined]  # vLLM's
     wait_for(server.has_ended)
     assert answer(engine, fake_vllm.COUNTS).done is not None
+    with pytest.raises(EngineGoneError, match="planted death"):
+        engine.promote("tiny", "canary")
+    assert engine.models()["tiny"].version == 1
     engine.remove("tiny", "canary")
     assert answer(engine, fake_vllm.COUNTS).done is not None
     wait_for(lambda: engine.num_sets == 1)
+
+
+def test_nobody_waits_for_a_vllm_once_the_server_stops(make_vllm: MakeVllm, fake: Fake) -> None:
+    stopping = threading.Event()
+    engine = make_vllm(fake.weights("running"), stopping)
+    stopping.set()
+    with pytest.raises(MachineError, match="vLLM is waited for no more: the server stops"):
+        engine.install(fake.weights("starting", 2, start_seconds=300))
+
+
+def test_an_end_that_takes_too_long_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise MachineError("vLLM does not end")
+
+    sampler: Any = VllmSampler.__new__(VllmSampler)
+    sampler._calls, sampler._server = {}, SimpleNamespace(close=broken)
+    sampler.close()
+    wait_for(lambda: "vLLM does not end" in caplog.text)
 
 
 def test_weights_that_cannot_be_served_are_refused(engine: Engine, fake: Fake) -> None:
@@ -391,6 +455,26 @@ def test_the_doors_are_as_they_are(fake: Fake, served: Callable[[Path], Server])
         "loading " + str(fake.folder / "first"),
         "vLLM 0.0.1 starts for tiny: a minute or two",
     ]
+
+
+@pytest.mark.slow
+def test_the_end_of_a_server_waits_for_no_vllm_that_starts(fake: Fake, served: Callable[[Path], Server]) -> None:
+    server = served(fake.model("steady"))
+    fake.model("never", start_seconds=300)
+    told: list[Any] = []
+
+    def exchange() -> None:
+        path = "/admin/models/tiny/weights"
+        told.append(server.request(path, {"path": "never"}, port=server.admin_port, key=ADMIN)[1])
+
+    asking = threading.Thread(target=exchange)
+    asking.start()
+    wait_for(lambda: (fake.folder / "never.options").is_file())
+    server.process.send_signal(signal.SIGTERM)
+    said = server.process.communicate(timeout=60)[1]
+    asking.join(30)
+    assert server.process.returncode == 0 and "Traceback" not in said
+    assert "vLLM is waited for no more: the server stops; version 1 goes on" in str(told)
 
 
 @pytest.mark.slow

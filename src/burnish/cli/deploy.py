@@ -24,7 +24,7 @@ deploy_app = App(
     """,
 )
 
-_SECONDS = 300.0  # weights are loaded meanwhile
+_SECONDS = 60.0  # for what is done at once
 _KEY = "BURNISH_ADMIN_KEY"
 
 Url = Annotated[str, Parameter(help="The server's admin port.")]
@@ -88,10 +88,12 @@ def start(
     path
         Folder of the weights, or name of a run, from the server's admin.weights_folder.
     """
+    from burnish.config.serving import LOAD_SECONDS
+
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: must be above 0 and at most 1")
     body = {"path": path, "arm": arm, "share": share, "force": force}
-    _print_status(_ask(url, key_file, model, "trial", body))
+    _print_status(_ask(url, key_file, model, "trial", body, seconds=LOAD_SECONDS))
     return 0
 
 
@@ -129,7 +131,15 @@ def rollback(model: Model, *, reason: str = "as told", url: Url = _DEFAULT_URL, 
     return 0
 
 
-def _ask(url: str, key_file: Path | None, model: str, route: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def _ask(
+    url: str,
+    key_file: Path | None,
+    model: str,
+    route: str,
+    body: dict[str, Any] | None,
+    *,
+    seconds: float = _SECONDS,
+) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: must begin with http:// or https://")
     request = urllib.request.Request(
@@ -138,10 +148,14 @@ def _ask(url: str, key_file: Path | None, model: str, route: str, body: dict[str
         headers={"Authorization": f"Bearer {_key(key_file)}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
             found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         raise UserError(f"the server says: {_message(error)}") from error
+    except TimeoutError as error:
+        raise MachineError(
+            f"{url}: no answer in {seconds:g} s; weights may still be loading: ask `burnish deploy status {model}`"
+        ) from error
     except (OSError, ValueError) as error:
         raise MachineError(f"{url}: no server answers there: {error}") from error
     return found

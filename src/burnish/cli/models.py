@@ -36,3 +36,9 @@ def environment_for(schema: type[BaseModel]) -> dict[str, str]:
     sections = tuple(f"{ENVIRONMENT_PREFIX}{name.upper()}__" for name in of_training)
     scalars = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in of_training}
     return {name: value for name, value in os.environ.items() if not name.startswith(sections) and name not in scalars}
+
+
+def whole(word: str) -> str:
+    """A server's setting in full: `--engine vllm` is `--engine.kind vllm`."""
+    name, equals, value = word.partition("=")
+    return f"--engine.kind{equals}{value}" if name == "--engine" else word

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from burnish.algorithms.session import algorithm_of, schema_for
-from burnish.cli.models import environment_for
+from burnish.cli.models import environment_for, whole
 from burnish.config.loading import resolve, resolve_layers
 from burnish.config.schema import RunConfig
 from burnish.config.serving import ServeConfig
@@ -40,7 +40,7 @@ def print_serving(model: str, settings: Sequence[str], where: dict[str, str]) ->
     """Print what Kubernetes needs to serve a model. The settings are read as they will be there, but for the file of
     keys, which is there alone.
     """
-    flags = [f"--model.path={model}", *settings]
+    flags = [f"--model.path={model}", *map(whole, settings)]
     config = resolve_layers(ServeConfig, [], flags=flags, environment=environment_for(ServeConfig)).config
     print(serving_manifest(config, model, settings, **where), end="")
     return 0

@@ -10,6 +10,9 @@ from burnish.errors import ConfigError
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+LOAD_SECONDS = 1800.0
+"""Whoever brings weights to a running server waits so long: large ones, on a slow disk."""
+
 
 class EngineConfig(Section):
     """How answers are made."""
@@ -18,7 +21,8 @@ class EngineConfig(Section):
     """Who makes the tokens: burnish, or vLLM, in a process of its own for each set of weights. `--engine vllm` is short
     for it."""
     vllm_python: str | None = None
-    """The interpreter of vLLM's environment; null is the one that burnish runs with."""
+    """The interpreter of vLLM's environment; null is the one that burnish runs with. With `model.compute_dtype` auto
+    the type is that of the device that burnish itself finds: name one where vLLM computes on another."""
     max_rows: int = Field(32, ge=1)
     """Answers that are made at once."""
     max_waiting: int = Field(256, ge=0)

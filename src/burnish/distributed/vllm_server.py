@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,18 @@ from burnish.distributed import keeper
 from burnish.errors import ConfigError, LostError, MachineError
 from burnish.rollout.generators.vllm import MODEL, VllmClient
 
-_PROBE_SECONDS = 60.0
+_LOG = logging.getLogger(__name__)
+_PROBE_SECONDS = 60.0  # for an interpreter to start
+_IMPORT_SECONDS = 300.0  # its packages are gigabytes, on a slow disk
+_FIND = (
+    "import sys; from importlib.util import find_spec\n"
+    "getattr(find_spec('vllm'), 'origin', None) or sys.exit(\"No module named 'vllm'\")"
+)
+_LOAD = "import vllm; print(vllm.__version__)"
 _HEALTH_SECONDS = 5.0
 _POLL_SECONDS = 0.25
 _END_SECONDS = 30.0
+_TAIL_BYTES = 4096
 _IN_MEMORY = Path("/dev/shm")
 _SPARE = 3  # times the size of the model's files: they may be in bfloat16 and what is published in float32
 _CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; on a CPU it goes before the option
@@ -40,11 +50,13 @@ class VllmServer:
         num_threads: int,
         cache_bytes: int | None = None,
         settings: str = "cluster.start_seconds, cluster.vllm_python",
+        gets_weights: bool = True,
     ) -> None:
         """`cache_bytes` of keys and values; None leaves it to vLLM, or on a CPU to VLLM_CPU_KVCACHE_SPACE. `settings`
-        are those that are named if it does not come up.
+        are those that are named if it does not come up. With `gets_weights` its folder, to which they are written, is
+        in memory where that has room.
         """
-        self.folder = _scratch_folder(model)
+        self.folder = _scratch_folder(model, in_memory=gets_weights)
         self.client = VllmClient(self.folder / "http")
         self._settings = settings
         environment = _environment(os.environ, self.folder, num_threads)
@@ -66,29 +78,38 @@ class VllmServer:
         self._held: Any = holding.stdin
         self._told: Any = holding.stdout
 
-    def wait_until_up(self, seconds: float) -> None:
-        """Wait until the server answers. If it does not, it is ended.
+    def wait_until_up(self, seconds: float, stopping: threading.Event | None = None) -> None:
+        """Wait until the server answers, or `stopping` is set. If it does not answer, it is ended.
 
         Raises:
-            MachineError: it ends, or is not there in time; with what its log says.
+            MachineError: it ends, is not there in time, or is waited for no more; with what its log says.
         """
         deadline = time.monotonic() + seconds
+        stopping = stopping or threading.Event()
         while True:
             try:
                 self.client.call("GET", "/health", None, deadline=time.monotonic() + _HEALTH_SECONDS)
                 return
             except MachineError:  # not yet
                 is_gone = self.has_ended()
+            if stopping.is_set():
+                self.close()
+                raise MachineError("vLLM is waited for no more: the server stops")
             if is_gone or time.monotonic() > deadline:
                 what = "ended before it answered" if is_gone else f"did not come up in {seconds:.0f} s"
                 said = self.last_words()
+                self.note_log()
                 self.close()
                 raise MachineError(f"vLLM {what} ({self._settings}): {said}")
-            time.sleep(_POLL_SECONDS)
+            stopping.wait(_POLL_SECONDS)
 
     def has_ended(self) -> bool:
         """Whether the server is gone."""
-        return bool(select.select([self._told], [], [], 0)[0])
+        if self._told.closed:
+            return True
+        told = select.poll()  # select.select takes no descriptor above 1023
+        told.register(self._told, select.POLLIN)
+        return bool(told.poll(0))
 
     def lost(self, error: LostError) -> LostError:
         """The error with the end of the server's log."""
@@ -103,6 +124,12 @@ class VllmServer:
         """What the log says last, of errors where it has some, on one line."""
         lines = self.log().splitlines()
         return " | ".join(([line for line in lines if "Error" in line] or lines)[-2:])[-600:] or "nothing"
+
+    def note_log(self) -> None:
+        """Write the end of the server's log, which goes with its folder, to our own."""
+        tail = self.log().encode()[-_TAIL_BYTES:].decode(errors="replace")
+        if tail:
+            _LOG.error("vLLM's log ends:\n%s", tail)
 
     def close(self) -> None:
         """End the server, and wait until nothing of it is left.
@@ -119,29 +146,44 @@ class VllmServer:
             time.sleep(_POLL_SECONDS)
 
 
-def check_vllm(python: str, section: str) -> str:
-    """The version of an interpreter's vLLM, which is loaded for it. `section` is that of the settings to mend.
+def check_vllm(python: str, section: str) -> None:
+    """Find out whether an interpreter has vLLM, without loading it. `section` is that of the settings to mend.
+
+    Raises:
+        ConfigError: it has none, or is no interpreter.
+    """
+    _said_by(python, _FIND, _PROBE_SECONDS, section)
+
+
+def load_vllm(python: str, section: str) -> str:
+    """The version of an interpreter's vLLM, which is loaded for it, in seconds to minutes. See check_vllm.
 
     Raises:
         ConfigError: it has none, or one that cannot be loaded, or is no interpreter.
     """
+    return _said_by(python, _LOAD, _IMPORT_SECONDS, section).strip().rpartition("\n")[2]
+
+
+def _said_by(python: str, code: str, seconds: float, section: str) -> str:
     fix = f"make .venv-vllm/.done makes an environment with it; set {section}.vllm_python to its python"
     try:
         found = subprocess.run(
-            [python, "-c", "import vllm; print(vllm.__version__)"],
+            [python, "-c", code],
             env=_environment(os.environ, Path("/"), 1),
             capture_output=True,
             text=True,
-            timeout=_PROBE_SECONDS,
+            timeout=seconds,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"{section}.vllm_python: {python} was not ready in {seconds:.0f} s: {fix}") from error
+    except OSError as error:
         raise ConfigError(f"{section}.vllm_python={python} cannot be run ({error}): {fix}") from error
     if found.returncode:
         said = found.stderr.strip().rpartition("\n")[2]
         what = "has no vLLM" if "No module named 'vllm'" in said else f"cannot load vLLM ({said[-300:]})"
         raise ConfigError(f"{section}.vllm_python: {python} {what}: {fix}")
-    return found.stdout.strip().rpartition("\n")[2]
+    return found.stdout
 
 
 def _linked(model: Path, folder: Path) -> Path:
@@ -156,12 +198,12 @@ def _linked(model: Path, folder: Path) -> Path:
     return linked
 
 
-def _scratch_folder(model: Path) -> Path:
-    """A folder that only this user can enter; in memory where that has room for the weights."""
+def _scratch_folder(model: Path, *, in_memory: bool) -> Path:
+    """A folder that only this user can enter; if wanted, in memory where that has room for the weights."""
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     is_there = _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK)
     has_room = is_there and shutil.disk_usage(_IN_MEMORY).free > _SPARE * size
-    return Path(tempfile.mkdtemp(prefix="burnish-vllm-", dir=_IN_MEMORY if has_room else None))
+    return Path(tempfile.mkdtemp(prefix="burnish-vllm-", dir=_IN_MEMORY if in_memory and has_room else None))
 
 
 def _clean(environment: Mapping[str, str]) -> dict[str, str]:
@@ -171,7 +213,10 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _environment(environment: Mapping[str, str], folder: Path, num_threads: int) -> dict[str, str]:
     return (
-        {_CPU_CACHE: "4"}  # nine tenths of the memory otherwise
+        {
+            _CPU_CACHE: "4",  # nine tenths of the memory otherwise
+            "VLLM_LOG_STATS_INTERVAL": "3600",  # seconds; the log grows by a line every ten of them otherwise
+        }
         | _clean(environment)
         | {
             "VLLM_SERVER_DEV_MODE": "1",  # the paths that change the weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -46,7 +47,8 @@ class Asked:
 @dataclass(slots=True, kw_only=True)
 class Answered:
     """An answer, over when `ending` is set. `gaps` are the seconds between its tokens, as they were told, and
-    `first_seconds` those from the request to the first; `number` counts the answers to a request.
+    `first_seconds` those from the request to the first; `number` counts the answers to a request. `logprobs` are those
+    of the tokens of which they are known.
     """
 
     request: Asked
@@ -82,7 +84,8 @@ class Answered:
                 self.first_seconds = self.seconds
             self._last = now
             self.token_ids.append(event.id)
-            self.logprobs.append(event.logprob)
+            if not math.isnan(event.logprob):
+                self.logprobs.append(event.logprob)
         else:
             self.ending, self.cached_tokens, self.timing = event.reason, event.cached_tokens, event.timing
 

@@ -33,7 +33,9 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A sampled token: the text that it makes certain, its log-probability under the model, and the likeliest ones."""
+    """A sampled token: the text that it makes certain, its log-probability under the model (NaN where that is not
+    known), and the likeliest ones.
+    """
 
     id: int
     text: str

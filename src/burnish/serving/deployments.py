@@ -18,7 +18,7 @@ from typing import Any, Literal
 from burnish.config.serving import DeployConfig
 from burnish.reproducibility.run_folder import utc_now
 from burnish.serving.answers import Answered, Answers, Asked
-from burnish.serving.asks import Arm, Weights
+from burnish.serving.asks import Arm, EngineGoneError, Weights
 from burnish.serving.gate import Decision, Gate
 from burnish.serving.journal import Rated
 from burnish.serving.refusals import RefusedError
@@ -71,7 +71,7 @@ class Deployments:
 
     def arm_for(self, model: str, key: str) -> Arm:
         """Who answers a request: the same for the same key, while a canary lasts."""
-        trial = self._trials.get(model)
+        trial = self._living(model)
         if trial is None or trial.weights.arm != "canary":
             return "stable"
         digest = hashlib.sha256(f"{trial.weights.fingerprint} {key}".encode()).digest()
@@ -103,14 +103,14 @@ class Deployments:
         Raises:
             RefusedError: there is one.
         """
-        if name in self._trials:
+        if self._living(name) is not None:
             raise RefusedError("invalid", f"{name}: other weights are being tried: promote them, or roll them back")
 
     def promote(self, name: str, reason: str) -> None:
         """Let what is tried serve from here on.
 
         Raises:
-            RefusedError: nothing is tried.
+            RefusedError: nothing is tried, or it can answer no more, and is rolled back.
         """
         self._end(name, "promote", reason)
 
@@ -124,7 +124,7 @@ class Deployments:
 
     def status(self, name: str) -> dict[str, Any]:
         """What is tried, how it does, and what happened so far."""
-        trial = self._trials.get(name)
+        trial = self._living(name)
         events = [event for event in self._events if event["model"] == name]
         if trial is None:
             return {"trial": None, "events": events}
@@ -254,7 +254,7 @@ class Deployments:
 
     def _decide(self, trial: Trial, decision: Decision) -> None:
         name = trial.weights.name
-        if self._trials.get(name) is not trial:
+        if self._living(name) is not trial:
             return
         if decision == "roll back":
             self.roll_back(name, trial.gate.worse() or "worse")
@@ -263,14 +263,32 @@ class Deployments:
             shown = shown if trial.gate.is_shown() else f"nothing was shown in {self._config.max_answers} answers"
             self.promote(name, shown)
 
+    def _living(self, name: str) -> Trial | None:
+        """What is tried of a model. What can answer no more is rolled back."""
+        trial = self._trials.get(name)
+        if trial is not None:
+            try:
+                self._service.engine.check_alive(name, trial.weights.arm)
+            except EngineGoneError as error:
+                self.roll_back(name, str(error))
+                return None
+        return trial
+
     def _end(self, name: str, how: Literal["promote", "roll_back"], reason: str) -> None:
-        trial = self._trials.pop(name, None)
+        trial = self._trials.get(name)
         if trial is None:
             raise RefusedError("invalid", f"{name}: nothing is being tried")
         if how == "promote":
-            self._service.engine.promote(name, trial.weights.arm)
+            try:
+                self._service.engine.promote(name, trial.weights.arm)
+            except EngineGoneError as error:
+                self.roll_back(name, str(error))
+                raise RefusedError(
+                    "invalid", f"{name}: what was tried can answer no more, and is rolled back"
+                ) from error
         else:
             self._service.engine.remove(name, trial.weights.arm)
+        del self._trials[name]
         self._tell(
             name,
             _STOPPED[how],

@@ -115,13 +115,25 @@ class Engine:
             self._served.append(served)
             self._wake()
 
+    def check_alive(self, name: str, arm: Arm) -> None:
+        """Find out whether the weights of an arm can still answer.
+
+        Raises:
+            KeyError: there are none.
+            EngineGoneError: never again.
+        """
+        with self._changed:
+            self._current[name, arm].sampler.check_alive()
+
     def promote(self, name: str, arm: Arm) -> Weights:
         """The weights of an arm answer as the stable ones from here on. Returns them.
 
         Raises:
             KeyError: there are none.
+            EngineGoneError: they can answer no more; what serves goes on.
         """
         with self._changed:
+            self._current[name, arm].sampler.check_alive()
             served = self._current.pop((name, arm))
             served.weights = replace(served.weights, arm="stable")
             self._current[name, "stable"] = served
@@ -258,7 +270,8 @@ class Engine:
                 _LOG.exception("a step failed")
                 self._fail(served.rows, _explained(error))
         self.num_steps += bool(ready)
-        if ready or not self._num_running:
+        busy = [served for served in self._served if served.rows]
+        if ready or all(served.sampler.works_elsewhere for served in busy):
             self.stepped_at = time.monotonic()
         return True
 

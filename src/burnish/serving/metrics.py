@@ -102,24 +102,26 @@ class ServeMetrics:
 
     def _show_weights(self) -> None:
         """Which weights answer, and no others."""
+        mismatches = self._service.engine.mismatches()
         now = {
             (name, arm): (each.version, each.fingerprint[:16])
             for arm in ARMS
             for name, each in self._service.engine.models(arm).items()
+            if (name, arm) in mismatches  # not what came since
         }
         for labels, (_, fingerprint) in self._shown.items():
             if now.get(labels, (0, ""))[1] != fingerprint:
                 self.exporter.remove("burnish_serve_weights", *labels, fingerprint)
             if labels not in now:
                 self.exporter.remove("burnish_serve_weight_version", *labels)
+                self.exporter.remove("burnish_serve_mismatch", *labels)
         for labels, (number, fingerprint) in now.items():
             if labels not in self._shown:
                 for ending in ("stop", "length", "failed", "late"):
                     self.exporter.count("burnish_serve_answers_total", 0, *labels, ending)
             self.exporter.set("burnish_serve_weight_version", number, *labels)
             self.exporter.set("burnish_serve_weights", 1, *labels, fingerprint)
-        for labels, mismatch in self._service.engine.mismatches().items():
-            self.exporter.set("burnish_serve_mismatch", mismatch, *labels)
+            self.exporter.set("burnish_serve_mismatch", mismatches[labels], *labels)
         self._shown = now
 
 

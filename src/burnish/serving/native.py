@@ -63,6 +63,11 @@ class NativeSampler:
         """See Sampler."""
         return bool(self._places)
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """See Sampler."""
+        return False
+
     def check(self, ask: Ask) -> None:
         """See Sampler: nothing is refused."""
 

@@ -40,10 +40,12 @@ def serving_manifest(
     the entry `keys` of the secret. A pod takes requests when it is ready, and has time to end its answers when it goes.
 
     Raises:
-        ConfigError: a name that Kubernetes refuses, or a setting that the manifest itself makes.
+        ConfigError: a name that Kubernetes refuses, or a setting that the manifest makes or its image cannot follow.
     """
     if not _DNS_LABEL.fullmatch(name):
         raise ConfigError(f"--name={name}: Kubernetes wants a letter, then at most 62 small letters, digits and '-'")
+    if config.engine.kind == "vllm":
+        raise ConfigError("engine.kind=vllm: the image of burnish has no vLLM, and would not start; leave it out")
     for key in ("--host", "--port", "--keys_file"):
         if any(word == key or word.startswith(f"{key}=") for word in settings):
             raise ConfigError(f"{key}: the manifest sets it; leave it out")

@@ -30,7 +30,9 @@ class Row:
 
 
 class Drawn(NamedTuple):
-    """A token of an answer, with its log-probability under the model, and the likeliest ones."""
+    """A token of an answer, with its log-probability under the model (NaN where that is not known), and the likeliest
+    ones.
+    """
 
     id: int
     logprob: float
@@ -52,6 +54,13 @@ class Sampler(Protocol):
         """Whether `step` has something to do."""
         ...
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether another process makes the tokens and lives: then it may be at work, however long `step` has nothing
+        to do.
+        """
+        ...
+
     def check(self, ask: Ask) -> None:
         """Look at an ask before it is taken; from any thread.
 
@@ -61,7 +70,7 @@ class Sampler(Protocol):
         ...
 
     def check_alive(self) -> None:
-        """Find out whether it can still make something.
+        """Find out whether it can still make something; from any thread.
 
         Raises:
             EngineGoneError: never again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
@@ -78,7 +79,8 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         require_opentelemetry()
     ends = None if config.tls is None else certificate_end(config.tls)
     with ExitStack() as at_the_end:
-        make_sampler, device = _sampling(config, say)
+        stopping = threading.Event()
+        make_sampler, device = _sampling(config, say, stopping)
         journal = _journal(config, at_the_end)
         compute_repeatably(config.model.num_threads)
         say(f"loading {', '.join([config.model.path, *config.also.values()])}")
@@ -105,14 +107,16 @@ def serve(config: ServeConfig, name: str, say: Callable[[str], None]) -> None:
         watch_drift(config.drift, parts, say)
         if config.tracing.endpoint is not None:
             at_the_end.callback(trace_answers(config.tracing.endpoint, service))
-        asyncio.run(_serve(config, parts, device, say))
+        asyncio.run(_serve(config, parts, device, say, stopping))
 
 
-def _sampling(config: ServeConfig, say: Callable[[str], None]) -> tuple[MakeSampler, torch.device | None]:
+def _sampling(
+    config: ServeConfig, say: Callable[[str], None], stopping: threading.Event
+) -> tuple[MakeSampler, torch.device | None]:
     """Who makes the tokens, and where weights are loaded for it: vLLM reads them itself, and their shape does here."""
     if config.engine.kind == "native":
         return native_samplers(config.engine), None
-    return vllm_samplers(config, say), torch.device("meta")
+    return vllm_samplers(config, say, stopping), torch.device("meta")
 
 
 def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
@@ -123,7 +127,13 @@ def _journal(config: ServeConfig, at_the_end: ExitStack) -> Journal | None:
     return journal
 
 
-async def _serve(config: ServeConfig, parts: Parts, device: torch.device | None, say: Callable[[str], None]) -> None:
+async def _serve(
+    config: ServeConfig,
+    parts: Parts,
+    device: torch.device | None,
+    say: Callable[[str], None],
+    stopping: threading.Event,
+) -> None:
     told: asyncio.Queue[None] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):  # before a door opens, or the signal would cut off who came first
         asyncio.get_running_loop().add_signal_handler(each, told.put_nowait, None)
@@ -150,6 +160,7 @@ async def _serve(config: ServeConfig, parts: Parts, device: torch.device | None,
         for door in doors[1:]:
             say(f"admin on {door.address}/admin")
         await _told_to_stop(parts, config, tasks, told, say)
+        stopping.set()  # the thread that brings in other weights would be waited for
         for door in doors:
             door.should_exit = True
         has_engine = parts.service.engine.is_alive

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import sys
 import threading
@@ -15,8 +17,8 @@ from typing import Any
 
 import torch
 
-from burnish.config.serving import ServeConfig
-from burnish.distributed.vllm_server import VllmServer, check_vllm
+from burnish.config.serving import LOAD_SECONDS, ServeConfig
+from burnish.distributed.vllm_server import VllmServer, load_vllm
 from burnish.errors import ConfigError, MachineError
 from burnish.models.load import find_dtype, load_policy
 from burnish.models.policy import Policy
@@ -27,15 +29,18 @@ from burnish.serving.parity import checked_mismatch, learned_logprobs, parity_to
 from burnish.serving.refusals import RefusedError
 from burnish.serving.sampler import Drawn, Made, MakeSampler, Row
 
-_START_SECONDS = 1800.0  # large weights on a slow disk; one that cannot start says so much earlier
+_LOG = logging.getLogger(__name__)
+_START_SECONDS = 0.95 * LOAD_SECONDS  # so that whoever waits for the weights hears what came of them
 _SILENCE_SECONDS = 3600.0  # an answer's own deadline comes before
 _COMPLETIONS = "/v1/completions"
 _BLOCK_TOKENS = 128  # of keys and values, at most: so many more than its tokens may an answer take
 _FORMS = json.dumps({"backend": "guidance"})  # what holds our own sampler to a schema, too
 
 
-def vllm_samplers(config: ServeConfig, say: Callable[[str], None]) -> MakeSampler:
-    """Samplers whose weights are compared with the learner first.
+def vllm_samplers(
+    config: ServeConfig, say: Callable[[str], None], stopping: threading.Event | None = None
+) -> MakeSampler:
+    """Samplers whose weights are compared with the learner first. None is waited for once `stopping` is set.
 
     Raises:
         ConfigError: there is no vLLM, or one that cannot be loaded.
@@ -43,11 +48,12 @@ def vllm_samplers(config: ServeConfig, say: Callable[[str], None]) -> MakeSample
     python = config.engine.vllm_python or sys.executable
     if os.sep in python:
         python = os.path.abspath(python)  # not resolved: an environment's interpreter is a link
-    version = check_vllm(python, "engine")
+    version = load_vllm(python, "engine")
+    told = stopping or threading.Event()
 
     def make(weights: Weights, wake: Callable[[], None]) -> VllmSampler:
         say(f"vLLM {version} starts for {weights.name}: a minute or two")
-        return VllmSampler(weights, wake, config=config, python=python)
+        return VllmSampler(weights, wake, config=config, python=python, stopping=told)
 
     return make
 
@@ -55,20 +61,29 @@ def vllm_samplers(config: ServeConfig, say: Callable[[str], None]) -> MakeSample
 class VllmSampler:
     """See Sampler. A thread for each answer reads what its server says of it."""
 
-    def __init__(self, weights: Weights, wake: Callable[[], None], *, config: ServeConfig, python: str) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        wake: Callable[[], None],
+        *,
+        config: ServeConfig,
+        python: str,
+        stopping: threading.Event,
+    ) -> None:
         """Start a server and wait for it.
 
         Raises:
             ConfigError: the weights are an adapter.
-            MachineError: it does not come up.
+            MachineError: it does not come up, or is waited for no more.
             ModelError: it serves the weights otherwise than they were trained.
         """
         policy = weights.policy
         if policy.is_adapted:
             raise ConfigError(f"engine.kind=vllm serves whole models, and {policy.source} is an adapter: take native")
         self._wake = wake
+        self._context_length = policy.context_length
         self._inbox: deque[tuple[Row, Made]] = deque()
-        self._streams: dict[Row, VllmStream] = {}
+        self._calls: dict[Row, list[VllmStream]] = {}
         self._server = VllmServer(
             python,
             Path(policy.source),
@@ -76,12 +91,16 @@ class VllmSampler:
             num_threads=config.model.num_threads,
             cache_bytes=_cache_bytes(config, policy),
             settings="engine.vllm_python",
+            gets_weights=False,
         )
         try:
+            deadline = time.monotonic() + _START_SECONDS
             whole = config.model.model_copy(update={"path": policy.source})
             learned_S = learned_logprobs(load_policy(whole, seed=0, device=torch.device("cpu")))  # while it starts
-            self._server.wait_until_up(_START_SECONDS)
-            read = self._read_prompt(parity_tokens(policy), 0)
+            self._server.wait_until_up(deadline - time.monotonic(), stopping)
+            prompt_ids = parity_tokens(policy)
+            call = self._prompt_call(prompt_ids, 0, max(1.0, deadline - time.monotonic()))
+            read = _prompt_read(call, prompt_ids, 0)
             self.mismatch = checked_mismatch(policy, torch.tensor(read.logprobs), learned_S)
         except BaseException:
             self._server.close()
@@ -92,9 +111,17 @@ class VllmSampler:
         """See Sampler."""
         return bool(self._inbox)
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """See Sampler."""
+        return not self._server.has_ended()
+
     def check(self, ask: Ask) -> None:
         """See Sampler."""
         sampling = ask.sampling
+        if len(ask.prompt_ids) >= self._context_length:  # only where no token is asked for
+            why = f"vLLM makes one all the same, and the prompt fills the model's context of {self._context_length}"
+            raise RefusedError("invalid", f"max_tokens: {why}", parameter="max_tokens")
         if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             why = f"vLLM draws at 0, or at {LOWEST_TEMPERATURE} and more"
             raise RefusedError("invalid", f"temperature: {why}", parameter="temperature")
@@ -109,18 +136,22 @@ class VllmSampler:
     def check_alive(self) -> None:
         """See Sampler."""
         if self._server.has_ended():
+            self._server.note_log()
             raise EngineGoneError(f"vLLM has ended; its log ends: {self._server.last_words()}")
 
     def begin(self, row: Row) -> None:
         """See Sampler."""
-        stream = VllmStream(self._server.client, _COMPLETIONS, _body(row.ask), silence_seconds=_SILENCE_SECONDS)
-        self._streams[row] = stream
-        threading.Thread(target=self._listen, args=(row, stream), name="burnish-vllm", daemon=True).start()
+        ask = row.ask
+        calls = [VllmStream(self._server.client, _COMPLETIONS, _body(ask), silence_seconds=_SILENCE_SECONDS)]
+        if ask.tells_prompt:
+            calls.insert(0, self._prompt_call(ask.prompt_ids, ask.num_top or 0, _SILENCE_SECONDS))
+        self._calls[row] = calls
+        threading.Thread(target=self._listen, args=(row, calls), name="burnish-vllm", daemon=True).start()
 
     def end(self, row: Row) -> None:
         """See Sampler."""
-        if (stream := self._streams.pop(row, None)) is not None:
-            stream.close()
+        for call in self._calls.pop(row, ()):
+            call.close()
 
     def step(self) -> list[tuple[Row, Made]]:
         """See Sampler."""
@@ -128,18 +159,27 @@ class VllmSampler:
 
     def close(self) -> None:
         """See Sampler. The server is gone before this process is."""
-        for row in list(self._streams):
+        for row in list(self._calls):
             self.end(row)
-        threading.Thread(target=self._server.close, name="burnish-vllm-end").start()
+        threading.Thread(target=self._end_server, name="burnish-vllm-end").start()
 
-    def _listen(self, row: Row, stream: VllmStream) -> None:
-        num_top = row.ask.num_top or 0
+    def _end_server(self) -> None:
         try:
-            if row.ask.tells_prompt:
-                self._tell(row, self._read_prompt(row.ask.prompt_ids, num_top, row.ask.deadline))
+            self._server.close()
+        except MachineError as error:
+            _LOG.error("%s", error)
+
+    def _listen(self, row: Row, calls: list[VllmStream]) -> None:
+        num_top = row.ask.num_top or 0
+        has_form = row.ask.constraint is not None
+        *of_prompt, stream = calls
+        try:
+            for call in of_prompt:
+                self._tell(row, _prompt_read(call, row.ask.prompt_ids, num_top))
             for event in stream.events():
                 for drawn in _drawn(event, num_top):
-                    self._tell(row, drawn)
+                    # of a form vLLM tells what the form left, which is not the model's
+                    self._tell(row, drawn._replace(logprob=math.nan) if has_form else drawn)
             self._tell(row, MachineError("vLLM ended an answer before it was whole"))  # unheard where it was
         except Exception as error:  # whatever it was, whoever asked must not wait
             self._tell(row, error)
@@ -148,19 +188,24 @@ class VllmSampler:
         self._inbox.append((row, made))
         self._wake()
 
-    def _read_prompt(self, prompt_ids: tuple[int, ...], num_top: int, deadline: float = float("inf")) -> PromptRead:
-        """The log-probabilities of a prompt, for which vLLM reads all of it."""
+    def _prompt_call(self, prompt_ids: tuple[int, ...], num_top: int, silence_seconds: float) -> VllmStream:
+        """What asks for the log-probabilities of a prompt, for which vLLM reads all of it."""
         asked = {"prompt": list(prompt_ids), "prompt_logprobs": num_top, "max_tokens": 1, "temperature": 0}
-        until = min(deadline, time.monotonic() + _SILENCE_SECONDS)
-        answer = self._server.client.call("POST", _COMPLETIONS, {"model": MODEL, **asked}, deadline=until)
-        with _understood():
-            (choice,) = answer["choices"]
-            found = [
-                {int(token): float(each["logprob"]) for token, each in place.items()}
-                for place in choice["prompt_logprobs"][1:]  # nothing stands before the first
-            ]
-            logprobs = tuple(place[token] for place, token in zip(found, prompt_ids[1:], strict=True))
-        return PromptRead(logprobs, tuple(_likeliest(place, num_top) for place in found))
+        body = {"model": MODEL, **asked}
+        return VllmStream(self._server.client, _COMPLETIONS, body, silence_seconds=silence_seconds)
+
+
+def _prompt_read(call: VllmStream, prompt_ids: tuple[int, ...], num_top: int) -> PromptRead:
+    answers = list(call.events())
+    with _understood():
+        (answer,) = answers  # none if it was closed: then nobody hears of this either
+        (choice,) = answer["choices"]
+        found = [
+            {int(token): float(each["logprob"]) for token, each in place.items()}
+            for place in choice["prompt_logprobs"][1:]  # nothing stands before the first
+        ]
+        logprobs = tuple(place[token] for place, token in zip(found, prompt_ids[1:], strict=True))
+    return PromptRead(logprobs, tuple(_likeliest(place, num_top) for place in found))
 
 
 def _body(ask: Ask) -> dict[str, Any]:

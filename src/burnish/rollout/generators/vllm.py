@@ -61,7 +61,9 @@ class VllmClient:
 
 
 class VllmStream:
-    """A call whose answer is read while it is made. `close`, from any thread, ends it, and vLLM then makes no more."""
+    """A call whose answer is read while it is made, or whole where it is not asked to stream. `close`, from any thread,
+    ends it, and vLLM then makes no more.
+    """
 
     def __init__(self, client: VllmClient, path: str, body: object, *, silence_seconds: float) -> None:
         """`silence_seconds` without a word are an error."""
@@ -72,7 +74,7 @@ class VllmStream:
         self._is_closed = False
 
     def events(self) -> Iterator[Any]:
-        """What the server says, until it has said all, or this is closed.
+        """What the server says, until it has said all, or this is closed; one thing where it was not asked to stream.
 
         Raises:
             LostError: the server, or its engine, is gone.
@@ -90,6 +92,9 @@ class VllmStream:
             answer = connection.getresponse()
             if answer.status >= 400:
                 _check_status(self._path, answer.status, answer.read())
+            if answer.headers.get_content_type() == "application/json":  # not a stream
+                yield _event(self._path, answer.read())
+                return
             for line in answer:
                 if line == b"data: [DONE]\n":
                     return
