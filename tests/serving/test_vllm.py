@@ -263,12 +263,12 @@ def test_the_end_of_a_server_waits_for_its_answers(server: Server) -> None:
 
 
 def test_a_server_whose_vllm_is_killed_ends(server: Server) -> None:
-    asked = {"model": "tiny", "prompt": "Hello", "max_tokens": 500, "ignore_eos": True}
+    asked = {"model": "tiny", "prompt": "Hello", "max_tokens": 500, "n": 4, "ignore_eos": True}
+    (engine,) = [each for each, words in processes_of(server).items() if "EngineCore" in words]
     found: list[int] = []
     asking = threading.Thread(target=lambda: found.append(server.request("/v1/completions", asked)[0]))
     asking.start()
-    wait_for(lambda: "burnish_serve_running 1" in server.request("/metrics", key=ADMIN)[1])
-    (engine,) = [each for each, words in processes_of(server).items() if "EngineCore" in words]
+    wait_for(lambda: "burnish_serve_running 4" in server.request("/metrics", key=ADMIN)[1])
     os.kill(engine, signal.SIGKILL)
     asking.join(60)
     assert found == [500]
