@@ -56,7 +56,7 @@ _ROUND_TRIPS = (
 def cache_folder() -> Path:
     """Where models are kept: $BURNISH_CACHE, else the user's cache folder."""
     given = os.environ.get("BURNISH_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "burnish"
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
 
 
 def cached_model(name: str) -> Path:
