@@ -166,3 +166,20 @@ def test_telemetry_is_off() -> None:
     import huggingface_hub
 
     assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY is True
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, "home/.cache/burnish"),
+        ({"XDG_CACHE_HOME": ""}, "home/.cache/burnish"),
+        ({"XDG_CACHE_HOME": "/elsewhere"}, "/elsewhere/burnish"),
+        ({"XDG_CACHE_HOME": "/elsewhere", "BURNISH_CACHE": "/mine"}, "/mine"),
+    ],
+)
+def test_where_models_are_kept(given: dict[str, str], folder: str, tmp_path: Path, monkeypatch) -> None:
+    for name in ("XDG_CACHE_HOME", "BURNISH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path / "home"), **given}.items():
+        monkeypatch.setenv(name, value)
+    assert fetch.cache_folder() == tmp_path / folder
